@@ -1,0 +1,174 @@
+"""Checkpoints that survive what happens to them: a kill in the middle of a save, a flipped bit, a full disk.
+
+ckpt_00000500.pt is complete on the disk before ckpt_00000500.json, which states its length and sha256, is put beside
+it: the .json commits the pair. A file without its .json is an interrupted save and counts for nothing.
+"""
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from blockwise import UserError
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+def manifests(out_dir):
+    """Paths of the committed checkpoints' manifests, oldest first."""
+    found = (p for p in Path(out_dir).glob("ckpt_*.json") if re.fullmatch(r"ckpt_\d{8,}\.json", p.name))
+    return sorted(found, key=step_of)
+
+
+def step_of(path):
+    return int(path.stem.removeprefix("ckpt_"))
+
+
+def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
+    """Write `state` (plain data and tensors, with "step" and "config") as its step's checkpoint, then drop old ones.
+
+    val_loss: of the evaluation at this step, or None. keep: how many of the newest stay, -1 all; keep_best: the one
+    with the lowest validation loss stays besides. A step that is already committed is not written again; its manifest
+    gets the validation loss, if that was not known.
+    Raises SaveError if the disk is full or fails.
+    """
+    manifest = Path(out_dir) / f"ckpt_{state['step']:08d}.json"
+    weights = manifest.with_suffix(".pt")
+    try:
+        if manifest.exists():
+            stated = json.loads(manifest.read_text())
+            if stated["val_loss"] == val_loss or val_loss is None:
+                return
+            stated["val_loss"] = val_loss
+        else:
+            with replacing(weights) as file:
+                torch.save(state, file)
+            length, digest = fingerprint(weights)
+            stated = {
+                "step": state["step"], "sha256": digest, "bytes": length, "val_loss": val_loss,
+                "config": state["config"],
+            }  # fmt: skip
+        with replacing(manifest) as file:
+            file.write((json.dumps(stated, indent=1) + "\n").encode())
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise SaveError(f"{weights} could not be written: {error}".split("\n")[0]) from None
+    prune(out_dir, keep, keep_best)
+
+
+class replacing:
+    """Open `path` for writing under another name; at the end it is on the disk and renamed, or else gone."""
+
+    def __init__(self, path):
+        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+
+    def __enter__(self):
+        self.file = open(self.temporary, "wb")
+        return self.file
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                os.replace(self.temporary, self.path)
+                sync_folder(self.path.parent)
+        finally:
+            with suppress(OSError):
+                self.file.close()
+            with suppress(OSError):
+                os.remove(self.temporary)
+
+
+def sync_folder(folder):
+    """Put a rename on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fingerprint(path):
+    """Length in bytes and sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+        return file.tell(), digest.hexdigest()
+
+
+def prune(out_dir, keep, keep_best):
+    if keep == -1:
+        return
+    committed = manifests(out_dir)
+    kept = set(committed[-keep:])
+    if keep_best:
+        losses = {path: val_loss_of(path) for path in committed}
+        scored = [path for path in committed if losses[path] is not None]
+        kept |= set(sorted(scored, key=losses.get)[:1])
+    for path in committed:
+        if path not in kept:
+            with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
+                path.unlink()
+                path.with_suffix(".pt").unlink()
+
+
+def val_loss_of(manifest):
+    try:
+        return json.loads(manifest.read_text())["val_loss"]
+    except (ValueError, KeyError, OSError):
+        return None
+
+
+def newest_checkpoint(out_dir, warn):
+    """Path of the newest checkpoint whose bytes are what its manifest states, or None if none was ever committed.
+
+    Damaged ones are passed over, each with a call of warn(text). Raises UserError if all are damaged.
+    """
+    committed = manifests(out_dir)
+    for manifest in reversed(committed):
+        weights = manifest.with_suffix(".pt")
+        try:
+            stated = json.loads(manifest.read_text())
+            length, digest = fingerprint(weights)
+            if length != stated["bytes"]:
+                raise ValueError(f"it has {length} bytes instead of {stated['bytes']}")
+            if digest != stated["sha256"]:
+                raise ValueError("its sha256 is not the one in its manifest")
+            return weights
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            warn(f"checkpoint {weights} is damaged ({error}); trying the one before")
+    if committed:
+        raise UserError(f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts over, keeping the files")
+    return None
+
+
+def set_aside_after(out_dir, step):
+    """Rename damaged checkpoints of later steps, so that the resumed run can write those steps again."""
+    for manifest in manifests(out_dir):
+        if step_of(manifest) > step:
+            for path in (manifest, manifest.with_suffix(".pt")):
+                if path.exists():
+                    os.replace(path, path.with_name(path.name + ".damaged"))
+
+
+def load_checkpoint(path):
+    """The dict that was saved, tensors on the CPU. Only plain data and tensors are ever unpickled."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_optimizer(optimizer, state):
+    """Bring back an optimizer's moments; its groups' settings stay what the config made them.
+
+    `load_state_dict` alone would bring back the saved learning-rate multipliers and decay too.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

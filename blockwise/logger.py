@@ -1,0 +1,110 @@
+"""Where numbers go: metrics.jsonl always, the console, and Weights & Biases if wanted. Rank 0 alone has a logger."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+
+def warn(text):
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class MetricsFile:
+    """One row a line, flushed when written. On a full disk rows wait in memory, and no half row stays behind."""
+
+    def __init__(self, path, start_step):
+        """Keeps the rows before `start_step` that are there, and cuts the rest, a torn last line included."""
+        self.path = Path(path)
+        rows = []
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n")[:-1]:
+                try:
+                    if json.loads(line)["step"] >= start_step:
+                        break
+                except (ValueError, KeyError, TypeError):
+                    break
+                rows.append(line + b"\n")
+        self.size = sum(map(len, rows))
+        self.path.touch()
+        self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        self.file.truncate(self.size)
+        self.waiting = b""
+
+    def write(self, row):
+        """row: {key: number}; NaN and infinities become strings, since JSON has none."""
+        row = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.waiting += json.dumps(row).encode() + b"\n"
+        try:
+            self.file.seek(self.size)
+            written = self.file.write(self.waiting)
+            if written < len(self.waiting):
+                raise OSError("no space left")
+            self.size += written
+            self.waiting = b""
+        except OSError as error:
+            self.file.truncate(self.size)
+            warn(f"{self.path} could not be written ({error}); its rows wait in memory")
+
+
+class Logger:
+    """Rows of metrics to metrics.jsonl and, if wanted, Weights & Biases."""
+
+    def __init__(self, config, start_step, wandb_id=None):
+        """wandb_id: of the run to go on with, from the checkpoint."""
+        self.file = MetricsFile(Path(config["out_dir"]) / "metrics.jsonl", start_step)
+        self.wandb = start_wandb(config, wandb_id) if config["wandb_log"] else None
+
+    @property
+    def wandb_id(self):
+        return self.wandb.id if self.wandb else None
+
+    def log(self, row):
+        self.file.write(row)
+        if self.wandb:
+            self.wandb.log(row, step=row["step"])
+
+    def finish(self, exit_code=0):
+        if self.wandb:
+            self.wandb.finish(exit_code=exit_code)
+
+
+def start_wandb(config, run_id):
+    try:
+        import wandb
+
+        return wandb.init(
+            project=config["wandb_project"],
+            name=config["wandb_run_name"],
+            id=run_id,
+            resume="allow",
+            config=config,
+            dir=os.environ.get("WANDB_DIR", config["out_dir"]),
+        )
+    except Exception as error:
+        warn(f"wandb could not start ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
+        return None
+
+
+def console_line(row, max_iters, eta=None, skipped=0):
+    """One aligned line of what a row holds. eta: seconds left, or None where it is not known yet."""
+    step = row["step"]
+    parts = [f"step {step:>{len(str(max_iters))}}/{max_iters} {100 * step / max(max_iters, 1):5.1f}%"]
+    if "train/loss" in row:
+        parts.append(f"loss {row['train/loss']:.4f}")
+    if "val/loss" in row:
+        parts.append(f"val {row['val/loss']:.4f}")
+    if "train/loss" in row:
+        parts += [
+            f"lr {row['lr/Norm']:.1e}",
+            f"norm {row['grad_norm']:.2f}",
+            f"{row['step_ms']:.0f} ms",
+            f"{row['tokens_per_s']:,.0f} tok/s",
+            "mfu n/a" if row["mfu"] is None else f"mfu {100 * row['mfu']:.1f}%",
+        ]
+        if eta is not None:
+            parts.append(f"eta {int(eta) // 3600}:{int(eta) // 60 % 60:02}:{int(eta) % 60:02}")
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    return " | ".join(parts)

@@ -1,0 +1,64 @@
+"""The folder of a run: one writer at a time, a new run never on top of an old one, config.json."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from blockwise import UserError
+
+RUN_FILES = ("config.json", "metrics.jsonl", "ckpt_*", "trace.json")
+
+
+class Lock:
+    """Exclusive right to write into `out_dir`. The kernel takes it back when the process ends, however it ends."""
+
+    def __init__(self, out_dir):
+        self.out_dir = Path(out_dir)
+
+    def acquire(self):
+        """Raises UserError if another process has it, or if the folder cannot be made."""
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.out_dir / ".lock", "a+")  # noqa: SIM115: open means held
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"out_dir={self.out_dir} is in use by another run: wait, or choose another") from None
+        except OSError as error:
+            raise UserError(f"out_dir={self.out_dir} cannot be written: {error.strerror}") from None
+
+
+def set_aside(out_dir):
+    """Move an old run's files to out_dir/old-TIME/; returns that folder, or None if there was nothing to move."""
+    out_dir = Path(out_dir)
+    files = [path for pattern in RUN_FILES for path in out_dir.glob(pattern)]
+    if not files:
+        return None
+    name = time.strftime("old-%Y%m%d-%H%M%S")
+    taken = len(list(out_dir.glob(f"{name}*")))
+    folder = out_dir / (f"{name}-{taken}" if taken else name)
+    folder.mkdir()
+    for path in files:
+        os.replace(path, folder / path.name)
+    return folder
+
+
+def write_config(config, torch_version):
+    """config.json: every key, resolved, and what it ran with."""
+    about = {"python": platform.python_version(), "torch": torch_version, "commit": commit()}
+    path = Path(config["out_dir"]) / "config.json"
+    path.with_suffix(".json.tmp").write_text(json.dumps({**config, **about}, indent=1) + "\n")
+    os.replace(path.with_suffix(".json.tmp"), path)
+
+
+def commit():
+    """The project's commit, with "-dirty" if files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

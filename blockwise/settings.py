@@ -1,0 +1,126 @@
+"""Every key of a training run: type, default, meaning. Loads no torch, so that --help answers at once."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from blockwise import UserError
+from blockwise.blocks import BLOCKS, LR_MULT
+
+# What a checkpoint's weights fix: a resumed run takes these from it and refuses to change them.
+ARCHITECTURE = (
+    "model_type", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "block_size", "vocab_size", "bias",
+    "rope_theta", "norm_eps", "tie_weights",
+)  # fmt: skip
+
+
+@dataclass
+class TrainConfig:
+    """The keys of train.py. Names that nanoGPT has keep its meaning and default."""
+
+    # model
+    model_type: Annotated[Literal["gpt2", "llama"], "gpt2: learned positions, LayerNorm, GELU; llama: RoPE, RMSNorm, SwiGLU"] = "gpt2"
+    n_layer: Annotated[int, "transformer blocks"] = 12
+    n_head: Annotated[int, "attention heads; must divide n_embd"] = 12
+    n_kv_head: Annotated[int | None, "key-value heads; must divide n_head (None: n_head)"] = None
+    n_embd: Annotated[int, "width of the residual stream"] = 768
+    n_inner: Annotated[int | None, "width of the feed-forward layer (None: 4 n_embd)"] = None
+    block_size: Annotated[int, "context length in tokens"] = 1024
+    vocab_size: Annotated[int | None, "rows of the embedding (None: the data's, padded up to a multiple of 64)"] = None
+    dropout: Annotated[float, "probability, on embeddings, attention and residual branches"] = 0.0
+    bias: Annotated[bool, "biases in linear layers and LayerNorms"] = False
+    rope_theta: Annotated[float, "base of the rotary angles (llama)"] = 10000.0
+    norm_eps: Annotated[float | None, "epsilon of the norms (None: 1e-5 for gpt2, 1e-6 for llama)"] = None
+    tie_weights: Annotated[bool | None, "output layer shares the embedding's matrix (None: True for gpt2, False for llama)"] = None
+
+    # data
+    dataset: Annotated[str, "folder of train.bin and val.bin below data_dir"] = "openwebtext"
+    data_dir: Annotated[str, "where data sets lie"] = "data"
+    batch_size: Annotated[int, "sequences per micro-step on one process; lower it when out of memory"] = 12
+    gradient_accumulation_steps: Annotated[int, "micro-steps per optimizer step, over all processes, whose number must divide it"] = 40
+
+    # optimizer and learning rate
+    optimizer: Annotated[Literal["adamw"], "optimizer"] = "adamw"
+    learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block runs at a multiple of it"] = 6e-4
+    blockwise: Annotated[bool, "False sets every lr_mult to 1: the plain baseline"] = True
+    lr_mult: Annotated[dict[str, float], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6"] = field(default_factory=lambda: dict(LR_MULT))
+    weight_decay: Annotated[float, "decoupled weight decay, on every parameter"] = 0.1
+    wd_mult: Annotated[dict[str, float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
+    beta1: Annotated[float, "decay of Adam's first moment"] = 0.9
+    beta2: Annotated[float, "decay of Adam's second moment"] = 0.95
+    grad_clip: Annotated[float, "largest global gradient norm; 0: no clipping"] = 1.0
+    max_iters: Annotated[int, "optimizer steps"] = 600000
+    schedule: Annotated[Literal["cosine", "constant"], "learning rate after the warmup"] = "cosine"
+    decay_lr: Annotated[bool, "False: constant learning rate, no warmup"] = True
+    warmup_iters: Annotated[int, "steps of linear warmup; may exceed max_iters"] = 2000
+    lr_decay_iters: Annotated[int, "step at which the learning rate reaches its floor"] = 600000
+    min_lr: Annotated[float, "floor of the learning rate, one for all blocks (the paper's rule)"] = 6e-5
+    min_lr_ratio: Annotated[float | None, "given, min_lr is this times learning_rate"] = None
+    min_lr_scaled: Annotated[bool, "True: a block's floor is min_lr times its lr_mult"] = False
+
+    # output
+    out_dir: Annotated[str, "folder of checkpoints, config.json and metrics.jsonl"] = "out"
+    init_from: Annotated[Literal["scratch", "resume", "auto"], "resume: an error if there is no checkpoint; auto: resume if there is one"] = "scratch"
+    eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step"] = 2000
+    eval_iters: Annotated[int, "evaluation covers eval_iters * batch_size fixed windows"] = 200
+    eval_only: Annotated[bool, "evaluate once and stop"] = False
+    log_interval: Annotated[int, "steps between log rows"] = 1
+    always_save_checkpoint: Annotated[bool, "False: after an evaluation, save only if it improved; the best is kept besides the newest"] = True
+    keep_checkpoints: Annotated[int, "newest checkpoints kept, at least 2; -1: all, and one at step 0"] = 2
+    wandb_log: Annotated[bool, "log to Weights & Biases too"] = False
+    wandb_project: Annotated[str, "its project"] = "owt"
+    wandb_run_name: Annotated[str, "its run name"] = "gpt2"
+
+    # machine
+    device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
+    compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on CUDA, eager where it fails)"] = "auto"
+    backend: Annotated[str, "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
+    seed: Annotated[int, "everything random follows from it"] = 1337
+    nan_policy: Annotated[Literal["stop", "skip"], "at a loss or gradient norm that is not finite: stop, or skip the step (10 in a row stop)"] = "stop"
+    deterministic: Annotated[bool, "bit-reproducible on CUDA too, but slower; a CPU always is"] = False
+    profile: Annotated[bool, "write a torch.profiler trace of a few steps into out_dir"] = False
+
+    def __post_init__(self):
+        for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):
+            self.check(key, getattr(self, key) >= 1, "at least 1")
+        for key in ("n_kv_head", "n_inner", "vocab_size"):
+            self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
+        for key in ("learning_rate", "weight_decay", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "seed"):
+            self.check(key, getattr(self, key) >= 0, "at least 0")
+        for key in ("dropout", "beta1", "beta2"):
+            self.check(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
+        for key in ("lr_mult", "wd_mult"):
+            for block, value in getattr(self, key).items():
+                if value < 0:
+                    raise UserError(f"{key}.{block}={value}: expected at least 0")
+        self.check("rope_theta", self.rope_theta > 0, "above 0")
+        self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
+        self.check("min_lr_ratio", self.min_lr_ratio is None or self.min_lr_ratio >= 0, "at least 0")
+        self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
+        self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
+        self.check("out_dir", self.out_dir != "", "a folder's name")
+
+    def check(self, key, holds, expected):
+        if not holds:
+            raise UserError(f"{key}={getattr(self, key)}: expected {expected}")
+
+    def resolved(self):
+        """This config with every value that follows from another one filled in; checks the model's shape.
+
+        Raises UserError for a width, or a number of heads, that does not divide.
+        """
+        llama = self.model_type == "llama"
+        config = replace(
+            self,
+            n_kv_head=self.n_kv_head or self.n_head,
+            n_inner=self.n_inner or 4 * self.n_embd,
+            norm_eps=self.norm_eps or (1e-6 if llama else 1e-5),
+            tie_weights=not llama if self.tie_weights is None else self.tie_weights,
+            lr_mult=self.lr_mult if self.blockwise else dict.fromkeys(self.lr_mult, 1.0),
+            min_lr=self.min_lr if self.min_lr_ratio is None else self.min_lr_ratio * self.learning_rate,
+        )
+        config.check("n_embd", config.n_embd % config.n_head == 0, f"a multiple of n_head={config.n_head}")
+        config.check("n_head", config.n_head % config.n_kv_head == 0, f"a multiple of n_kv_head={config.n_kv_head}")
+        if llama:
+            config.check("n_embd", config.n_embd // config.n_head % 2 == 0, f"an even multiple of n_head={config.n_head}, for rotary positions")
+        return config

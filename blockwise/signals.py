@@ -1,0 +1,18 @@
+"""SIGTERM and SIGINT as a request to stop at the next safe point. Loads no torch: it is wanted first of all."""
+
+import signal
+
+
+class StopRequest:
+    """True once SIGTERM or SIGINT came. While it lives neither signal interrupts anything, a save least of all."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        self.signal = signal.Signals(number).name
+
+    def __bool__(self):
+        return self.signal is not None

@@ -1,0 +1,189 @@
+"""nanoGPT's command line, typed: any number of config files and --key=value, in order, later wins.
+
+Fills any dataclass whose fields are `name: Annotated[type, "meaning"] = default`. A config file is Python: it runs in
+a namespace of its own, sees the values set before it, may import and compute, and sets keys by assignment.
+"""
+
+import argparse
+import ast
+import copy
+import difflib
+import math
+import numbers
+import sys
+import textwrap
+import traceback
+import types
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+from blockwise import UserError
+
+
+def configure(cls, argv, about, flags=None):
+    """Build `cls` from command-line words.
+
+    flags: {name: meaning} of bare words such as --dry_run, which are no keys.
+    Returns (config, set of the keys that were given, set of the flags that were given).
+    Prints and exits at --help. Raises UserError for an unknown key, a wrong type, a config file that fails.
+    """
+    flags = flags or {}
+    kinds = {name: get_args(hint)[0] for name, hint in get_type_hints(cls, include_extras=True).items()}
+    values = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+    if "--help" in argv or "-h" in argv:
+        print(help_text(cls, kinds, values, about, flags))
+        sys.exit(0)
+    given, given_flags = set(), set()
+    for word in argv:
+        if word.startswith("--") and word[2:] in flags:
+            given_flags.add(word[2:])
+            continue
+        changes = parse_word(word, kinds, values, flags) if word.startswith("-") else run_file(word, kinds, values)
+        values.update(changes)
+        given.update(changes)
+    return cls(**values), given, given_flags
+
+
+def parse_word(word, kinds, values, flags):
+    """'--lr_mult.QK=6' -> {'lr_mult': {..., 'QK': 6.0}}"""
+    name, equals, text = word.removeprefix("--").partition("=")
+    key, dot, entry = name.partition(".")
+    if not word.startswith("--") or key not in kinds:
+        raise unknown(f"key {name!r}", key.strip("-"), [*kinds, *flags])
+    if not equals:
+        raise UserError(f"{word}: expected --{name}=VALUE")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if dot and get_origin(kinds[key]) is not dict:
+        raise UserError(f"--{name}: {key} has no entries, expected --{key}={describe(kinds[key])}")
+    return {key: merge(key, {entry: value} if dot else value, kinds[key], values[key], text)}
+
+
+class Namespace(dict):
+    """Globals of a config file, which remember what was assigned, also where the value stayed the same."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.assigned = set()
+
+    def __setitem__(self, name, value):
+        self.assigned.add(name)
+        super().__setitem__(name, value)
+
+
+def run_file(path, kinds, values):
+    """The keys that a config file sets, as {key: value}."""
+    file = Path(path)
+    if not file.is_file():
+        near = close(file.name, [p.name for p in file.parent.glob("*.py")])
+        raise UserError(f"config file {path} does not exist{did_you_mean([str(file.parent / n) for n in near])}")
+    names = Namespace({**copy.deepcopy(values), "__file__": path, "__name__": "config"})
+    try:
+        exec(compile(file.read_bytes(), path, "exec"), names)
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        line = lines[-1] if lines else getattr(error, "lineno", None)
+        where = f"{path}, line {line}" if line else path
+        raise UserError(f"config file {where}: {type(error).__name__}: {error}") from None
+    changes = {}
+    for name, value in names.items():
+        if name in kinds:
+            if name in names.assigned or value != values[name]:
+                changes[name] = merge(name, value, kinds[name], values[name], where=f"{path}: ")
+        elif not (name.startswith("_") or callable(value) or isinstance(value, types.ModuleType)):
+            raise unknown(f"key {name!r} in {path}", name, kinds)
+    return changes
+
+
+def merge(key, value, kind, old, text=None, where=""):
+    """value as a `kind`, where a dict changes only the entries of `old` that it names.
+
+    text: what was typed, where it was typed. Raises UserError for a wrong type and for an entry that `old` lacks.
+    """
+    if get_origin(kind) is dict and isinstance(value, dict):
+        for entry in value:
+            if entry not in old:
+                raise unknown(f"entry {entry!r} of {where}{key}", str(entry), old)
+        member = get_args(kind)[1]
+        return {**old, **{e: merge(f"{key}.{e}", v, member, old[e], where=where) for e, v in value.items()}}
+    try:
+        return convert(value, kind, text)
+    except TypeError:
+        near = did_you_mean(close(str(value), [c for c in choices(kind) if isinstance(c, str)]))
+        shown = repr(value) if text is None else text
+        raise UserError(f"{where}{key}: expected {describe(kind)}, got {shown}{near}") from None
+
+
+def convert(value, kind, text=None):
+    """value as a `kind` (a type, a union, a Literal): 1 passes for a float, but True for no number. Else TypeError."""
+    if get_origin(kind) in (Union, types.UnionType):
+        for member in get_args(kind):
+            try:
+                return convert(value, member, text)
+            except TypeError:
+                continue
+    elif get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+    elif kind is str and text is not None:
+        return text
+    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    elif kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    elif kind in (bool, str, type(None)) and isinstance(value, kind):
+        return value
+    raise TypeError
+
+
+def choices(kind):
+    """The values that a Literal, or a union with one, admits."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return [c for member in get_args(kind) for c in choices(member)]
+
+
+def describe(kind):
+    """A type as a user reads it: 'int or None', "'gpt2' or 'llama'", 'True or False or 'auto''."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(member) for member in get_args(kind))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is dict:
+        return f"a dict of {describe(get_args(kind)[1])}"
+    return {type(None): "None", bool: "True or False"}.get(kind, kind.__name__)
+
+
+def unknown(what, name, known):
+    return UserError(f"unknown {what}{did_you_mean(close(name, known)) or ': --help lists them'}")
+
+
+def close(name, known):
+    return difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6) or difflib.get_close_matches(name, known)
+
+
+def did_you_mean(names):
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def help_text(cls, kinds, values, about, flags):
+    lines = [about.strip(), "", "keys (--key=VALUE):"]
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        lines.append(f"  --{name}={values[name]}  ({describe(kinds[name])})")
+        lines += textwrap.wrap(hint.__metadata__[0], width=110, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines += ["", "flags:"]
+    lines += [f"  --{name}\n        {meaning}" for name, meaning in {**flags, "help": "print this"}.items()]
+    return "\n".join(lines)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """For commands that take file names: a mistake is a UserError, hence one line, and never an abbreviation."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help shows what is expected)")

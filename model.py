@@ -1,0 +1,242 @@
+"""GPT-2 and LLaMA over shared parts.
+
+Q, K, V and O are separate parameters and no leaf name means two things, so that a name alone tells the block type
+(blockwise/blocks.py). Nothing here lowers precision below the parameters' own: in float64 the whole model is.
+
+Shapes: B batch, T time, S time including the cache, C width (n_embd), H heads, K key-value heads, D head width,
+F feed-forward width (n_inner), V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
+# faults then cost as much as the products: pieces took 0.47x the time at 4096 positions and 4096 tokens.
+LOSS_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here."""
+
+    model_type: str  # gpt2 or llama
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    n_inner: int
+    bias: bool
+    dropout: float
+    rope_theta: float
+    norm_eps: float
+    tie_weights: bool
+
+    @property
+    def head_width(self):
+        return self.n_embd // self.n_head
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, one pair of tensors a layer: (B, K, block_size, D)."""
+
+    def __init__(self, config, batch_size, device, dtype):
+        shape = (2, config.n_layer, batch_size, config.n_kv_head, config.block_size, config.head_width)
+        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer, k, v):
+        """Store k and v, (B, K, T, D), behind what is there; returns all of them, (B, K, S, D)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def joined(x, *linears):
+    """The outputs of several linear layers on one input, by one matrix product."""
+    weight = torch.cat([layer.weight for layer in linears])
+    bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in linears], dim=-1)
+
+
+def rotary_table(config):
+    """cos and sin of the rotary angles, each (block_size, D): RoFormer, arXiv 2104.09864, eq. 34."""
+    D = config.head_width
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.int64).float() / D)  # (D/2,)
+    angle = torch.outer(torch.arange(config.block_size).float(), frequency).repeat(1, 2)  # (block_size, D)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate x, (B, H, T, D), by its position; component i pairs with i + D/2, as in Hugging Face's LLaMA."""
+    left, right = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer = layer
+        self.dropout = config.dropout
+        self.D = config.head_width
+        kv_width = config.n_kv_head * self.D
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=config.bias)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=config.bias)
+        self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x, rotary=None, cache=None):
+        B, T, C = x.shape
+        q, k, v = joined(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, C), (B, T, K D), (B, T, K D)
+        q, k, v = (z.view(B, T, -1, self.D).transpose(1, 2) for z in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
+        y = F.scaled_dot_product_attention(
+            q, k, v,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=T > 1,  # with a cache, more than one new position only ever comes first
+            enable_gqa=k.size(1) != q.size(1),
+        )  # fmt: skip
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.o_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """tanh-GELU for GPT-2, SwiGLU (arXiv 2002.05202) for LLaMA."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.dropout
+        self.gated = config.model_type == "llama"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.up_proj = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.down_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        if self.gated:
+            gate, up = joined(x, self.gate_proj, self.up_proj)  # (B, T, F) each
+            hidden = F.silu(gate) * up
+        else:
+            hidden = F.gelu(self.up_proj(x), approximate="tanh")  # (B, T, F)
+        return F.dropout(self.down_proj(hidden), self.dropout, self.training)
+
+
+def norm(config):
+    if config.model_type == "llama":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.norm1 = norm(config)
+        self.attn = Attention(config, layer)
+        self.norm2 = norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, rotary=None, cache=None):
+        x = x + self.attn(self.norm1(x), rotary, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model. `model(tokens)` gives logits, `model(tokens, targets)` the mean loss in nats."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.model_type == "gpt2":
+            self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            cos, sin = rotary_table(config)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm_f = norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.tok_emb.weight
+        self.apply(self._init)
+
+    def _init(self, module):
+        """N(0, 0.02); output projections of the residual branches by 1/sqrt(2 n_layer) narrower (GPT-2, sec. 2.3)."""
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):  # comes after its own linear layers
+            for linear in (module.attn.o_proj, module.mlp.down_proj):
+                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(self, tokens, targets=None, cache=None):
+        """tokens, targets: (B, T). Returns logits (B, T, V), or, given targets, their mean cross-entropy."""
+        T = tokens.size(1)
+        start = 0 if cache is None else cache.length
+        x = self.tok_emb(tokens)  # (B, T, C)
+        rotary = None
+        if self.config.model_type == "gpt2":
+            x = x + self.pos_emb.weight[start : start + T]
+        else:
+            rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, rotary, cache)
+        if cache is not None:
+            cache.length += T
+        x = self.norm_f(x)
+        return self.lm_head(x) if targets is None else self.loss(x, targets)
+
+    def loss(self, x, targets):
+        """Mean cross-entropy, in nats per token, of the last hidden states x (B, T, C) against targets (B, T)."""
+        x, targets = x.flatten(0, 1), targets.flatten()  # (B T, C), (B T,)
+        rows = LOSS_ROWS if x.device.type == "cpu" else len(x)
+        pieces = zip(x.split(rows), targets.split(rows), strict=True)
+        return sum(F.cross_entropy(self.lm_head(h), y, reduction="sum") for h, y in pieces) / len(x)
+
+    def flops_per_token(self):
+        """Floating-point operations of a training step per token: 6 a matrix weight, and attention (arXiv 2204.02311)."""
+        c = self.config
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+
+    @torch.inference_mode()
+    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, n_ids=None):
+        """Continue tokens (B, T), T >= 1, by sampling; yields each new column (B, 1).
+
+        temperature: 0 takes the likeliest id. n_ids: ids from here on are never sampled (a padded vocabulary).
+        A full context drops its older half and fills the cache anew.
+        """
+        size = self.config.block_size
+        dtype = self.lm_head.weight.dtype
+        cache, fed = None, tokens[:, -size:]
+        context = fed
+        for _ in range(max_new_tokens):
+            if cache is None or cache.length + fed.size(1) > size:
+                fed = context = context[:, -size:] if cache is None else context[:, -(size // 2 or 1) :]
+                cache = KVCache(self.config, len(tokens), tokens.device, dtype)
+            logits = self(fed, cache=cache)[:, -1].float()  # (B, V)
+            fed = sample(logits[:, :n_ids], temperature, top_k, generator)  # (B, 1)
+            context = torch.cat((context, fed), dim=1)
+            yield fed
+
+
+def sample(logits, temperature, top_k, generator):
+    """Draw one id from each row of logits (B, V) -> (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)

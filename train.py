@@ -1,0 +1,448 @@
+"""Train GPT-2 or LLaMA with one learning rate per block type.
+
+    python train.py config/demo.py                        # a LLaMA on a laptop, in a minute or two
+    python train.py config/demo.py --blockwise=False      # the plain AdamW baseline
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2_small.py --learning_rate=6e-4 --lr_mult.Emb=12
+
+Any number of config files and --key=value; order counts, later wins.
+"""
+
+import sys
+
+from blockwise import UserError, exit_on_user_error
+from blockwise.settings import ARCHITECTURE, TrainConfig
+from blockwise.signals import StopRequest
+from configurator import configure
+
+FLAGS = {
+    "print_config": "print the resolved config as JSON and exit",
+    "dry_run": "print config, parameters per block, tokens per step and memory, check the data fully, and exit",
+}
+if __name__ == "__main__":  # before torch is loaded: --help answers at once, and no signal finds us without a handler
+    stop = StopRequest()
+    with exit_on_user_error():
+        config, given, flags = configure(TrainConfig, sys.argv[1:], __doc__, FLAGS)
+
+import json
+import math
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, fields, replace
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from blockwise.blocks import blocks_of, param_groups
+from blockwise.checkpoint import (
+    SaveError,
+    load_checkpoint,
+    load_optimizer,
+    newest_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)  # fmt: skip
+from blockwise.distributed import World
+from blockwise.hardware import peak_flops, peak_memory_mb, training_memory
+from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
+from blockwise.logger import Logger, console_line, warn
+from blockwise.rundir import Lock, set_aside, write_config
+from blockwise.schedules import learning_rate
+from model import ModelConfig, Transformer
+
+NAN_PATIENCE = 10  # skipped steps in a row at which nan_policy=skip gives up
+ETA_AFTER = 10  # steps that the time left is not judged by
+
+
+def main(config, given, flags, stop):
+    """Returns the exit status."""
+    compile_may_fail = config.compile == "auto"
+    config = for_this_machine(config)
+    if "print_config" in flags:
+        print(json.dumps(asdict(config.resolved()), indent=1))
+        return 0
+    world = World.start(config.device, config.backend)
+    device = world.device
+    say = print if world.is_master else lambda text: None
+    config.check(
+        "gradient_accumulation_steps",
+        config.gradient_accumulation_steps % world.size == 0,
+        f"a multiple of the {world.size} processes",
+    )
+
+    # The run's folder, the checkpoint in it if there is one, the data
+    lock = Lock(config.out_dir)
+    if "dry_run" not in flags:
+        world.on_master(lock.acquire)
+    path = world.on_master(find_checkpoint, config)
+    saved = load_checkpoint(path) if path else None
+    config = continued(config, given, saved["config"], path, say) if saved else config.resolved()
+    data = Dataset.open(config.data_dir, config.dataset, config.block_size, config.vocab_size)
+    config = replace(config, vocab_size=data.vocab_size)
+    model_config = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
+    if "dry_run" in flags:
+        world.on_master(dry_run, config, model_config, data, world)
+        return 0
+    if saved and saved["step"] > config.max_iters:
+        say(f"{path} is past max_iters={config.max_iters}: nothing to do")
+        return 0
+
+    # The model, and the optimizer with one group of parameters per block type
+    set_up_torch(config)
+    torch.manual_seed(config.seed)
+    raw_model = Transformer(model_config)
+    if saved:
+        raw_model.load_state_dict(saved["model"])
+    raw_model.to(device)
+    parameters = list(raw_model.parameters())
+    optimizer = torch.optim.AdamW(
+        param_groups(raw_model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult),
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+    progress = {"step": 0, "tokens": 0, "best_val_loss": None, "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None}
+    if saved:
+        load_optimizer(optimizer, saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        progress = {key: saved[key] for key in progress}
+    start_step = progress["step"]
+
+    # From here on the folder changes
+    if world.is_master:
+        if saved:
+            set_aside_after(config.out_dir, start_step)
+        elif folder := set_aside(config.out_dir):
+            say(f"moved the old run in {config.out_dir} to {folder}")
+        write_config(asdict(config), torch.__version__)
+        logger = Logger(asdict(config), start_step, progress["wandb_id"])
+        progress["wandb_id"] = logger.wandb_id
+    del saved
+
+    micro_steps = config.gradient_accumulation_steps // world.size
+    tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
+    print_start(config, optimizer, micro_steps, tokens_per_step, world, say)
+    dtype = getattr(torch, config.dtype)
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    peak = peak_flops(device, dtype)
+
+    def loss_of(model, step, micro):
+        """Loss of this process's micro-step `micro`. Its data and its dropout follow from its address alone."""
+        share = micro * world.size + world.rank
+        x, y = train_batch(data.train, config.seed, step, share, config.batch_size, config.block_size)  # (B, T) each
+        torch.manual_seed(micro_seed(config.seed, step, share))
+        with autocast:
+            return model(to_device(x, device), to_device(y, device))
+
+    def warm_up(model):
+        loss_of(model, start_step, 0).backward()
+        optimizer.zero_grad(set_to_none=True)
+
+    def save(val_loss, must=False):
+        if not world.is_master:
+            return
+        state = {
+            **progress, "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(), "model_config": asdict(model_config), "config": asdict(config),
+            "tokenizer": data.tokenizer,
+        }  # fmt: skip
+        known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        try:
+            save_checkpoint(config.out_dir, state, known, config.keep_checkpoints, not config.always_save_checkpoint)
+        except SaveError as error:
+            if must:
+                raise
+            warn(f"{error}; the run goes on")
+
+    def log(row, eta=None):
+        if world.is_master:
+            logger.log(row)
+            print(console_line(row, config.max_iters, eta, progress["skipped"]), flush=True)
+
+    model = compiled(raw_model, warm_up, compile_may_fail, world) if config.compile else raw_model
+    eval_model = model
+    if world.size > 1:
+        device_ids = [device.index] if device.type == "cuda" else None
+        model = DistributedDataParallel(
+            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+        warm_up(model)  # DDP settles the order of its sums after the first backward: not in a step that counts
+    profiler = start_profiler(config) if config.profile and world.is_master else None
+    stopping = world.any(stop)
+    seconds, steps_timed, eta_from = 0.0, 0, None
+    status = 0
+
+    # The loop. Its last pass only evaluates and saves.
+    for step in range(start_step, config.max_iters + 1):
+        last = step == config.max_iters
+        progress["step"] = step
+        row = {"step": step, "tokens": progress["tokens"]}
+        val_loss = None
+        if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
+            val_loss = evaluate(eval_model, data.val, config, world, autocast, stop)
+            stopping = val_loss is None
+        worth_saving = step == 0 and config.keep_checkpoints == -1
+        if val_loss is not None:
+            row["val/loss"] = val_loss
+            improved = progress["best_val_loss"] is None or val_loss < progress["best_val_loss"]
+            if improved:
+                progress["best_val_loss"] = val_loss
+            worth_saving |= step > 0 and (improved or config.always_save_checkpoint)
+        if (last or stopping or worth_saving) and not config.eval_only:
+            save(val_loss, must=last or stopping)
+        if last or stopping or config.eval_only:
+            if val_loss is not None:
+                log(row)
+            break
+
+        # Every block's learning rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate(config, step, group["lr_mult"])
+
+        # Forward and backward
+        started = time.perf_counter()
+        step_loss = 0.0
+        for micro in range(micro_steps):
+            model.require_backward_grad_sync = micro == micro_steps - 1  # DDP reads it in the forward pass
+            loss = loss_of(model, step, micro) / micro_steps
+            scaler.scale(loss).backward()
+            step_loss += loss.detach()
+        scaler.unscale_(optimizer)
+        grad_norm = get_total_norm([p.grad for p in parameters])
+
+        # What all ranks know: the mean loss, and whether any of them was asked to stop
+        loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(stop)))
+        stopping = stop_requests > 0
+        overflow = scaler.is_enabled() and scaler.get_scale() > 1  # a bad norm then asks for a smaller loss scale only
+        finite = math.isfinite(loss) and (overflow or math.isfinite(grad_norm))
+
+        # The update; each block's gradient and update are measured where they are logged
+        logging = due(step, config.log_interval) or val_loss is not None or not finite
+        if logging:
+            row |= {"train/loss": loss, "grad_norm": grad_norm.item()}
+            row |= {f"lr/{group['block']}": group["lr"] for group in optimizer.param_groups}
+            row |= {f"grad_norm/{group['block']}": norm_of_gradients(group) for group in optimizer.param_groups}
+            before = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
+        if finite:
+            if config.grad_clip > 0:
+                clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
+            scaler.step(optimizer)
+            progress["skipped_in_a_row"] = 0
+        else:
+            progress["skipped"] += 1
+            progress["skipped_in_a_row"] += 1
+        if logging and finite:
+            updates = zip(optimizer.param_groups, before, strict=True)
+            row |= {f"update_rms/{group['block']}": relative_update(group, old) for group, old in updates}
+        before = None
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        progress["tokens"] += tokens_per_step
+        if profiler:
+            profiler.step()
+
+        # One row a step
+        now = time.perf_counter()
+        seconds, steps_timed = seconds + now - started, steps_timed + 1
+        if step == start_step + ETA_AFTER:
+            eta_from = now
+        if logging:
+            tokens_per_s = tokens_per_step * steps_timed / seconds
+            row |= {"tokens_per_s": tokens_per_s, "step_ms": 1000 * seconds / steps_timed}
+            row |= {"mfu": peak and raw_model.flops_per_token() * tokens_per_s / (peak * world.size)}
+            row |= {"mem_mb": peak_memory_mb(device)}
+            timed = step - start_step - ETA_AFTER
+            log(row, (now - eta_from) / timed * (config.max_iters - step - 1) if timed > 0 else None)
+            seconds, steps_timed = 0.0, 0
+        if not finite and (config.nan_policy == "stop" or progress["skipped_in_a_row"] == NAN_PATIENCE):
+            status = 3
+            say_not_finite(config, step, loss, grad_norm.item(), world)
+            break
+
+    if stopping and not last:
+        say(f"stopped by {stop.signal or 'a signal'}: saved at step {progress['step']}; --init_from=resume goes on")
+    if profiler:
+        profiler.stop()
+    if world.is_master:
+        logger.finish(status)
+    world.any(False)  # nobody leaves before the last checkpoint is on the disk
+    world.stop()
+    return status
+
+
+def for_this_machine(config):
+    """config with every "auto" of the machine decided, by what there is and never by timing."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    cuda = device.startswith("cuda")
+    bf16 = cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(
+        config,
+        device=device,
+        dtype=("bfloat16" if bf16 else "float32") if config.dtype == "auto" else config.dtype,
+        compile=cuda if config.compile == "auto" else config.compile,
+        backend=("nccl" if cuda else "gloo") if config.backend == "auto" else config.backend,
+    )
+
+
+def find_checkpoint(config):
+    """Path of the checkpoint to go on from, None to start from scratch. Raises UserError if there ought to be one."""
+    if config.init_from == "scratch":
+        return None
+    path = newest_checkpoint(config.out_dir, warn)
+    if path is None and config.init_from == "resume":
+        raise UserError(f"no checkpoint to resume in out_dir={config.out_dir}; --init_from=scratch starts a run")
+    if path is None:
+        print(f"no checkpoint in {config.out_dir}: starting from scratch")
+    return path
+
+
+def continued(config, given, old, path, say):
+    """config for a run that goes on from `path`: the architecture is the checkpoint's, all else is the command's."""
+    for key in ARCHITECTURE:
+        if key not in given or getattr(config, key) is None:
+            config = replace(config, **{key: old[key]})
+        elif getattr(config, key) != old[key]:
+            raise UserError(f"{key}={getattr(config, key)}: {path} has {key}={old[key]}, and its weights fix that")
+    config = config.resolved()
+    say(f"resuming from {path}")
+    for key, value in asdict(config).items():
+        if key != "init_from" and key in old and value != old[key]:
+            say(f"  {key} was {old[key]}, is {value}")
+    return config
+
+
+def set_up_torch(config):
+    if config.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # TF32
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def compiled(model, warm_up, may_fail, world):
+    """model under torch.compile, tried out on one backward pass; where that fails and may, the model as it is."""
+    fast, failure = torch.compile(model), None
+    try:
+        warm_up(fast)
+    except Exception as error:
+        if not may_fail:
+            raise
+        failure = error
+    if not world.any(failure):
+        return fast
+    if world.is_master:
+        reason = str(failure).splitlines()[0] if failure else "on another rank"
+        warn(f"torch.compile failed, going on without it: {reason}")
+    return model
+
+
+def to_device(x, device):
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def due(step, interval):
+    return interval > 0 and step % interval == 0
+
+
+def rate(config, step, lr_mult):
+    """Learning rate at `step` of a block with this multiplier."""
+    peak = config.learning_rate * lr_mult
+    if not config.decay_lr:
+        return peak
+    floor = config.min_lr * lr_mult if config.min_lr_scaled else config.min_lr
+    return learning_rate(
+        config.schedule, step, peak=peak, floor=floor, warmup=config.warmup_iters, end=config.lr_decay_iters
+    )
+
+
+@torch.no_grad()
+def evaluate(model, split, config, world, autocast, stop):
+    """Mean loss, in nats per token, over the fixed windows; None if any process was asked to stop meanwhile."""
+    starts = eval_starts(split, config.eval_iters * config.batch_size, config.block_size)
+    total = 0.0
+    model.eval()
+    for first in range(0, config.eval_iters, world.size):
+        if world.any(stop):
+            total = None
+            break
+        if first + world.rank < config.eval_iters:
+            begin = (first + world.rank) * config.batch_size
+            x, y = split.windows(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
+            with autocast:
+                total += model(to_device(x, world.device), to_device(y, world.device)).item()
+    model.train()
+    return None if total is None else world.sum(total)[0] / config.eval_iters
+
+
+def norm_of_gradients(group):
+    return get_total_norm([p.grad for p in group["params"]]).item()
+
+
+def relative_update(group, old):
+    """RMS of a block's update over the RMS of its weights before it."""
+    change = get_total_norm([p.detach() - q for p, q in zip(group["params"], old, strict=True)])
+    return (change / get_total_norm(old)).item()
+
+
+def say_not_finite(config, step, loss, grad_norm, world):
+    if not world.is_master:
+        return
+    path = newest_checkpoint(config.out_dir, warn)
+    advice = "a lower learning_rate or longer warmup_iters"
+    if config.dtype == "float16":
+        advice += ", dtype=bfloat16 or float32"
+    if config.nan_policy == "stop":
+        advice += ", or --nan_policy=skip"
+    warn(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}: stopped before taking this step; "
+        f"last good checkpoint: {path or 'none'}; try {advice}"
+    )
+
+
+def start_profiler(config):
+    """Trace steps 5 to 7 of this process into out_dir/trace.json, for chrome://tracing or Perfetto."""
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=4, warmup=1, active=3, repeat=1),
+        on_trace_ready=lambda p: p.export_chrome_trace(os.path.join(config.out_dir, "trace.json")),
+    )
+    profiler.start()
+    return profiler
+
+
+def print_start(config, optimizer, micro_steps, tokens_per_step, world, say):
+    """The first things one wants from a log: the groups, and what one step is."""
+    say(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}")
+    for group in optimizer.param_groups:
+        tensors, numbers = len(group["params"]), sum(p.numel() for p in group["params"])
+        say(f"{group['block']:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}")
+    say(
+        f"a step: {tokens_per_step:,} tokens = {world.size} processes x {micro_steps} micro-steps "
+        f"x {config.batch_size} sequences x {config.block_size} tokens"
+    )
+    say(f"on {config.device} in {config.dtype}, {'compiled' if config.compile else 'eager'}, into {config.out_dir}")
+
+
+def dry_run(config, model_config, data, world):
+    """Everything short of training: what would run, how large it is, and whether the data is what it says it is."""
+    print(json.dumps(asdict(config), indent=1))
+    with torch.device("meta"):
+        blocks = blocks_of(Transformer(model_config))
+    counts = {block: sum(p.numel() for _, p in members) for block, members in blocks.items()}
+    print(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}")
+    for block, count in counts.items():
+        print(f"{block:<6}{len(blocks[block]):>8}{count:>14,}{config.learning_rate * config.lr_mult[block]:>10.1e}")
+    print(f"{'all':<6}{sum(map(len, blocks.values())):>8}{sum(counts.values()):>14,}")
+    print(f"tokens per step: {config.gradient_accumulation_steps * config.batch_size * config.block_size:,}")
+    dtype = getattr(torch, config.dtype)
+    needed = training_memory(
+        lambda: Transformer(model_config), config.batch_size, config.block_size, world.device, dtype
+    )
+    print(f"memory of a process, estimated: {needed / 1e6:,.0f} MB")
+    data.verify()
+    print(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main(config, given, flags, stop))
