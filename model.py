@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         return sum(F.cross_entropy(self.lm_head(h), y, reduction="sum") for h, y in pieces) / len(x)
 
     def flops_per_token(self):
-        """Floating-point operations of a training step per token: 6 a matrix weight, and attention (arXiv 2204.02311)."""
+        """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""
         c = self.config
         weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size

@@ -43,7 +43,7 @@ from blockwise.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )  # fmt: skip
-from blockwise.distributed import World
+from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import peak_flops, peak_memory_mb, training_memory
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
 from blockwise.logger import Logger, console_line, warn
@@ -56,13 +56,17 @@ ETA_AFTER = 10  # steps that the time left is not judged by
 
 
 def main(config, given, flags, stop):
-    """Returns the exit status."""
+    """Returns the exit status. stop: true once the run shall save and end."""
     compile_may_fail = config.compile == "auto"
     config = for_this_machine(config)
     if "print_config" in flags:
         print(json.dumps(asdict(config.resolved()), indent=1))
         return 0
-    world = World.start(config.device, config.backend)
+    with World.start(config.device, config.backend) as world:
+        return train(config, given, flags, stop, world, compile_may_fail)
+
+
+def train(config, given, flags, stop, world, compile_may_fail):
     device = world.device
     say = print if world.is_master else lambda text: None
     config.check(
@@ -164,9 +168,8 @@ def main(config, given, flags, stop):
     eval_model = model
     if world.size > 1:
         device_ids = [device.index] if device.type == "cuda" else None
-        model = DistributedDataParallel(
-            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        model.broadcast_buffers = False  # the rotary tables, constant
         warm_up(model)  # DDP settles the order of its sums after the first backward: not in a step that counts
     profiler = start_profiler(config) if config.profile and world.is_master else None
     stopping = world.any(stop)
@@ -266,20 +269,17 @@ def main(config, given, flags, stop):
         profiler.stop()
     if world.is_master:
         logger.finish(status)
-    world.any(False)  # nobody leaves before the last checkpoint is on the disk
-    world.stop()
     return status
 
 
 def for_this_machine(config):
     """config with every "auto" of the machine decided, by what there is and never by timing."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = auto_device(config.device)
     cuda = device.startswith("cuda")
-    bf16 = cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return replace(
         config,
         device=device,
-        dtype=("bfloat16" if bf16 else "float32") if config.dtype == "auto" else config.dtype,
+        dtype=auto_dtype(config.dtype, device),
         compile=cuda if config.compile == "auto" else config.compile,
         backend=("nccl" if cuda else "gloo") if config.backend == "auto" else config.backend,
     )
@@ -445,4 +445,8 @@ def dry_run(config, model_config, data, world):
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main(config, given, flags, stop))
+        try:
+            status = main(config, given, flags, stop)
+        finally:
+            stop.ignore_more()
+        sys.exit(status)

@@ -1,6 +1,7 @@
 """One process or many: who am I, and what do all of us agree on. Under torchrun its variables say so."""
 
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    store: object = None  # the launcher's, which outlives every process
 
     @classmethod
     def start(cls, device, backend, timeout=timedelta(minutes=30)):
@@ -30,10 +32,25 @@ class World:
             torch.cuda.set_device(device)
         if "RANK" in os.environ:
             threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+        store = None
         if size > 1:
             # small agreements are made on the CPU, so that they never wait for the device's queue
-            dist.init_process_group(backend if backend == "gloo" else f"cpu:gloo,cuda:{backend}", timeout=timeout)
-        return cls(rank, size, device)
+            backend = backend if backend == "gloo" else f"cpu:gloo,cuda:{backend}"
+            store = attempt_store(timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        return cls(rank, size, device, store)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Leave together: who closes its connections early resets those that others are still reading from."""
+        if self.size > 1 and (kind is None or issubclass(kind, UserError)):
+            self.store.add("leaving", 1)
+            end = time.monotonic() + 5  # a mistake in one process's data alone leaves the others waiting elsewhere
+            while self.store.add("leaving", 0) < self.size and time.monotonic() < end:
+                time.sleep(0.01)
+            dist.destroy_process_group()
 
     @property
     def is_master(self):
@@ -64,18 +81,37 @@ class World:
             raise answer[1]
         return answer[0]
 
-    def stop(self):
-        if self.size > 1:
-            dist.destroy_process_group()
+
+def attempt_store(timeout):
+    """The launcher's store, under a prefix of this attempt.
+
+    torchrun keeps one store over its restarts, and a worker that is quicker than its peers would find their addresses
+    of the attempt before in it (seen with torch 2.13 in half of the restarts). On several machines the launchers'
+    counts differ, so there the store is used as it is.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if one_machine else 0}", store)
 
 
-def find_device(name, local_rank):
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+def auto_device(name):
+    """'auto' decided by what there is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def auto_dtype(name, device):
+    """'auto' decided: bfloat16 on a CUDA device that computes in it, else float32."""
+    if name != "auto":
+        return name
+    cuda = str(device).startswith("cuda") and torch.cuda.is_available()
+    return "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def find_device(name, local_rank=0):
+    """The torch.device of this process. Raises UserError for one that is not there."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"device={name}: expected cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: no CUDA device here, expected device=cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

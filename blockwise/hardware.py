@@ -4,7 +4,6 @@ import resource
 import sys
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Dense bf16 or fp16 rate from the makers' data sheets, in 1e12 operations per second. The first match counts.
 PEAK_TFLOPS = (
@@ -36,6 +35,8 @@ def training_memory(make_model, batch_size, block_size, device, dtype):
     Counts weights, gradients and Adam's two moments, and every tensor that the backward pass of one micro-step of
     (batch_size, block_size) tokens keeps. make_model: builds the model on the default device.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and wanted for a dry run only
+
     kept = {}  # address of a storage -> the storage, held so that its address is not taken again
 
     def keep(tensor):

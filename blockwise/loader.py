@@ -86,7 +86,7 @@ class Dataset:
                 raise UserError(f"{path} has {size // 2} tokens: expected at least block_size + 1 = {block_size + 1}")
             stated = meta.get("splits", {}).get(split)
             if stated and stated["tokens"] != size // 2:
-                raise UserError(f"{path} has {size // 2} tokens, but its meta.json says {stated['tokens']}; prepare it anew")
+                raise UserError(f"{path} has {size // 2} tokens, meta.json says {stated['tokens']}: prepare it anew")
             hashes[split] = stated and stated["sha256"]
             splits[split] = Split(path, size // 2, bound=vocab_size or meta["vocab_size"])
             if stated is None or size < SCAN_BYTES:

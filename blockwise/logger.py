@@ -34,8 +34,7 @@ class MetricsFile:
 
     def write(self, row):
         """row: {key: number}; NaN and infinities become strings, since JSON has none."""
-        row = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.waiting += json.dumps(row).encode() + b"\n"
+        self.waiting += json.dumps({key: as_json(value) for key, value in row.items()}).encode() + b"\n"
         try:
             self.file.seek(self.size)
             written = self.file.write(self.waiting)
@@ -46,6 +45,12 @@ class MetricsFile:
         except OSError as error:
             self.file.truncate(self.size)
             warn(f"{self.path} could not be written ({error}); its rows wait in memory")
+
+
+def as_json(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else str(value)
+    return value
 
 
 class Logger:

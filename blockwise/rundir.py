@@ -23,7 +23,7 @@ class Lock:
         """Raises UserError if another process has it, or if the folder cannot be made."""
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.out_dir / ".lock", "a+")  # noqa: SIM115: open means held
+            self.file = open(self.out_dir / ".lock", "a+")  # noqa: SIM115
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"out_dir={self.out_dir} is in use by another run: wait, or choose another") from None

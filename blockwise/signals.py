@@ -14,5 +14,11 @@ class StopRequest:
     def _note(self, number, frame):
         self.signal = signal.Signals(number).name
 
+    @staticmethod
+    def ignore_more():
+        """For the very end: Python drops its handlers before the process is gone, and a late signal would kill it."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     def __bool__(self):
         return self.signal is not None

@@ -1,0 +1,189 @@
+"""Figures from what runs leave behind; needs no torch.
+
+    python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockwise import UserError, exit_on_user_error
+from configurator import ArgumentParser
+
+# Okabe and Ito's colours, which differ in lightness too; the baseline is black and dashed
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+
+
+@dataclass
+class Run:
+    """A run's curves: (step, loss) pairs in the order of steps."""
+
+    name: str
+    blockwise: bool
+    max_iters: int
+    train: list
+    val: list
+
+    @classmethod
+    def read(cls, folder):
+        """Raises UserError if the folder holds no run, or one without a validation loss."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+            rows = [json.loads(line) for line in lines]
+            train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
+            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
+        except OSError:
+            raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: its config.json or metrics.jsonl is broken: {error}") from None
+        if not run.val:
+            raise UserError(f"{folder} has no validation loss yet: let the run reach its first evaluation")
+        return run
+
+    @property
+    def finished(self):
+        return self.val[-1][0] == self.max_iters
+
+    @property
+    def final(self):
+        return self.val[-1][1]
+
+
+def curve(rows, key):
+    """The finite (step, value) pairs of one key."""
+    points = [(row["step"], float(row[key])) for row in rows if key in row]
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def reaches(curve, loss):
+    """Step from which on a curve stays at or below `loss`, between two evaluations by a straight line; else None.
+
+    The last crossing, not the first: the first would be a lucky dip of a noisy curve.
+    """
+    above = [i for i, (_, value) in enumerate(curve) if value > loss]
+    if not above:
+        return float(curve[0][0])
+    if above[-1] == len(curve) - 1:
+        return None
+    (s0, l0), (s1, l1) = curve[above[-1]], curve[above[-1] + 1]
+    return s0 + (s1 - s0) * (l0 - loss) / (l0 - l1)
+
+
+def speedup(run, double):
+    """How many times fewer steps a run needs than a baseline given twice its steps. Returns (ratio, from, to, loss).
+
+    Steps the baseline needs for the run's final loss, over the run's steps; where it never gets there, the baseline's
+    steps over those in which the run reaches the baseline's final loss (arXiv 2502.19002, figure 1).
+    """
+    if (step := reaches(double.val, run.final)) is not None:
+        return step / run.max_iters, run.max_iters, step, run.final
+    step = reaches(run.val, double.final)
+    return double.max_iters / step, step, double.max_iters, double.final
+
+
+def compare(run, baselines):
+    """(gap or None, speedup or None) of a finished run against finished baselines."""
+    finished = [b for b in baselines if b.finished and run.finished]
+    same = next((b for b in finished if b.max_iters == run.max_iters), None)
+    double = next((b for b in finished if b.max_iters == 2 * run.max_iters), None)
+    return same and (same.final - run.final, same), double and speedup(run, double)
+
+
+def curves(args):
+    runs = [Run.read(folder) for folder in args.folders]
+    if args.baseline:
+        runs.append(Run.read(args.baseline))
+        runs[-1].blockwise = False
+    baselines = [run for run in runs if not run.blockwise]
+    figure, axes = start_figure()
+    colours = iter(COLOURS * len(runs))
+    for run in runs:
+        style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
+        axes.plot(*zip(*run.train, strict=True), alpha=0.25, linewidth=0.8, color=style["color"]) if run.train else None
+        unfinished = "" if run.finished else f", stopped at {run.val[-1][0]} of {run.max_iters}"
+        axes.plot(*zip(*run.val, strict=True), linewidth=2, label=f"{run.name}: {run.final:.3f}{unfinished}", **style)
+        print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
+    for run in runs:
+        if run.blockwise:
+            gap, faster = compare(run, baselines)
+            draw_gap(axes, run, gap)
+            draw_speedup(axes, run, faster)
+    zoom(axes, runs)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
+    out = args.out or Path(args.folders[0]) / "curves.png"
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    print(f"wrote {out}")
+
+
+def draw_gap(axes, run, gap):
+    if gap is None:
+        print(f"{run.name}: gap not measured (give a finished baseline of {run.max_iters} steps)")
+        return
+    difference, baseline = gap
+    side = "below" if difference > 0 else "above"
+    print(f"{run.name}: {abs(difference):.4f} {side} {baseline.name} after {run.max_iters} steps")
+    axes.annotate(
+        "", (run.max_iters, run.final), (run.max_iters, baseline.final), annotation_clip=False,
+        arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
+    )  # fmt: skip
+    axes.annotate(
+        f"gap {difference:+.3f}", (run.max_iters, (run.final + baseline.final) / 2), (6, 0),
+        textcoords="offset points", va="center", annotation_clip=False,
+    )  # fmt: skip
+
+
+def draw_speedup(axes, run, faster):
+    if faster is None:
+        print(f"{run.name}: speedup not measured (give a finished baseline of {2 * run.max_iters} steps)")
+        axes.plot([], [], " ", label="speedup: not measured")
+        return
+    ratio, start, end, loss = faster
+    print(f"{run.name}: {ratio:.2f}x as fast as the baseline with twice the steps")
+    axes.annotate(
+        "", (end, loss), (start, loss), arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
+    )
+    axes.annotate(f"{ratio:.2f}x", ((start + end) / 2, loss), (0, 5), textcoords="offset points", ha="center")
+
+
+def zoom(axes, runs):
+    """Show the part of the loss axis that matters: what comes after the first tenth of the longest run."""
+    longest = max(run.val[-1][0] for run in runs)
+    late = [loss for run in runs for step, loss in [*run.val, run.val[-1]] if step >= longest / 10]
+    low, high = min(late), max(late)
+    margin = 0.05 * (high - low) or 0.05
+    axes.set(xlim=(0, longest), ylim=(low - margin, high + margin))
+
+
+def start_figure():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def main():
+    parser = ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="curves")
+    command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
+    command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
+    command.add_argument("--baseline", metavar="DIR", help="another run, counted as a baseline whatever its config says")
+    command.add_argument("--out", metavar="FILE.png", help="default: curves.png in the first DIR")
+    command.set_defaults(function=curves)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())

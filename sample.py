@@ -1,0 +1,85 @@
+"""Write text with the newest checkpoint of a run.
+
+    python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=3
+    python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_k=50
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from blockwise import UserError, exit_on_user_error
+from configurator import configure
+
+
+@dataclass
+class SampleConfig:
+    """The keys of sample.py. Names that nanoGPT has keep its meaning."""
+
+    out_dir: Annotated[str, "folder of the run"] = "out"
+    init_from: Annotated[Literal["resume"], "resume: the newest checkpoint in out_dir"] = "resume"
+    start: Annotated[str, "text to go on from, or FILE:path to read it from a file"] = "\n"
+    num_samples: Annotated[int, "texts to write"] = 10
+    max_new_tokens: Annotated[int, "length of each, in tokens"] = 500
+    temperature: Annotated[float, "below 1 plays safe, above 1 dares; 0 always takes the likeliest token"] = 0.8
+    top_k: Annotated[int | None, "draw from the k likeliest tokens only; None: from all"] = 200
+    seed: Annotated[int, "of the draws"] = 1337
+    device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "as in train.py"] = "auto"
+    compile: Annotated[bool, "torch.compile the model"] = False
+
+    def __post_init__(self):
+        for key, least in {"num_samples": 1, "max_new_tokens": 1, "temperature": 0, "top_k": 1}.items():
+            if getattr(self, key) is not None and getattr(self, key) < least:
+                raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")
+
+
+if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
+    with exit_on_user_error():
+        config, _, _ = configure(SampleConfig, sys.argv[1:], __doc__)
+
+from contextlib import nullcontext
+
+import torch
+
+from blockwise.checkpoint import load_checkpoint, newest_checkpoint
+from blockwise.corpus import read_text
+from blockwise.distributed import auto_device, auto_dtype, find_device
+from blockwise.logger import warn
+from blockwise.tokenizer import Tokenizer
+from model import ModelConfig, Transformer
+
+
+def main(config):
+    path = newest_checkpoint(config.out_dir, warn)
+    if path is None:
+        raise UserError(f"no checkpoint in out_dir={config.out_dir}: expected the out_dir of a run of train.py")
+    device = find_device(auto_device(config.device))
+    saved = load_checkpoint(path)
+    tokenizer = Tokenizer(saved["tokenizer"])
+    model = Transformer(ModelConfig(**saved["model_config"]))
+    model.load_state_dict(saved["model"])
+    model.to(device).eval()
+    if config.compile:
+        model.compile()
+
+    start = read_text(config.start.removeprefix("FILE:")) if config.start.startswith("FILE:") else config.start
+    prompt = tokenizer.encode(start)
+    if not prompt:
+        raise UserError("start is empty: expected at least one character to go on from")
+    dtype = getattr(torch, auto_dtype(config.dtype, device))
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    generator = torch.Generator(device).manual_seed(config.seed)
+    for _ in range(config.num_samples):
+        tokens = torch.tensor([prompt], device=device)  # (1, T)
+        with autocast:
+            new = model.generate(
+                tokens, config.max_new_tokens, config.temperature, config.top_k, generator, tokenizer.vocab_size
+            )
+            print(tokenizer.decode(prompt + [token.item() for token in new]))
+        print("---------------")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main(config)

@@ -1,0 +1,89 @@
+"""Shared by the tests: a tiny data set, and ways to run train.py in this process or in others."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: two test workers share two cores
+os.environ["WANDB_MODE"] = "offline"
+
+import torch
+
+import train
+from blockwise.corpus import write_dataset
+from blockwise.settings import TrainConfig
+from blockwise.tokenizer import BYTES
+from configurator import configure
+
+torch.set_num_threads(1)
+
+SMALL = (
+    "--dataset=tiny", "--device=cpu", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=2",
+    "--gradient_accumulation_steps=4", "--eval_iters=4", "--eval_interval=4", "--max_iters=8", "--lr_decay_iters=8",
+    "--warmup_iters=2", "--learning_rate=1e-3", "--dropout=0.1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with the data set `tiny`: 20,000 bytes of words with a pattern to learn."""
+    words = b"the cat sat on a mat and the dog ate that hat ".split()
+    rng = np.random.default_rng(0)
+    text = b" ".join(words[i] for i in rng.integers(len(words), size=6000))[:20000]
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder / "tiny", {"train": list(text[:18000]), "val": list(text[18000:])}, BYTES, "made up")
+    return folder
+
+
+@pytest.fixture
+def small(data_dir, tmp_path):
+    """Words for a run of seconds, into tmp_path/out."""
+    return (*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}")
+
+
+def run(*words, stop=False):
+    """train.py in this process; returns its exit status, raises UserError."""
+    config, given, flags = configure(TrainConfig, words, "", train.FLAGS)
+    return train.main(config, given, flags, stop)
+
+
+def command(words, processes=1, script="train.py", options=()):
+    if processes == 1:
+        return [sys.executable, script, *words]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, *options, script, *words]
+
+
+def start(*words, processes=1, script="train.py", options=(), env=None):
+    """train.py, or another script, in its own process group; returns the Popen."""
+    return subprocess.Popen(
+        command(words, processes, script, options), cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+def finish(process, timeout=120):
+    """Wait for a started process; returns (exit status, stdout, stderr)."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def metrics(words):
+    """Rows of metrics.jsonl by step, of the run that `words` describe."""
+    return {row["step"]: row for row in map(json.loads, (out_dir(words) / "metrics.jsonl").read_text().splitlines())}
+
+
+def out_dir(words):
+    return Path([w for w in words if w.startswith("--out_dir=")][-1].removeprefix("--out_dir="))
+
+
+def losses(words):
+    """{step: (train loss, val loss)}, None where a row has none."""
+    return {step: (row.get("train/loss"), row.get("val/loss")) for step, row in metrics(words).items()}

@@ -1,0 +1,543 @@
+"""The command line's grammar, types and error messages, and the settings that it fills."""
+
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, fields
+
+import pytest
+from conftest import ROOT
+
+from blockwise import UserError, exit_on_user_error
+from blockwise.blocks import LR_MULT
+from blockwise.settings import TrainConfig
+from configurator import configure
+
+FLAGS = {"dry_run": "check only", "print_config": "print it"}
+
+
+def parse(*words):
+    """(config, keys given, flags given)"""
+    return configure(TrainConfig, list(words), "about", FLAGS)
+
+
+def refusal(*words):
+    with pytest.raises(UserError) as error:
+        parse(*words)
+    return str(error.value)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a config file, returns its path."""
+
+    def write(text, name="run.py"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+# Words
+
+
+def test_nothing_given():
+    config, given, flags = parse()
+    assert (config, given, flags) == (TrainConfig(), set(), set())
+
+
+def test_given_keys_and_flags_include_defaults(file):
+    config, given, flags = parse("--n_layer=12", "--dry_run", file("dropout = 0.0"), "--lr_mult.QK=8")
+    assert config == TrainConfig()
+    assert given == {"n_layer", "dropout", "lr_mult"}
+    assert flags == {"dry_run"}
+
+
+def test_later_wins(file):
+    a, b = file("n_layer = 3\nn_head = 3", "a.py"), file("n_layer = 4", "b.py")
+    assert parse("--n_layer=1", "--n_layer=2")[0].n_layer == 2
+    assert parse(a, b)[0].n_layer == 4
+    assert parse(b, a)[0].n_layer == 3
+    assert parse(a, "--n_layer=5")[0].n_layer == 5
+    assert parse("--n_layer=5", a)[0].n_layer == 3
+    assert parse(a, b)[0].n_head == 3
+
+
+@pytest.mark.parametrize(
+    "word, key, value",
+    [
+        ("--learning_rate=1", "learning_rate", 1.0),
+        ("--learning_rate=1e-3", "learning_rate", 1e-3),
+        ("--learning_rate=-0.0", "learning_rate", 0.0),
+        ("--grad_clip=0", "grad_clip", 0.0),
+        ("--n_layer=1_000", "n_layer", 1000),
+        ("--bias=True", "bias", True),
+        ("--decay_lr=False", "decay_lr", False),
+        ("--tie_weights=None", "tie_weights", None),
+        ("--tie_weights=False", "tie_weights", False),
+        ("--n_kv_head=None", "n_kv_head", None),
+        ("--n_kv_head=2", "n_kv_head", 2),
+        ("--norm_eps=1", "norm_eps", 1.0),
+        ("--compile=auto", "compile", "auto"),
+        ("--compile=True", "compile", True),
+        ("--model_type=llama", "model_type", "llama"),
+        ("--out_dir=123", "out_dir", "123"),
+        ("--out_dir=None", "out_dir", "None"),
+        ("--out_dir=a=b", "out_dir", "a=b"),
+        ("--wandb_run_name=", "wandb_run_name", ""),
+        ("--device=cuda:1", "device", "cuda:1"),
+    ],
+)
+def test_values(word, key, value):
+    config, given, _ = parse(word)
+    assert (getattr(config, key), type(getattr(config, key)), given) == (value, type(value), {key})
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("--learning_rate=True", "float"),
+        ("--learning_rate=fast", "float"),
+        ("--learning_rate='1'", "float"),
+        ("--learning_rate=", "float"),
+        ("--learning_rate=nan", "float"),
+        ("--learning_rate=inf", "float"),
+        ("--learning_rate=-1e999", "float"),
+        ("--learning_rate=None", "float"),
+        ("--learning_rate=1j", "float"),
+        ("--learning_rate=[1]", "float"),
+        ("--n_layer=True", "int"),
+        ("--n_layer=2.0", "int"),
+        ("--n_layer=2.5", "int"),
+        ("--n_layer=two", "int"),
+        ("--n_kv_head=False", "int or None"),
+        ("--n_kv_head=none", "int or None"),
+        ("--min_lr_ratio=True", "float or None"),
+        ("--bias=1", "True or False"),
+        ("--bias=0", "True or False"),
+        ("--bias=true", "True or False"),
+        ("--bias=yes", "True or False"),
+        ("--bias=None", "True or False"),
+        ("--tie_weights=1", "True or False or None"),
+        ("--compile=1", "True or False or 'auto'"),
+        ("--lr_mult=6", "a dict of float"),
+        ("--lr_mult=None", "a dict of float"),
+        ("--lr_mult.QK=True", "float"),
+        ("--lr_mult.QK=nan", "float"),
+        ("--lr_mult.QK=", "float"),
+        ("--lr_mult={'QK': 'fast'}", "float"),
+    ],
+)
+def test_wrong_types(word, expected):
+    key, _, text = word.removeprefix("--").partition("=")
+    message = refusal(word)
+    assert message.startswith(key.split(".")[0])
+    assert f"expected {expected}, got " in message
+    assert text.strip("{'QK: }") in message
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    assert refusal("--learning_rate=1" + "0" * 400).startswith("learning_rate: expected float")
+
+
+@pytest.mark.parametrize(
+    "word, near",
+    [
+        ("--model_type=lama", "did you mean llama?"),
+        ("--model_type=GPT2", "did you mean gpt2?"),
+        ("--dtype=bf16", "did you mean bfloat16?"),
+        ("--schedule=Cosine", "did you mean cosine?"),
+        ("--init_from=resum", "did you mean resume?"),
+        ("--compile=Auto", "did you mean auto?"),
+        ("--model_type=mamba", "expected 'gpt2' or 'llama', got mamba"),
+        ("--lerning_rate=1", "unknown key 'lerning_rate'; did you mean learning_rate?"),
+        ("--learning-rate=1", "did you mean learning_rate?"),
+        ("--LEARNING_RATE=1", "did you mean learning_rate?"),
+        ("-n_layer=1", "did you mean n_layer or "),
+        ("--dry-run", "did you mean dry_run?"),
+        ("--zzzz=1", "unknown key 'zzzz': --help lists them"),
+        ("--lr_mul.QK=1", "did you mean lr_mult or "),
+        ("--lr_mult.Norms=1", "unknown entry 'Norms' of lr_mult; did you mean Norm?"),
+        ("--lr_mult={'Nrm': 1}", "did you mean Norm?"),
+        ("--wd_mult.emb=1", "did you mean Emb?"),
+        ("--n_layer", "--n_layer: expected --n_layer=VALUE"),
+        ("--n_layer.QK=1", "n_layer has no entries"),
+        ("--n_layer=1 --n_head=1", "expected int"),
+        ("--", "unknown key"),
+        ("--=3", "unknown key"),
+        ("-", "unknown key"),
+        ("--__class__=3", "unknown key"),
+        ("", "does not exist"),
+    ],
+)
+def test_mistakes_name_their_near_misses(word, near):
+    assert near in refusal(word)
+
+
+@pytest.mark.parametrize("entry", ["qk", "vo", "ffn", "norm", "head"])
+def test_an_entry_in_the_wrong_case_names_the_right_one(entry):
+    right = next(block for block in LR_MULT if block.lower() == entry)
+    assert f"did you mean {right}" in refusal(f"--lr_mult.{entry}=6")
+
+
+def test_a_flag_with_a_value_is_told_that_it_takes_none():
+    message = refusal("--dry_run=True")
+    assert "dry_run" in message and "did you mean dry_run?" not in message
+
+
+def test_dict_entries():
+    config, given, _ = parse("--lr_mult.QK=6", "--lr_mult={'VO': 2, 'Emb': 0.5}", "--lr_mult.VO=3")
+    assert config.lr_mult == {**LR_MULT, "QK": 6.0, "VO": 3.0, "Emb": 0.5}
+    assert all(type(value) is float for value in config.lr_mult.values())
+    assert given == {"lr_mult"}
+    assert parse()[0].lr_mult == TrainConfig().lr_mult == LR_MULT == dict(Emb=10, QK=8, VO=4, FFN=6, Norm=1, Head=10)
+
+
+# Files
+
+
+def test_file_sees_what_came_before_it(file):
+    path = file("max_iters = 2 * max_iters\nlr_decay_iters = max_iters\nmin_lr = learning_rate / 10")
+    config, given, _ = parse("--max_iters=50", "--learning_rate=1", path, path)
+    assert (config.max_iters, config.lr_decay_iters, config.min_lr) == (200, 200, 0.1)
+    assert given == {"max_iters", "learning_rate", "lr_decay_iters", "min_lr"}
+
+
+def test_file_may_compute(file):
+    config, given, _ = parse(
+        file(
+            '"""A run."""\n'
+            "import math, time\n"
+            "from pathlib import Path\n"
+            "def half(n):\n    return n // 2\n"
+            "class Helper:\n    width = 64\n"
+            "_layers = [half(n) for n in (4, 8)]\n"
+            "n_layer = _layers[1]\n"
+            "n_embd = Helper.width * int(math.sqrt(4))\n"
+            "if n_layer > 3:\n    n_head = 2\n"
+            "n_inner: int = 4 * n_embd\n"
+            "wandb_run_name = f'run-{time.time():.0f}'\n"
+            "out_dir = Path(__file__).stem\n"
+        )
+    )
+    assert (config.n_layer, config.n_embd, config.n_head, config.n_inner, config.out_dir) == (4, 128, 2, 512, "run")
+    assert config.wandb_run_name.startswith("run-")
+    assert given == {"n_layer", "n_embd", "n_head", "n_inner", "wandb_run_name", "out_dir"}
+
+
+def test_file_dicts(file):
+    path = file("lr_mult = dict(QK=2)\nwd_mult['Norm'] = 0\n")
+    config, given, _ = parse("--lr_mult.Emb=5", path)
+    assert config.lr_mult == {**LR_MULT, "Emb": 5.0, "QK": 2.0}
+    assert (config.wd_mult["Norm"], config.wd_mult["QK"]) == (0.0, 1.0)
+    assert given == {"lr_mult", "wd_mult"}
+    assert TrainConfig().wd_mult["Norm"] == parse()[0].wd_mult["Norm"] == 1.0
+
+
+def test_a_key_that_a_function_of_the_file_sets_counts(file):
+    config, given, _ = parse(file("def small():\n    global n_layer\n    n_layer = 2\nsmall()"))
+    assert (config.n_layer, given) == (2, {"n_layer"})
+
+
+def test_numpys_numbers(file):
+    config, _, _ = parse(file("import numpy as np\nlearning_rate = np.float64(0.5)\nn_layer = np.int64(3)"))
+    assert (config.learning_rate, config.n_layer) == (0.5, 3)
+    assert (type(config.learning_rate), type(config.n_layer)) == (float, int)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("lerning_rate = 1", ["unknown key 'lerning_rate'", "run.py", "did you mean learning_rate?"]),
+        ("from math import pi", ["unknown key 'pi'"]),
+        ("lr_mult['Nrm'] = 1", ["unknown entry 'Nrm'", "run.py", "lr_mult", "did you mean Norm?"]),
+        ("lr_mult = dict(Nrm=1)", ["unknown entry 'Nrm'", "did you mean Norm?"]),
+        ("lr_mult = 6", ["run.py: lr_mult: expected a dict of float, got 6"]),
+        ("n_layer = '3'", ["run.py: n_layer: expected int, got '3'"]),
+        ("n_layer = True", ["n_layer: expected int, got True"]),
+        ("learning_rate = float('nan')", ["learning_rate: expected float, got nan"]),
+        ("learning_rate = -float('inf')", ["learning_rate: expected float, got -inf"]),
+        ("learning_rate = lambda: 1", ["learning_rate: expected float"]),
+        ("wandb_run_name = 5", ["wandb_run_name: expected str, got 5"]),
+        ("bias = 'True'", ["bias: expected True or False, got 'True'"]),
+        ("dtype = 'bf16'", ["dtype: expected", "did you mean bfloat16?"]),
+        ("n_layer = 3\n\n1 / 0\n", ["run.py, line 3", "ZeroDivisionError"]),
+        ("def f():\n    raise RuntimeError('ouch')\n\nf()", ["run.py, line 2", "RuntimeError: ouch"]),
+        ("n_layer = 3\nn_head = = 3", ["run.py, line 2", "SyntaxError"]),
+        ("import no_such_module", ["run.py, line 1", "no_such_module"]),
+        ("raise SystemExit(3)", ["run.py, line 1", "SystemExit"]),
+        ("n_layer = undefined", ["run.py, line 1", "undefined"]),
+    ],
+)
+def test_mistakes_in_files(file, text, parts):
+    message = refusal(file(text))
+    assert all(part in message for part in parts), message
+
+
+def test_an_array_for_a_word_is_refused(file):
+    assert "model_type: expected" in refusal(file("import numpy as np\nmodel_type = np.array([1, 2])"))
+
+
+def test_missing_file(file, tmp_path):
+    file("", "gpt2_small.py")
+    message = refusal(str(tmp_path / "gpt2_smal.py"))
+    assert f"{tmp_path}/gpt2_smal.py does not exist; did you mean {tmp_path}/gpt2_small.py?" in message
+    assert refusal("nowhere/at_all.py") == "config file nowhere/at_all.py does not exist"
+
+
+def test_a_mistake_is_one_line_and_status_2(file, capsys, monkeypatch):
+    path = file("raise ValueError('one\\n\\ntwo')")
+    for rank, expected in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop, exit_on_user_error():
+            parse(path)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == expected
+        assert ("ValueError: one two" in error) == (expected == 1)
+
+
+# nanoGPT
+
+NANO_GPT = dict(
+    out_dir="out", eval_interval=2000, log_interval=1, eval_iters=200, eval_only=False, always_save_checkpoint=True,
+    init_from="scratch", wandb_log=False, wandb_project="owt", wandb_run_name="gpt2", dataset="openwebtext",
+    gradient_accumulation_steps=40, batch_size=12, block_size=1024, n_layer=12, n_head=12, n_embd=768, dropout=0.0,
+    bias=False, learning_rate=6e-4, max_iters=600000, weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0,
+    decay_lr=True, warmup_iters=2000, lr_decay_iters=600000, min_lr=6e-5,
+    backend="auto", device="auto", dtype="auto", compile="auto",  # the four that differ
+)  # fmt: skip
+
+
+def test_defaults_are_nano_gpts():
+    config = asdict(TrainConfig())
+    assert {key: config[key] for key in NANO_GPT} == NANO_GPT
+
+
+NANO_GPT_FILES = {
+    "train_gpt2": """
+# launch as: torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+wandb_log = True
+wandb_project = 'owt'
+wandb_run_name='gpt2-124M'
+# 12 batch size * 1024 block size * 5 gradaccum * 8 GPUs = 491,520
+batch_size = 12
+block_size = 1024
+gradient_accumulation_steps = 5 * 8
+# this makes total number of tokens be 300B
+max_iters = 600000
+lr_decay_iters = 600000
+# eval stuff
+eval_interval = 1000
+eval_iters = 200
+log_interval = 10
+# weight decay
+weight_decay = 1e-1
+""",
+    "train_shakespeare_char": """
+out_dir = 'out-shakespeare-char'
+eval_interval = 250 # keep frequent because we'll overfit
+eval_iters = 200
+log_interval = 10 # don't print too too often
+always_save_checkpoint = False
+wandb_log = False # override via command line if you like
+wandb_project = 'shakespeare-char'
+wandb_run_name = 'mini-gpt'
+dataset = 'shakespeare_char'
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256 # context of up to 256 previous characters
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+learning_rate = 1e-3 # with baby networks can afford to go a bit higher
+max_iters = 5000
+lr_decay_iters = 5000 # make equal to max_iters usually
+min_lr = 1e-4 # learning_rate / 10 usually
+beta2 = 0.99 # make a bit bigger because number of tokens per iter is small
+warmup_iters = 100 # not super necessary potentially
+# on macbook also add
+# device = 'cpu'  # run on cpu only
+# compile = False # do not torch compile the model
+""",
+    "finetune_shakespeare": """
+import time
+out_dir = 'out-shakespeare'
+eval_interval = 5
+eval_iters = 40
+wandb_log = False # feel free to turn on
+wandb_project = 'shakespeare'
+wandb_run_name = 'ft-' + str(time.time())
+wandb_run_name = f'{wandb_run_name}-{learning_rate}'
+dataset = 'shakespeare'
+# only save checkpoints if the validation loss improves
+always_save_checkpoint = False
+# 1 batch_size * 32 grad_accum * 1024 tokens = 32,768 tokens/iter
+batch_size = 1
+gradient_accumulation_steps = 32
+max_iters = 20
+# finetune at constant LR
+learning_rate = 3e-5
+decay_lr = False
+""",
+}
+
+
+@pytest.mark.parametrize("name", NANO_GPT_FILES)
+def test_nano_gpts_files(file, name):
+    config, given, _ = parse(file(NANO_GPT_FILES[name]))
+    assigned = [line.split("=")[0].strip() for line in NANO_GPT_FILES[name].splitlines() if "=" in line.split("#")[0]]
+    assert given == set(assigned) and len(given) >= 12
+    config.resolved()
+    if name == "train_shakespeare_char":
+        assert (config.n_embd, config.dropout, config.min_lr, config.always_save_checkpoint) == (384, 0.2, 1e-4, False)
+    if name == "finetune_shakespeare":
+        assert config.wandb_run_name.startswith("ft-") and config.wandb_run_name.endswith("-0.0006")
+
+
+def test_nano_gpts_command_line(file):
+    words = (
+        "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12",
+        "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0",
+    )  # fmt: skip
+    config, _, _ = parse(file(NANO_GPT_FILES["train_shakespeare_char"]), *words)
+    assert (config.n_layer, config.compile, config.dropout, config.beta2) == (4, False, 0.0, 0.99)
+
+
+# --help, settings
+
+
+def test_help_lists_every_key_at_once():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-X", "importtime", "train.py", "config/none.py", "--help", "--no_such_key"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert answer.returncode == 0
+    for key in [f.name for f in fields(TrainConfig)]:
+        assert f"\n  --{key}=" in answer.stdout
+    for flag in ("dry_run", "print_config", "help"):
+        assert f"\n  --{flag}\n" in answer.stdout
+    imported = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert "configurator" in imported
+    assert not {"torch", "numpy"} & imported
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_help_states_type_default_and_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("-h")
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    assert text.startswith("about\n")
+    assert "  --n_layer=12  (int)\n        transformer blocks\n" in text
+    assert "(int or None)" in text and "('gpt2' or 'llama')" in text and "(True or False or 'auto')" in text
+    assert "  --dry_run\n        check only\n" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_key_has_a_meaning():
+    for f in fields(TrainConfig):
+        assert len(f.type.__metadata__[0]) > 5, f.name
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("n_layer=0", "n_layer=0: expected at least 1"),
+        ("block_size=0", "block_size=0: expected at least 1"),
+        ("batch_size=-1", "batch_size=-1: expected at least 1"),
+        ("gradient_accumulation_steps=0", "gradient_accumulation_steps=0: expected at least 1"),
+        ("eval_iters=0", "eval_iters=0: expected at least 1"),
+        ("n_kv_head=0", "n_kv_head=0: expected at least 1"),
+        ("n_inner=0", "n_inner=0: expected at least 1"),
+        ("vocab_size=0", "vocab_size=0: expected at least 1"),
+        ("learning_rate=-1", "learning_rate=-1.0: expected at least 0"),
+        ("weight_decay=-1", "weight_decay=-1.0: expected at least 0"),
+        ("max_iters=-1", "max_iters=-1: expected at least 0"),
+        ("eval_interval=-1", "eval_interval=-1: expected at least 0"),
+        ("seed=-1", "seed=-1: expected at least 0"),
+        ("dropout=1", "dropout=1.0: expected in [0, 1)"),
+        ("dropout=-0.1", "dropout=-0.1: expected in [0, 1)"),
+        ("beta1=1", "beta1=1.0: expected in [0, 1)"),
+        ("beta2=1.5", "beta2=1.5: expected in [0, 1)"),
+        ("lr_mult.QK=-1", "lr_mult.QK=-1.0: expected at least 0"),
+        ("wd_mult.Emb=-1", "wd_mult.Emb=-1.0: expected at least 0"),
+        ("rope_theta=0", "rope_theta=0.0: expected above 0"),
+        ("norm_eps=0", "norm_eps=0.0: expected above 0"),
+        ("min_lr_ratio=-1", "min_lr_ratio=-1.0: expected at least 0"),
+        ("keep_checkpoints=1", "keep_checkpoints=1: expected -1 (all) or at least 2"),
+        ("keep_checkpoints=-2", "keep_checkpoints=-2: expected -1 (all) or at least 2"),
+        ("dataset=", "dataset=: expected a folder's name"),
+        ("dataset=..", "dataset=..: expected a folder's name"),
+        ("out_dir=", "out_dir=: expected a folder's name"),
+    ],
+)
+def test_values_out_of_range(words, expected):
+    assert refusal(f"--{words}") == expected
+
+
+def test_a_seed_that_torch_cannot_take_is_refused():
+    assert refusal(f"--seed={2**64}").startswith(f"seed={2**64}: expected")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["max_iters=0", "warmup_iters=0", "eval_interval=0", "log_interval=0", "grad_clip=0", "learning_rate=0", "beta1=0",
+     "lr_mult.QK=0", "keep_checkpoints=-1", "keep_checkpoints=2", "warmup_iters=10000000", "min_lr_ratio=0"],
+)  # fmt: skip
+def test_values_just_inside_their_range(word):
+    parse(f"--{word}")[0].resolved()
+
+
+def resolved(**options):
+    return TrainConfig(**options).resolved()
+
+
+def test_resolved_fills_in_what_follows():
+    gpt2, llama = resolved(), resolved(model_type="llama", n_embd=96, n_head=6)
+    assert (gpt2.n_kv_head, gpt2.n_inner, gpt2.norm_eps, gpt2.tie_weights) == (12, 3072, 1e-5, True)
+    assert (llama.n_kv_head, llama.n_inner, llama.norm_eps, llama.tie_weights) == (6, 384, 1e-6, False)
+    assert gpt2.lr_mult == LR_MULT and gpt2.min_lr == 6e-5
+    assert gpt2.vocab_size is None
+    assert gpt2.resolved() == gpt2 and llama.resolved() == llama
+
+
+def test_resolved_keeps_what_is_given():
+    given = dict(n_kv_head=3, n_inner=100, norm_eps=1e-4, vocab_size=7)
+    for tie in (True, False):
+        for model_type in ("gpt2", "llama"):
+            config = resolved(model_type=model_type, tie_weights=tie, **given)
+            assert {key: getattr(config, key) for key in given} == given
+            assert config.tie_weights is tie
+
+
+def test_without_blockwise_every_multiplier_is_1(file):
+    path = file("lr_mult = dict(QK=3)\nwd_mult['Norm'] = 0")
+    for words in ((path, "--blockwise=False"), ("--blockwise=False", path)):
+        config = parse(*words)[0]
+        assert config.lr_mult["QK"] == 3.0
+        assert config.resolved().lr_mult == dict.fromkeys(LR_MULT, 1.0)
+        assert config.resolved().wd_mult == {**dict.fromkeys(LR_MULT, 1.0), "Norm": 0.0}
+
+
+def test_min_lr_ratio():
+    assert resolved(min_lr_ratio=0.1, learning_rate=0.5, min_lr=7.0).min_lr == 0.05
+    assert resolved(min_lr_ratio=0.0, min_lr=7.0).min_lr == 0.0
+    assert resolved(min_lr=7.0).min_lr == 7.0
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (dict(n_embd=770), "n_embd=770: expected a multiple of n_head=12"),
+        (dict(n_kv_head=5), "n_head=12: expected a multiple of n_kv_head=5"),
+        (dict(n_kv_head=24), "n_head=12: expected a multiple of n_kv_head=24"),
+        (dict(model_type="llama", n_embd=36), "n_embd=36: expected an even multiple of n_head=12"),
+    ],
+)
+def test_shapes_that_do_not_divide(options, expected):
+    with pytest.raises(UserError) as error:
+        resolved(**options)
+    assert str(error.value).startswith(expected)
+    resolved(model_type="gpt2", n_embd=36)

@@ -1,0 +1,282 @@
+"""The prepare scripts as a user runs them, the files that they write, the tokenizers."""
+
+import hashlib
+import http.client
+import io
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import tiktoken
+from conftest import ROOT
+
+from blockwise import UserError
+from blockwise.corpus import prepare_text, read_text, split_text, tiny_shakespeare, write_dataset
+from blockwise.loader import Dataset
+from blockwise.tokenizer import BYTES, GPT2, Tokenizer
+
+TEXT = "Grüß Gott, schöne Welt! — 你好 🙂\r\n" * 40
+CHARS = Tokenizer({"tokenizer": "chars", "vocab_size": 4, "chars": "aβ你🙂"})
+
+
+def prepare(name, *words):
+    """Run data/NAME/prepare.py; returns (exit status, stderr)."""
+    command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return answer.returncode, answer.stderr
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def ids_of(folder, split):
+    return np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
+
+
+def meta_of(folder):
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+def assert_refused(answer, *parts):
+    status, error = answer
+    assert status == 2, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    assert all(part in error for part in parts), error
+
+
+# The scripts
+
+
+def test_kjv(tmp_path):
+    for run in ("a", "b"):
+        assert prepare("kjv", f"--data_dir={tmp_path / run}") == (0, "")
+    folder = tmp_path / "a" / "kjv"
+    first = contents(folder)
+    assert first == contents(tmp_path / "b" / "kjv")
+    assert set(first) == {"train.bin", "val.bin", "meta.json"}
+    assert (len(first["train.bin"]), len(first["val.bin"])) == (2 * 3_767_392, 2 * 418_600)
+    assert b"In the beginning God created the heaven" in bytes(ids_of(folder, "train")[:2000])
+    data = Dataset.open(tmp_path / "a", "kjv", 256)
+    data.verify()
+    assert (data.vocab_size, data.tokenizer) == (256, BYTES)
+
+
+def test_text(tmp_path, text_file):
+    more = tmp_path / "more.txt"
+    more.write_text("no line end")
+    assert prepare("text", text_file, more, "--name=mine", f"--data_dir={tmp_path}") == (0, "")
+    folder = tmp_path / "mine"
+    data = TEXT.encode() + b"no line end\n"
+    train, val = bytes(ids_of(folder, "train")), bytes(ids_of(folder, "val"))
+    assert train + val == data
+    assert 0.9 * len(data) <= len(train) + 1 and len(train) < 0.9 * len(data) + 4
+    Dataset.open(tmp_path, "mine", 8).verify()
+    assert meta_of(folder) == {
+        **BYTES, "dtype": "uint16", "source": "text.txt, more.txt",
+        "splits": {
+            split: {"tokens": len(part), "sha256": hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()}
+            for split, part in (("train", train), ("val", val))
+        },
+    }  # fmt: skip
+
+
+def test_shakespeare_char(tmp_path, text_file):
+    assert prepare("shakespeare_char", f"--source={text_file}", f"--data_dir={tmp_path}") == (0, "")
+    data = Dataset.open(tmp_path, "shakespeare_char", 8)
+    data.verify()
+    assert data.tokenizer["vocab_size"] == len(set(TEXT)) and data.vocab_size == 64
+    folder = tmp_path / "shakespeare_char"
+    ids = ids_of(folder, "train") + ids_of(folder, "val")
+    assert Tokenizer(data.tokenizer).decode(ids) == TEXT
+    assert data.tokenizer["chars"] == "".join(sorted(set(TEXT)))
+
+
+MISTAKES = {
+    "not UTF-8": ("text", ["{bad}", "--name=x"], ["bad.txt", "UTF-8", "byte 2"]),
+    "missing file": ("text", ["{tmp}/none.txt", "--name=x"], ["none.txt", "No such file"]),
+    "a folder": ("text", ["{tmp}", "--name=x"], ["Is a directory"]),
+    "empty": ("text", ["{empty}", "--name=x"], ["empty"]),
+    "no file": ("text", ["--name=x"], ["FILE"]),
+    "no name": ("text", ["{good}"], ["--name"]),
+    "name of a folder above": ("text", ["{good}", "--name=.."], ["--name=..: expected letters"]),
+    "name with a slash": ("text", ["{good}", "--name=../x"], ["--name=../x: expected letters"]),
+    "empty name": ("text", ["{good}", "--name="], ["--name=: expected letters"]),
+    "unknown tokenizer": ("text", ["{good}", "--name=x", "--tokenizer=byte"], ["'byte'", "bytes", "gpt2"]),
+    "unknown option": ("text", ["{good}", "--name=x", "--vocab=3"], ["--vocab=3"]),
+    "abbreviated option": ("text", ["{good}", "--nam=x"], ["--name"]),
+    "unknown option of kjv": ("kjv", ["--source=x"], ["--source=x"]),
+    "unknown word of kjv": ("kjv", ["x"], ["x"]),
+    "missing source": ("shakespeare_char", ["--source={tmp}/none.txt"], ["none.txt", "No such file"]),
+    "empty source": ("shakespeare_char", ["--source={empty}"], ["empty"]),
+    "missing source for gpt2": ("shakespeare", ["--source={tmp}/none.txt"], ["none.txt", "No such file"]),
+    "a file in the folder's place": ("text", ["{good}", "--name=good.txt", "--data_dir={tmp}"], ["good.txt"]),
+    "a file as data_dir": ("text", ["{good}", "--name=x", "--data_dir={good}"], ["good.txt"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_status_2(tmp_path, mistake):
+    files = {"bad": b"ab\xffcd", "empty": b"", "good": b"some text\n" * 20}
+    for name, data in files.items():
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    paths = {"tmp": tmp_path, **{name: tmp_path / f"{name}.txt" for name in files}}
+    script, words, parts = MISTAKES[mistake]
+    assert_refused(prepare(script, f"--data_dir={tmp_path}/data", *(w.format(**paths) for w in words)), *parts)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("failure", [urllib.error.URLError("no network"), TimeoutError("slow")])
+def test_download_that_fails_names_the_way_around(monkeypatch, failure):
+    def refuse(*args, **options):
+        raise failure
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match="--source=PATH"):
+        tiny_shakespeare()
+
+
+def test_download_that_breaks_off_names_the_way_around(monkeypatch):
+    def broken(*args, **options):
+        answer = io.BytesIO()
+        answer.read = lambda: (_ for _ in ()).throw(http.client.IncompleteRead(b"First Cit"))
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", broken)
+    with pytest.raises(UserError, match="--source=PATH"):
+        tiny_shakespeare()
+
+
+# Files
+
+
+def test_line_ends_stay_as_they_are(text_file):
+    assert read_text(text_file) == TEXT
+
+
+@pytest.mark.parametrize("text", [TEXT, "ab", "aβ你🙂" * 7, "🙂🙂", "🙂" * 30, "x" * 1000])
+def test_split_cuts_no_character(text):
+    parts = split_text(text)
+    assert parts["train"] + parts["val"] == text
+    cut = len(text.encode()) * 9 // 10
+    assert cut <= len(parts["train"].encode()) <= cut + 3
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        prepare_text(tmp_path / name, TEXT, Tokenizer(BYTES), "made up")
+    prepare_text(tmp_path / "b", TEXT, Tokenizer(BYTES), "made up")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert set(contents(tmp_path / "a")) == {"train.bin", "val.bin", "meta.json"}
+
+
+def test_ids_on_the_disk(tmp_path):
+    ids = [0, 1, 255, 256, 65535]
+    write_dataset(tmp_path, {"train": ids, "val": np.array([7], dtype=np.uint16)}, {**BYTES, "vocab_size": 65536}, "x")
+    assert (tmp_path / "train.bin").read_bytes() == bytes([0, 0, 1, 0, 255, 0, 0, 1, 255, 255])
+    assert ids_of(tmp_path, "val") == [7]
+
+
+@pytest.mark.parametrize(
+    "vocab_size, train, val, part",
+    [
+        (256, [1, 256], [1], "vocabulary of 256"),
+        (256, [1], [300], "vocabulary of 256"),
+        (256, [1, -1], [1], "vocabulary of 256"),
+        (65536, [1], [65536], "vocabulary of 65536"),
+        (65536, [1], [2**16 + 5], "vocabulary of 65536"),
+        (65537, [1], [1], "uint16"),
+        (70000, [65536], [1], "uint16"),
+        (256, [], [1], "train split"),
+        (256, [1], [], "val split"),
+    ],
+)
+def test_what_uint16_or_the_vocabulary_cannot_hold_is_refused(tmp_path, vocab_size, train, val, part):
+    write_dataset(tmp_path, {"train": [1, 2], "val": [3]}, BYTES, "old")
+    old = contents(tmp_path)
+    with pytest.raises(UserError, match=part):
+        write_dataset(tmp_path, {"train": train, "val": val}, {**BYTES, "vocab_size": vocab_size}, "new")
+    assert contents(tmp_path) == old
+
+
+# Tokenizers
+
+
+@pytest.mark.parametrize("text", ["", "plain", TEXT, "\x00\x7f\n", "e\u0301 \u00e9"])
+def test_bytes_round_trip(text):
+    tokenizer = Tokenizer(BYTES)
+    ids = tokenizer.encode(text)
+    assert ids == list(text.encode()) and all(type(i) is int for i in ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_chars_round_trip():
+    assert CHARS.encode("你aβ🙂a") == [2, 0, 1, 3, 0]
+    assert CHARS.decode([2, 0, 1, 3, 0]) == "你aβ🙂a"
+    assert CHARS.encode("") == [] and CHARS.decode([]) == ""
+    from_list = Tokenizer({"tokenizer": "chars", "vocab_size": 2, "chars": ["x", "y"]})
+    assert from_list.decode(from_list.encode("xyx")) == "xyx"
+
+
+def test_chars_lack_a_character():
+    with pytest.raises(UserError, match=r"4 characters lacks 'bc'"):
+        CHARS.encode("cab")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_character_cut_off_at_the_end_is_left_out(length):
+    assert Tokenizer(BYTES).decode(list(b"ab" + "🙂".encode()[:length])) == "ab"
+
+
+@pytest.mark.parametrize("broken", [b"a\xffb", b"a\xe4\xbdb", b"a\x80b"])
+def test_a_broken_character_in_the_middle_is_shown(broken):
+    assert Tokenizer(BYTES).decode(list(broken)) == "a\ufffdb"
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(UserError, match="unknown tokenizer 'bpe': expected bytes, chars or gpt2"):
+        Tokenizer({"tokenizer": "bpe", "vocab_size": 5})
+
+
+def test_gpt2_out_of_reach_names_the_way_around(monkeypatch):
+    def refuse(name):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+    with pytest.raises(UserError, match="TIKTOKEN_CACHE_DIR") as error:
+        Tokenizer(GPT2)
+    assert "\n" not in str(error.value) and "ConnectionError" in str(error.value)
+
+
+def test_gpt2_uses_tiktoken(monkeypatch):
+    """On ranks of our own: 256 bytes and two merges, since GPT-2's need a network."""
+    ranks = {bytes([i]): i for i in range(256)} | {b"he": 256, b"hell": 257, b"ll": 258}
+    tiny = tiktoken.Encoding("tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 259})
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": tiny}.__getitem__)
+    tokenizer = Tokenizer({"tokenizer": "gpt2", "vocab_size": 260})
+    assert tokenizer.encode("he he") == [256, 32, 256]
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert 259 not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([104, 259]) == "h<|endoftext|>"
+    assert tokenizer.decode([256, *"你".encode()[:2]]) == "he"
+
+
+def test_gpt2_script_out_of_reach(tmp_path, text_file):
+    unreachable = {**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path / "none"), "https_proxy": "http://127.0.0.1:9"}
+    answer = subprocess.run(
+        [sys.executable, "data/shakespeare/prepare.py", f"--source={text_file}", f"--data_dir={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, env=unreachable,
+    )  # fmt: skip
+    assert_refused((answer.returncode, answer.stderr), "TIKTOKEN_CACHE_DIR")

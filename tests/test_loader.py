@@ -1,0 +1,358 @@
+"""Data sets on the disk: what is read from them, and every way in which they can be broken."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blockwise import UserError, loader
+from blockwise.corpus import write_dataset
+from blockwise.loader import Dataset, Split, eval_starts, micro_seed, train_batch
+from blockwise.tokenizer import BYTES
+
+IDS = np.random.default_rng(0).integers(256, size=1000)
+PLAIN = {"vocab_size": 3, "itos": {0: "a", 1: "b", 2: "ö"}, "stoi": {"a": 0, "b": 1, "ö": 2}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path / "set", {"train": IDS[:800], "val": IDS[800:]}, BYTES, "made up")
+    return tmp_path / "set"
+
+
+def opened(folder, block_size=8, vocab_size=None):
+    return Dataset.open(folder.parent, folder.name, block_size, vocab_size)
+
+
+def refusal(function, *args):
+    """The message of the UserError, which must be one line."""
+    with pytest.raises(UserError) as error:
+        function(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def put(folder, ids, split="train"):
+    (folder / f"{split}.bin").write_bytes(np.asarray(ids, dtype="<u2").tobytes())
+
+
+def edit_meta(folder, **changes):
+    path = folder / "meta.json"
+    meta = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+
+
+def without_meta(folder, pickled=None):
+    (folder / "meta.json").unlink()
+    if pickled is not None:
+        (folder / "meta.pkl").write_bytes(pickled)
+    return folder
+
+
+# What is read
+
+
+def test_open(folder):
+    data = opened(folder)
+    assert (data.train.tokens, data.val.tokens, data.vocab_size) == (800, 200, 256)
+    assert data.tokenizer == BYTES
+    assert data.train.bound == data.val.bound == 256
+    assert data.train.checked and data.val.checked
+
+
+@pytest.mark.parametrize("given, rows, bound", [(None, 128, 100), (100, 100, 100), (101, 101, 101), (512, 512, 512)])
+def test_rows_of_the_embedding(folder, given, rows, bound):
+    write_dataset(folder, {"train": IDS[:800] % 100, "val": IDS[800:] % 100}, {**BYTES, "vocab_size": 100}, "made up")
+    data = opened(folder, vocab_size=given)
+    assert (data.vocab_size, data.train.bound, data.tokenizer["vocab_size"]) == (rows, bound, 100)
+
+
+def test_windows_are_inputs_and_targets_shifted_by_one(folder):
+    x, y = opened(folder).train.windows([0, 5, 791], 8)
+    assert x.dtype == y.dtype == torch.int64
+    for row, start in enumerate((0, 5, 791)):
+        assert x[row].tolist() == IDS[start : start + 8].tolist()
+        assert y[row].tolist() == IDS[start + 1 : start + 9].tolist()
+
+
+def test_ids_are_little_endian_unsigned(folder):
+    without_meta(folder)
+    (folder / "train.bin").write_bytes(b"\x01\x02" * 5 + b"\x50\xc4" * 5)
+    x, _ = opened(folder).train.windows([0], 9)
+    assert x[0].tolist() == [513] * 5 + [50256] * 4
+
+
+# Batches
+
+
+def addressed(split, world, seed=1, steps=3, micro_steps=8):
+    """Inputs of all processes, in the order of the addresses that train.py gives them: step, micro-step, rank."""
+    batches = [
+        train_batch(split, seed, step, micro * world + rank, 2, 8)[0]
+        for step in range(steps)
+        for micro in range(micro_steps // world)
+        for rank in range(world)
+    ]
+    return torch.cat(batches)
+
+
+def test_batch_depends_on_its_address_alone(folder):
+    split = opened(folder).train
+    first = train_batch(split, 1, 2, 3, 4, 8)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    train_batch(split, 9, 9, 9, 4, 8)
+    again = train_batch(opened(folder).train, 1, 2, 3, 4, 8)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    x, y = first
+    assert x.shape == y.shape == (4, 8) and torch.equal(x[:, 1:], y[:, :-1])
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1)):
+        assert not torch.equal(train_batch(split, *other, 4, 8)[0], x)
+
+
+def test_any_number_of_processes_sees_the_same(folder):
+    split = opened(folder).train
+    alone = addressed(split, 1)
+    assert alone.shape == (3 * 8 * 2, 8)
+    assert len(alone.unique(dim=0)) > 40
+    for world in (2, 4, 8):
+        assert torch.equal(addressed(split, world), alone)
+
+
+def test_batches_reach_both_ends_of_the_split(folder):
+    put(folder, range(12))
+    without_meta(folder)
+    x, y = train_batch(opened(folder, block_size=8).train, 0, 0, 0, 200, 8)
+    assert set(x[:, 0].tolist()) == {0, 1, 2, 3} and y.max() == 11
+    put(folder, range(9))
+    assert train_batch(opened(folder, block_size=8).train, 0, 0, 0, 5, 8)[1][:, -1].tolist() == [8] * 5
+
+
+def test_dropout_seeds_differ_by_address():
+    seeds = {micro_seed(*address) for address in [(1, 2, 3), (3, 2, 1), (1, 3, 2), (2, 2, 3), (1, 2, 4)]}
+    assert len(seeds) == 5
+    assert micro_seed(1, 2, 3) == micro_seed(1, 2, 3)
+    torch.manual_seed(micro_seed(2**64, 2**40, 2**20))
+
+
+@pytest.mark.parametrize(
+    "tokens, windows, overlap",
+    [(1000, 10, False), (1000, 1, False), (1000, 125, True), (1000, 991, True), (50, 200, True), (9, 5, True)],
+)
+def test_evaluation_windows(tokens, windows, overlap):
+    split = Split(Path("nowhere"), tokens, 256)
+    starts = eval_starts(split, windows, 8)
+    assert starts.dtype == np.int64 and len(starts) == windows
+    assert starts.tolist() == eval_starts(split, windows, 8).tolist()
+    assert starts[0] == 0 and (windows == 1 or starts[-1] == tokens - 9)
+    gaps = np.diff(starts).tolist()
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert any(gap < 8 for gap in gaps) == overlap
+
+
+# What is broken
+
+
+def test_missing_set_names_the_command(tmp_path):
+    message = refusal(Dataset.open, tmp_path, "kjv", 8)
+    assert "'kjv' is not prepared" in message and "python data/kjv/prepare.py" in message
+    message = refusal(Dataset.open, tmp_path, "mine", 8)
+    assert "no data set 'mine'" in message and "python data/text/prepare.py FILE --name=mine" in message
+
+
+def test_missing_set_names_the_command_whatever_the_vocabulary(tmp_path):
+    assert "python data/kjv/prepare.py" in refusal(Dataset.open, tmp_path, "kjv", 8, 256)
+
+
+def test_missing_set_names_a_command_that_prepares_it_where_it_is_looked_for(tmp_path):
+    assert f"python data/kjv/prepare.py --data_dir={tmp_path}" in refusal(Dataset.open, tmp_path, "kjv", 8)
+
+
+def test_the_folder_of_the_text_script_is_no_set_of_its_own(tmp_path):
+    assert "python data/text/prepare.py FILE --name=text" in refusal(Dataset.open, tmp_path, "text", 8)
+
+
+def test_missing_set_names_near_misses(folder):
+    assert "did you mean set?" in refusal(Dataset.open, folder.parent, "sets", 8)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_split(folder, split):
+    (folder / f"{split}.bin").unlink()
+    assert f"{split}.bin is missing" in refusal(opened, folder)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_broken_sizes(folder, split):
+    path = folder / f"{split}.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert f"{split}.bin has an odd length, {len(whole) - 1} bytes" in refusal(opened, folder)
+    path.write_bytes(whole[:-2])
+    tokens = len(whole) // 2
+    message = refusal(opened, folder)
+    assert all(part in message for part in (f"{split}.bin has {tokens - 1} tokens", "meta.json", f"says {tokens}"))
+    path.write_bytes(whole[:16])
+    assert f"{split}.bin has 8 tokens: expected at least block_size + 1 = 9" in refusal(opened, folder)
+    path.write_bytes(b"")
+    assert f"{split}.bin has 0 tokens" in refusal(opened, folder)
+
+
+def test_split_of_just_one_window_is_enough(folder):
+    assert opened(folder, block_size=199).val.tokens == 200
+    assert "expected at least block_size + 1 = 201" in refusal(opened, folder, 200)
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "vocab_size", "dtype", "splits"])
+def test_meta_lacks_a_key(folder, key):
+    edit_meta(folder, **{key: None})
+    message = refusal(opened, folder)
+    assert "meta.json lacks" in message and key in message and "prepare" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("key", ["tokens", "sha256"])
+def test_meta_lacks_a_key_of_a_split(folder, split, key):
+    splits = json.loads((folder / "meta.json").read_text())["splits"]
+    del splits[split][key]
+    edit_meta(folder, splits=splits)
+    assert f"meta.json lacks '{key}'" in refusal(opened, folder)
+    edit_meta(folder, splits={other: value for other, value in splits.items() if other != split})
+    assert f"meta.json lacks '{split}'" in refusal(opened, folder)
+
+
+def test_meta_lacks_the_characters(folder):
+    edit_meta(folder, tokenizer="chars")
+    assert "meta.json lacks 'chars'" in refusal(opened, folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(vocab_size="256"), dict(vocab_size=256.0), dict(vocab_size=0), dict(vocab_size=65537), dict(dtype="uint32"),
+     dict(splits=5), dict(splits={"train": 5, "val": 5}), dict(splits=[])],
+)  # fmt: skip
+def test_meta_holds_nonsense(folder, changes):
+    edit_meta(folder, **changes)
+    message = refusal(opened, folder)
+    assert "meta.json is broken" in message and "prepare the data set anew" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '"words"', '{"vocab_size": 256', "\x00", "\udcff"])
+def test_meta_is_no_json(folder, text):
+    (folder / "meta.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert "meta.json is broken" in refusal(opened, folder)
+
+
+@pytest.mark.parametrize("split, place", [("train", 0), ("train", 799), ("val", 100)])
+def test_id_outside_the_vocabulary(folder, split, place):
+    ids = {"train": IDS[:800].copy(), "val": IDS[800:].copy()}[split]
+    ids[place] = 256
+    put(folder, ids, split)
+    message = refusal(opened, folder)
+    assert f"{split}.bin: token id 256" in message and "256" in message and "prepare it anew" in message
+    assert opened(folder, vocab_size=257).vocab_size == 257
+
+
+def test_vocabulary_given_too_small(folder):
+    assert "vocab_size=255: data set set needs at least 256" in refusal(opened, folder, 8, 255)
+
+
+# nanoGPT's descriptions
+
+
+def test_without_any_meta_it_is_gpt2s(folder):
+    without_meta(folder)
+    data = opened(folder)
+    assert data.vocab_size == 50304
+    assert data.tokenizer == {"tokenizer": "gpt2", "vocab_size": 50257}
+    put(folder, [50256] * 20)
+    assert opened(folder).train.bound == 50257
+    put(folder, [50257] * 20)
+    assert "token id 50257" in refusal(opened, folder)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_nano_gpts_meta_is_read(folder, protocol):
+    without_meta(folder, pickle.dumps(PLAIN, protocol))
+    put(folder, [0, 1, 2] * 10)
+    put(folder, [2] * 10, "val")
+    data = opened(folder)
+    assert data.vocab_size == 64
+    assert data.tokenizer == {"tokenizer": "chars", "vocab_size": 3, "chars": ["a", "b", "ö"]}
+    put(folder, [3] * 10)
+    assert "token id 3 where the vocabulary has 3" in refusal(opened, folder)
+
+
+def test_pickled_code_is_refused_and_not_run(folder, tmp_path):
+    command = f"touch {tmp_path}/it_ran"
+    os_system = f"c{os.system.__module__}\nsystem\n(V{command}\ntR.".encode()
+    evaluated = f"cbuiltins\neval\n(V__import__('os').system('{command}')\ntR.".encode()
+    instance = f"(V{command}\ni{os.system.__module__}\nsystem\n.".encode()
+    for pickled in (os_system, evaluated, instance, pickle.dumps({**PLAIN, "vocab_size": np.int64(3)})):
+        (folder / "meta.json").unlink(missing_ok=True)
+        (folder / "meta.pkl").write_bytes(pickled)
+        assert "only plain data is read" in refusal(opened, folder)
+        assert not (tmp_path / "it_ran").exists()
+    pickle.loads(os_system)
+    assert (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [b"", b"nonsense", pickle.dumps(PLAIN)[:-5], pickle.dumps([]), pickle.dumps({}), pickle.dumps({"vocab_size": 3}),
+     pickle.dumps({**PLAIN, "vocab_size": 4}), pickle.dumps({**PLAIN, "vocab_size": "many"}), pickle.dumps(5)],
+)  # fmt: skip
+def test_broken_pickle(folder, pickled):
+    message = refusal(opened, without_meta(folder, pickled))
+    assert "meta.pkl" in message and "prepare the data set anew" in message
+
+
+def test_pickle_with_a_damaged_length(folder):
+    pickled = bytearray(pickle.dumps(PLAIN, 4))
+    pickled[10] = 0xFF  # the highest byte of the frame's length
+    assert "meta.pkl is broken" in refusal(opened, without_meta(folder, bytes(pickled)))
+
+
+def test_meta_json_comes_before_meta_pkl(folder):
+    (folder / "meta.pkl").write_bytes(b"nonsense")
+    assert opened(folder).tokenizer == BYTES
+
+
+# Files too large to scan at every start, and the full check
+
+
+def test_big_split_is_checked_batch_by_batch(folder, monkeypatch):
+    ids = IDS[:800].copy()
+    ids[400] = 300
+    put(folder, ids)
+    monkeypatch.setattr(loader, "SCAN_BYTES", 1000)
+    data = opened(folder)
+    assert (data.train.checked, data.val.checked) == (False, True)
+    data.train.windows([0, 391], 8)
+    for start in (392, 400):  # the bad id as last target, as first input
+        assert "train.bin: token id 300" in refusal(data.train.windows, [0, start], 8)
+    assert "token id 300" in refusal(data.verify)
+    without_meta(folder)
+    assert opened(folder).train.checked
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("byte, part", [(100, "sha256"), (101, "token id")])
+def test_verify_finds_one_flipped_byte(folder, monkeypatch, split, byte, part):
+    opened(folder).verify()
+    path = folder / f"{split}.bin"
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr(loader, "SCAN_BYTES", 0)
+    message = refusal(opened(folder).verify)
+    assert part in message and f"{split}.bin" in message
+
+
+def test_verify_without_hashes(folder):
+    without_meta(folder)
+    opened(folder).verify()

@@ -1,0 +1,414 @@
+"""The models against Hugging Face's in float64, and facts about them that need no reference."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import model as model_file
+from blockwise.blocks import blocks_of
+from model import KVCache, ModelConfig, Transformer
+
+KINDS = {
+    "gpt2": dict(model_type="gpt2", tie_weights=True),
+    "llama": dict(model_type="llama", tie_weights=False),
+    "grouped": dict(model_type="llama", tie_weights=True, n_kv_head=2),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_config(**options):
+    small = dict(
+        vocab_size=61, block_size=16, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_inner=48, bias=False, dropout=0.0,
+        rope_theta=100.0, norm_eps=1e-3,
+    )  # fmt: skip
+    return ModelConfig(**{**small, **options})
+
+
+def randomised(model):
+    """Every parameter random, norms and biases too, in float64."""
+    torch.manual_seed(0)
+    model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.3 * torch.randn(p.shape) + (p.dim() == 1))
+    return model
+
+
+def make(kind, **options):
+    return randomised(Transformer(make_config(**KINDS[kind], **options)))
+
+
+def batch(B=3, T=12, vocab_size=61):
+    tokens = torch.randint(vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def on_meta(**options):
+    with torch.device("meta"):
+        return Transformer(make_config(**options))
+
+
+# Hugging Face
+
+LLAMA_CASES = {
+    "untied": dict(tie_word_embeddings=False),
+    "tied": dict(tie_word_embeddings=True),
+    "bias": dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    "grouped": dict(tie_word_embeddings=False, num_key_value_heads=2),
+    "one key-value head, bias, tied": dict(
+        tie_word_embeddings=True, num_key_value_heads=1, attention_bias=True, mlp_bias=True
+    ),
+}
+
+
+@pytest.fixture
+def float64_llama(monkeypatch):
+    """Hugging Face's LLaMA computes norms and the attention's softmax in float32, whatever the parameters are."""
+
+    def norm(self, x):
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype=None: x.softmax(dim))
+
+
+def from_gpt2(tensors):
+    """Hugging Face's GPT-2 tensors, {name: tensor}, under our names: Conv1D transposed, the fused QKV split."""
+    ours = {}
+    leaves = {"attn.c_proj": "attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
+    top = {"transformer.wte": "tok_emb", "transformer.wpe": "pos_emb", "transformer.ln_f": "norm_f"}
+    for name, x in tensors.items():
+        module, kind = name.rsplit(".", 1)
+        if not module.startswith("transformer.h."):
+            ours[f"{top.get(module, module)}.{kind}"] = x
+            continue
+        block, leaf = module.removeprefix("transformer.h.").split(".", 1)
+        if leaf == "attn.c_attn":
+            for part, piece in zip("qkv", x.chunk(3, dim=-1), strict=True):
+                ours[f"blocks.{block}.attn.{part}_proj.{kind}"] = piece.T if piece.dim() == 2 else piece
+        elif leaf in leaves:
+            ours[f"blocks.{block}.{leaves[leaf]}.{kind}"] = x.T if x.dim() == 2 else x
+        else:
+            ours[f"blocks.{block}.{leaf.replace('ln_', 'norm')}.{kind}"] = x
+    return ours
+
+
+def from_llama(tensors):
+    renamed = {
+        "model.embed_tokens": "tok_emb", "model.layers": "blocks", "model.norm": "norm_f", "self_attn": "attn",
+        "input_layernorm": "norm1", "post_attention_layernorm": "norm2",
+    }  # fmt: skip
+    ours = {}
+    for name, x in tensors.items():
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        ours[name] = x
+    return ours
+
+
+def assert_parity(theirs, translate, config):
+    theirs = randomised(theirs)
+    model = Transformer(config).double().eval()
+    weights = translate(dict(theirs.named_parameters()))
+    assert set(weights) == {name for name, _ in model.named_parameters()}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(weights[name])
+
+    x, y = batch()
+    logits = theirs(x).logits
+    assert model(x).dtype == logits.dtype == torch.float64
+    torch.testing.assert_close(model(x), logits, rtol=0, atol=1e-10)
+
+    expected = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+    loss = model(x, y)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+
+    expected.backward()
+    loss.backward()
+    gradients = translate({name: p.grad for name, p in theirs.named_parameters()})
+    for name, p in model.named_parameters():
+        assert p.grad.abs().max() > 1e-4 or name.endswith("k_proj.bias"), name  # a key's bias shifts no softmax
+        torch.testing.assert_close(p.grad, gradients[name], rtol=0, atol=1e-10, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gpt2_is_hugging_faces(tied):
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=61, n_positions=16, n_embd=32, n_layer=2, n_head=4, n_inner=48, layer_norm_epsilon=1e-3,
+            tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+        )
+    )  # fmt: skip
+    assert_parity(theirs, from_gpt2, make_config(model_type="gpt2", tie_weights=tied, bias=True))
+
+
+@pytest.mark.parametrize("case", LLAMA_CASES)
+def test_llama_is_hugging_faces(float64_llama, case):
+    options = LLAMA_CASES[case]
+    bias = options.get("mlp_bias", False)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61, max_position_embeddings=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+            attn_implementation="eager", **options,
+        )
+    )  # fmt: skip
+    heads, tied = options.get("num_key_value_heads", 4), options["tie_word_embeddings"]
+    assert_parity(theirs, from_llama, make_config(model_type="llama", tie_weights=tied, bias=bias, n_kv_head=heads))
+
+
+# Facts
+
+
+@every_kind
+def test_no_position_sees_a_later_one(kind):
+    model, (x, _) = make(kind), batch(B=1)
+    embedded = []
+    model.tok_emb.register_forward_hook(lambda module, inputs, output: embedded.append(output))
+    logits = model(x)
+    for t in range(x.size(1)):
+        (gradient,) = torch.autograd.grad(logits[0, t].pow(2).sum(), embedded, retain_graph=True)  # (1, T, C)
+        assert gradient[0].any(dim=1).tolist() == [True] * (t + 1) + [False] * (11 - t)
+
+
+@every_kind
+def test_initial_loss_is_that_of_guessing(kind):
+    torch.manual_seed(0)
+    model = Transformer(make_config(**KINDS[kind], vocab_size=512, n_embd=64))
+    assert model(*batch(8, 16, 512)).item() == pytest.approx(math.log(512), abs=0.1)
+
+
+@every_kind
+def test_initial_weights(kind):
+    torch.manual_seed(0)
+    model = Transformer(make_config(**KINDS[kind], vocab_size=256, n_embd=128, n_inner=256, n_layer=3, bias=True))
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            assert (p == (0.0 if "bias" in name else 1.0)).all(), name
+        elif name == "pos_emb.weight":
+            assert p.std().item() == pytest.approx(0.02, rel=0.1)
+        else:
+            narrow = "o_proj" in name or "down_proj" in name
+            assert p.std().item() == pytest.approx(0.02 / math.sqrt(6) if narrow else 0.02, rel=0.04), name
+            assert abs(p.mean().item()) < 1e-3
+
+
+def test_initial_weights_follow_from_the_seed():
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(Transformer(make_config(**KINDS["llama"])).state_dict())
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert not torch.equal(models[0]["tok_emb.weight"], models[2]["tok_emb.weight"])
+
+
+PAPER = dict(model_type="llama", vocab_size=50304, block_size=1024, tie_weights=False)
+SIZES = {  # width, layers, heads, key-value heads, feed-forward width; parameters in millions
+    "0.13B": (768, 6, 12, 12, 3072, 133.9),
+    "0.23B": (768, 16, 12, 12, 3072, 228.3),
+    "0.25B": (1024, 8, 16, 16, 4096, 237.3),
+    "0.5B": (1280, 15, 20, 20, 5120, 522.0),
+    "0.75B": (1664, 13, 26, 26, 6656, 743.4),
+    "0.9B": (1600, 18, 25, 25, 6400, 898.3),
+    "TinyLlama": (2048, 22, 32, 4, 5632, 1175.0),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_of_the_papers_llamas(size):
+    C, layers, H, K, inner, millions = SIZES[size]
+    model = on_meta(**PAPER, n_embd=C, n_layer=layers, n_head=H, n_kv_head=K, n_inner=inner)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_parameters_per_block():
+    model = on_meta(**PAPER, n_embd=1024, n_layer=8, n_head=16, n_kv_head=16, n_inner=4096)
+    counts = {block: sum(p.numel() for _, p in members) for block, members in blocks_of(model).items()}
+    assert counts == dict(
+        Emb=50304 * 1024, QK=8 * 2 * 1024**2, VO=8 * 2 * 1024**2, FFN=8 * 3 * 1024 * 4096, Norm=17 * 1024,
+        Head=50304 * 1024,
+    )  # fmt: skip
+    assert sum(counts.values()) == 237_257_728
+
+
+def test_parameters_of_gpt2_small():
+    shape = dict(model_type="gpt2", block_size=1024, n_embd=768, n_layer=12, n_head=12, n_kv_head=12, n_inner=3072)
+    original = on_meta(**shape, vocab_size=50257, bias=True, tie_weights=True)
+    assert sum(p.numel() for p in original.parameters()) == 124_439_808
+    bias_free = on_meta(**shape, vocab_size=50304, bias=False, tie_weights=True)
+    assert sum(p.numel() for p in bias_free.parameters()) == 124_373_760
+
+
+@pytest.mark.parametrize("rows", [1, 7, 35, 36, 1000])
+def test_loss_in_pieces_is_the_whole(monkeypatch, rows):
+    model, (x, y) = make("llama"), batch(B=3, T=12)
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    monkeypatch.setattr(model_file, "LOSS_ROWS", rows)
+    loss = model(x, y)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    whole = torch.autograd.grad(expected, list(model.parameters()))
+    pieces = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+
+
+@every_kind
+def test_double_backward(kind):
+    """A Hessian-vector product by two backward passes against central differences of the gradient."""
+    model, (x, y) = make(kind, bias=True), batch(B=2, T=5)
+    parameters = list(model.parameters())
+    vector = [torch.randn_like(p) for p in parameters]
+    with sdpa_kernel(SDPBackend.MATH):
+        gradient = torch.autograd.grad(model(x, y), parameters, create_graph=True)
+        product = torch.autograd.grad(gradient, parameters, grad_outputs=vector)
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, v in zip(parameters, vector, strict=True):
+                    p.add_(v, alpha=sign * 1e-5 * (1 if sign == 1 else 2))
+            sides.append(torch.autograd.grad(model(x, y), parameters))
+    for p, h, plus, minus in zip(parameters, product, *sides, strict=True):
+        assert h.dtype == torch.float64 and h.shape == p.shape
+        torch.testing.assert_close(h, (plus - minus) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
+# Text
+
+
+def without_cache(model, tokens, n):
+    """What `generate` is to give at temperature 0: each token from the whole context, older half dropped when full."""
+    size, new = model.config.block_size, []
+    window = tokens[:, -size:]
+    for _ in range(n):
+        if window.size(1) > size:
+            window = window[:, -(size // 2) :]
+        new.append(model(window)[:, -1].argmax(dim=-1, keepdim=True))
+        window = torch.cat((window, new[-1]), dim=1)
+    return torch.cat(new, dim=1)
+
+
+def generated(model, tokens, n, **options):
+    return torch.cat(list(model.generate(tokens, n, **options)), dim=1)
+
+
+@every_kind
+@pytest.mark.parametrize("prompt", [1, 11, 16, 23])
+def test_generation_with_a_cache_equals_without(kind, prompt):
+    model = make(kind)
+    tokens = batch(B=2, T=prompt)[0]
+    expected = without_cache(model, tokens, 40)
+    assert len(expected.unique()) > 5
+    assert torch.equal(generated(model, tokens, 40, temperature=0), expected)
+
+
+@every_kind
+@torch.no_grad()
+def test_cached_logits(kind):
+    model, (x, _) = make(kind), batch(B=2, T=12)
+    cache = KVCache(model.config, 2, x.device, torch.float64)
+    pieces = [model(x[:, :5], cache=cache)] + [model(x[:, t : t + 1], cache=cache) for t in range(5, 12)]
+    assert cache.length == 12
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_generation_in_the_smallest_contexts(block_size):
+    model = make("llama", block_size=block_size)
+    assert generated(model, batch(B=1, T=1)[0], 9, temperature=0).shape == (1, 9)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_sampled():
+    model, tokens = make("gpt2"), torch.zeros(50, 1, dtype=torch.int64)
+    options = dict(temperature=5.0, generator=torch.Generator().manual_seed(0))
+    assert generated(model, tokens, 5, **options).max() >= 7
+    for more in (dict(), dict(temperature=0), dict(top_k=60), dict(top_k=3)):
+        ids = generated(model, tokens, 5, n_ids=7, **{**options, **more})
+        assert ids.min() >= 0 and ids.max() < 7
+
+
+@pytest.mark.parametrize("n_ids", [None, 20])
+def test_top_1_is_temperature_0(n_ids):
+    model, tokens = make("llama"), batch(B=4, T=3)[0]
+    greedy = generated(model, tokens, 20, temperature=0, n_ids=n_ids)
+    assert torch.equal(generated(model, tokens, 20, temperature=2.0, top_k=1, n_ids=n_ids), greedy)
+
+
+def test_top_k_keeps_the_k_likeliest():
+    model, tokens = make("llama"), torch.zeros(300, 1, dtype=torch.int64)
+    likeliest = model(tokens[:1])[0, -1].topk(3).indices
+    ids = generated(model, tokens, 1, temperature=10.0, top_k=3, generator=torch.Generator().manual_seed(0))
+    assert set(ids.flatten().tolist()) == set(likeliest.tolist())
+
+
+def test_sampling_follows_the_generator_alone():
+    model, tokens = make("llama"), batch(B=2, T=3)[0]
+    draws = []
+    for seed in (1, 1, 2):
+        draws.append(generated(model, tokens, 20, generator=torch.Generator().manual_seed(seed)))
+        torch.rand(3)
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+# Dropout, precision, cost
+
+
+@every_kind
+def test_dropout_acts_in_training_only(kind):
+    model, (x, y) = make(kind, dropout=0.5), batch()
+    same = make(kind)
+    assert torch.equal(model(x, y), model(x, y))
+    assert torch.equal(model(x), same(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    torch.manual_seed(3)
+    first = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(model(x), first)
+    assert torch.equal(same.train()(x), same.eval()(x))
+
+
+def test_dropout_acts_in_every_place(monkeypatch):
+    """On the embeddings, inside attention, and on both residual branches of every layer."""
+    model, (x, _) = make("llama", dropout=0.5), batch()
+    seen = []
+    dropout, attention = F.dropout, F.scaled_dot_product_attention
+
+    def noting_dropout(x, p, training):
+        seen.append(("branch", p if training else 0.0))
+        return dropout(x, p, training)
+
+    def noting_attention(*args, dropout_p, **options):
+        seen.append(("attention", dropout_p))
+        return attention(*args, dropout_p=dropout_p, **options)
+
+    monkeypatch.setattr(F, "dropout", noting_dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting_attention)
+    for rate in (0.0, 0.5):
+        seen.clear()
+        model.train(rate > 0)(x)
+        assert sorted(seen) == [("attention", rate)] * 2 + [("branch", rate)] * 5
+
+
+@every_kind
+def test_everything_stays_float64(kind):
+    model, (x, y) = make(kind), batch()
+    seen = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model(x, y).backward()
+    assert seen == {torch.float64}
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float64}
+
+
+@every_kind
+def test_flops_per_token(kind):
+    model = make(kind)
+    kv = 16 if kind == "grouped" else 32
+    matrices = 2 if kind == "gpt2" else 3
+    weights = 2 * (32 * (32 + kv + kv + 32) + matrices * 32 * 48) + 32 * 61  # the lookup of an embedding costs nothing
+    assert model.flops_per_token() == 6 * weights + 12 * 2 * 32 * 16

@@ -1,0 +1,389 @@
+"""Whole runs in processes of their own: several at once, killed, stopped, damaged, and every mistake's exit status."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, finish, losses, metrics, out_dir, run, start
+
+LONG = ("--max_iters=40", "--lr_decay_iters=40", "--eval_interval=10")
+
+
+def wait_for(path, text, process, timeout=60):
+    end = time.time() + timeout
+    while time.time() < end and process.poll() is None:
+        if path.exists() and text in path.read_text(errors="replace"):
+            return
+        time.sleep(0.02)
+    kill_all(process)
+    raise AssertionError(f"{text!r} did not come; exit status {process.poll()}")
+
+
+def kill_all(process):
+    """SIGKILL for a launcher and its workers."""
+    os.killpg(process.pid, signal.SIGKILL)
+    for pid in children_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def children_of(pid):
+    """Living processes whose session is that of `pid`."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    fields = file.read().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if (int(fields[3]) == pid or int(fields[1]) == pid) and fields[0] != "Z":
+                found.append(int(entry))
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_world_size_changes_nothing(small, processes, tmp_path):
+    """Same tokens and dropout in every step: losses agree to 1e-5 while no block's rate exceeds 1e-3."""
+    words = (*small, "--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20")
+    alone = (*words, f"--out_dir={tmp_path / 'alone'}")
+    run(*alone)
+    status, _, err = finish(start(*words, processes=processes))
+    assert status == 0, err
+    a, b = losses(alone), losses(words)
+    assert list(a) == list(b)
+    for step in a:
+        assert b[step] == pytest.approx(a[step], abs=1e-5), step
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_killed_anywhere_and_resumed_is_exact(small, processes, tmp_path):
+    """SIGKILL for everybody, twice, at whatever they are doing; the losses are those of an undisturbed run."""
+    straight = (*small, *LONG, f"--out_dir={tmp_path / 'straight'}")
+    words = (*small, *LONG, "--init_from=auto")
+    status, _, err = finish(start(*straight, processes=processes))
+    assert status == 0, err
+    dice = random.Random(processes)
+    for _ in range(2):
+        process = start(*words, processes=processes)
+        step = dice.randrange(5, 35)
+        wait_for(out_dir(words) / "metrics.jsonl", f'"step": {step}', process)
+        time.sleep(dice.random() * 0.05)
+        kill_all(process)
+    status, _, err = finish(start(*words, processes=processes))
+    assert status == 0, err
+    assert losses(words) == losses(straight)
+
+
+KILL_IN_SAVE = """
+import os, runpy, signal, sys
+import blockwise.checkpoint as c
+replace, calls = os.replace, []
+def killing(source, target):
+    if "ckpt" in str(source):
+        calls.append(source)
+        if len(calls) == {n}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = killing
+sys.argv = ["train.py"] + sys.argv[1:]
+sys.path.insert(0, {root!r})
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])  # before the first save's rename, the second's, and its manifest's
+def test_killed_in_the_middle_of_a_save(small, tmp_path, n):
+    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
+    run(*straight)
+    script = tmp_path / "killing.py"
+    script.write_text(KILL_IN_SAVE.format(n=n, root=str(ROOT)))
+    status, _, _ = finish(start(*small, script=str(script)))
+    assert status == -signal.SIGKILL
+    run(*small, "--init_from=auto")
+    assert losses(small) == losses(straight)
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"truncated": data[:-10], "empty": b"", "flipped": data}[how])
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".json"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
+def test_damaged_checkpoint(small, tmp_path, capsys, how, suffix):
+    if (how, suffix) == ("flipped", ".json"):
+        pytest.skip("a flipped byte in a manifest may hit what is not compared, such as the config")
+    straight = (*small, "--max_iters=12", f"--out_dir={tmp_path / 'straight'}")
+    run(*straight)
+    run(*small)
+    newest = out_dir(small) / f"ckpt_00000008{suffix}"
+    damage(newest, how)
+    run(*small, "--max_iters=12", "--init_from=auto")
+    captured = capsys.readouterr()
+    assert "ckpt_00000008.pt is damaged" in captured.err and "resuming from" in captured.out
+    assert losses(small) == losses(straight)
+    assert (out_dir(small) / "ckpt_00000008.pt").exists() and (out_dir(small) / f"ckpt_00000008{suffix}.damaged").exists()
+
+
+def test_all_checkpoints_damaged_is_no_fresh_start(small):
+    run(*small)
+    before = (out_dir(small) / "metrics.jsonl").read_bytes()
+    for path in out_dir(small).glob("ckpt_*.pt"):
+        damage(path, "flipped")
+    for init in ("auto", "resume"):
+        status, _, err = finish(start(*small, f"--init_from={init}"))
+        assert status == 2 and err.splitlines()[-1].startswith("error: every checkpoint")
+    assert (out_dir(small) / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_0(small, tmp_path, processes, number):
+    """The signal comes to every worker, several times over."""
+    straight = (*small, *LONG, f"--out_dir={tmp_path / 'straight'}")
+    process = start(*small, *LONG, "--max_iters=100000", processes=processes)
+    wait_for(out_dir(small) / "metrics.jsonl", '"step": 12', process)
+    for _ in range(3):
+        for pid in children_of(process.pid) if processes > 1 else [process.pid]:
+            if pid != process.pid:
+                os.kill(pid, number)
+        if processes == 1:
+            process.send_signal(number)
+        time.sleep(0.05)
+    status, out, err = finish(process)
+    assert status == 0, err
+    assert f"stopped by {number.name}" in out
+    step = max(int(p.stem[5:]) for p in out_dir(small).glob("ckpt_*.json"))
+    assert list(metrics(small)) == list(range(step))
+    if processes == 1 and number == signal.SIGTERM:
+        run(*straight, "--max_iters=100000", stop=StopAt(out_dir(straight), step + 3))
+        status, _, err = finish(start(*small, *LONG, "--init_from=resume", f"--max_iters={step + 2}"))
+        assert status == 0, err
+        a, b = losses(straight), losses(small)
+        assert all(a[s][0] == b[s][0] for s in range(step + 2))
+
+
+class StopAt:
+    """A stop request that comes once the run has logged a step."""
+
+    signal = "SIGTERM"
+
+    def __init__(self, folder, step):
+        self.path, self.text = folder / "metrics.jsonl", f'"step": {step},'
+
+    def __bool__(self):
+        return self.path.exists() and self.text in self.path.read_text()
+
+
+def test_signal_before_the_first_step(small):
+    process = start(*small)
+    time.sleep(0.7)  # somewhere in the imports
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process)
+    assert status == 0, err
+
+
+def test_second_writer_is_refused(small):
+    process = start(*small, *LONG, "--max_iters=100000")
+    wait_for(out_dir(small) / "metrics.jsonl", '"step": 1', process)
+    before = out_dir(small) / "config.json"
+    stamp = before.stat().st_mtime_ns
+    status, _, err = finish(start(*small, "--init_from=auto"))
+    assert status == 2 and len(err.splitlines()) == 1 and "in use" in err
+    assert before.stat().st_mtime_ns == stamp
+    process.kill()
+    process.communicate()
+    assert finish(start(*small, "--init_from=auto", "--max_iters=2"))[0] == 0
+
+
+def test_workers_end_when_their_launcher_is_killed(small):
+    process = start(*small, *LONG, "--max_iters=100000", processes=2)
+    wait_for(out_dir(small) / "metrics.jsonl", '"step": 3', process)
+    workers = [pid for pid in children_of(process.pid) if pid != process.pid]
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.time() + 20
+    while any(pid in children_of(process.pid) for pid in workers) and time.time() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}") and pid in children_of(process.pid)]
+    assert finish(start(*small, "--init_from=auto", "--max_iters=2"))[0] == 0  # and the lock is free
+
+
+RANK_1 = """
+import math, os, runpy, signal, sys
+sys.path.insert(0, {root!r})
+import torch
+from model import Transformer
+forward, calls = Transformer.forward, []
+def changed(self, tokens, targets=None, cache=None):
+    loss = forward(self, tokens, targets, cache)
+    if self.training and os.environ["RANK"] == "1":
+        calls.append(0)
+        {action}
+    return loss
+Transformer.forward = changed
+sys.argv = ["train.py"] + sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_nan_on_one_rank_stops_or_skips_on_all(small, tmp_path, policy):
+    """Rank 1 alone has a NaN in step 3: after 1 warm-up pass and 3 steps of 2 micro-steps."""
+    script = tmp_path / "nan.py"
+    script.write_text(RANK_1.format(root=str(ROOT), action="loss = loss * math.nan if len(calls) == 8 else loss"))
+    status, _, err = finish(start(*small, f"--nan_policy={policy}", script=str(script), processes=2))
+    rows = metrics(small)
+    assert rows[3]["train/loss"] == "NaN"
+    if policy == "skip":
+        assert status == 0 and list(rows) == list(range(9)), err
+    else:
+        assert status == 1 and list(rows) == [0, 1, 2, 3]  # the launcher's own status
+        assert err.count("exitcode  : 3") == 2 and err.count("stopped before taking this step") == 1
+
+
+def test_torchrun_restarts(small, tmp_path):
+    """One rank is killed at step 6 of the first attempt: the launcher starts all again and the losses are the same."""
+    straight = (*small, *LONG, f"--out_dir={tmp_path / 'straight'}")
+    script = tmp_path / "dying.py"
+    first = 'os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"'
+    action = f"if len(calls) == 30 and {first}: os.kill(os.getpid(), signal.SIGKILL)"
+    script.write_text(RANK_1.format(root=str(ROOT), action=action))
+    assert finish(start(*straight, processes=2))[0] == 0
+    words = (*small, *LONG, "--init_from=auto")
+    status, out, err = finish(start(*words, script=str(script), processes=2, options=["--max-restarts=1"]))
+    assert status == 0 and "resuming from" in out, err
+    assert losses(words) == losses(straight)
+
+
+def test_file_size_limit_instead_of_a_full_disk(small, tmp_path):
+    """A real failed write: the system refuses files above 60 kB, so no checkpoint fits, but the metrics do."""
+    script = tmp_path / "limited.py"
+    script.write_text(
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\nsys.argv = ['train.py'] + sys.argv[1:]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    status, _, err = finish(start(*small, script=str(script)))
+    assert status == 1  # the last checkpoint could not be saved, so this was no success
+    assert err.count("the run goes on") == 1 and list(metrics(small)) == list(range(8))
+    assert not list(out_dir(small).glob("*.tmp")) + list(out_dir(small).glob("ckpt*"))
+
+
+MISTAKES = {
+    "unknown key": ("--learning_rte=1",),
+    "near miss": ("--nlayer=3",),
+    "wrong type": ("--batch_size=many",),
+    "no file": ("config/nothing.py",),
+    "a file that raises": ("{tmp}/raises.py",),
+    "no data": ("--dataset=kjw",),
+    "indivisible": ("--gradient_accumulation_steps=3",),
+    "no checkpoint": ("--init_from=resume",),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_one_line_and_status_2(data_dir, tmp_path, words):
+    (tmp_path / "raises.py").write_text("n_layer = 2\nn_head = 1 / 0\n")
+    words = [w.format(tmp=tmp_path) for w in words]
+    if "--gradient_accumulation_steps=3" in words:
+        process = start(*SMALL, f"--data_dir={data_dir}", *words, f"--out_dir={tmp_path / 'out'}", processes=2)
+        status, _, err = finish(process)
+        lines = [line for line in err.splitlines() if line.startswith("error:")]
+        assert status == 1 and err.count("exitcode  : 2") == 2 and len(lines) == 1 and "multiple of the 2" in lines[0]
+        return
+    status, _, err = finish(start(f"--out_dir={tmp_path / 'out'}", *words))
+    assert (status, len(err.splitlines())) == (2, 1), err
+    if words == ["--nlayer=3"]:
+        assert "n_layer" in err
+    if "raises.py" in words[0]:
+        assert "raises.py, line 2: ZeroDivisionError" in err
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("[!.]*"))
+
+
+def test_broken_data_files(data_dir, tmp_path):
+    """Each on a copy of the data set: odd length, too short, not what meta.json says, an id out of range."""
+    cases = {
+        "odd length": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+        "block_size": lambda p: p.write_bytes(p.read_bytes()[:20]),
+        "meta.json": lambda p: p.write_bytes(p.read_bytes()[:-2]),
+        "vocabulary": lambda p: p.write_bytes(p.read_bytes()[:-2] + b"\x00\x01"),
+    }
+    for i, (expected, break_it) in enumerate(cases.items()):
+        folder = tmp_path / str(i)
+        shutil.copytree(data_dir / "tiny", folder / "tiny")
+        break_it(folder / "tiny" / "train.bin")
+        status, _, err = finish(start(*SMALL, f"--data_dir={folder}", f"--out_dir={tmp_path / 'out'}"))
+        assert status == 2 and len(err.splitlines()) == 1 and expected in err, err
+
+
+def test_compile(small, tmp_path, monkeypatch, capsys):
+    """compile=auto goes on in eager mode where compiling fails; compile=True does not hide the failure."""
+    import train
+
+    monkeypatch.setattr(train, "for_this_machine", lambda c: train.replace(c, device="cpu", dtype="float32", compile=True, backend="gloo"))
+
+    def broken(model):
+        def fail(*args):
+            raise RuntimeError("no compiler here")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert run(*small) == 0
+    assert "no compiler here" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="no compiler"):
+        run(*small, "--compile=True")
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager(small, tmp_path):
+    compiled = (*small, "--compile=True", "--dropout=0", f"--out_dir={tmp_path / 'compiled'}")
+    run(*small, "--dropout=0")
+    assert run(*compiled) == 0
+    for step, pair in losses(small).items():
+        assert losses(compiled)[step] == pytest.approx(pair, abs=1e-5)
+
+
+def wandb_rows(path):
+    """The history rows of an offline run: a LevelDB log (blocks of 32 kB, records in parts) of protobuf messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            message, record = Record.FromString(record), b""
+            if message.WhichOneof("record_type") == "history":
+                row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in message.history.item}
+                yield {key: value for key, value in row.items() if not key.startswith("_")}
+
+
+def test_wandb_offline_holds_the_same_numbers(small):
+    status, _, err = finish(start(*small, "--wandb_log=True"))
+    assert status == 0, err
+    (path,) = out_dir(small).glob("wandb/offline-run-*/run-*.wandb")
+    assert {row["step"]: row for row in wandb_rows(path)} == metrics(small)
+    saved = torch.load(out_dir(small) / "ckpt_00000008.pt", weights_only=True)
+    assert saved["wandb_id"] and saved["wandb_id"] in path.name
+
+
+def test_wandb_that_cannot_start_is_a_warning(small):
+    status, _, err = finish(start(*small, "--wandb_log=True", "--max_iters=2", env={"WANDB_MODE": "online", "WANDB_API_KEY": "", "WANDB_SILENT": "true"}))
+    assert status == 0 and err.count("warning: wandb could not start") == 1
+    assert len(metrics(small)) == 3

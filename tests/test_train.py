@@ -1,0 +1,397 @@
+"""The training loop in this process: what it computes, logs, saves and refuses."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, losses, metrics, out_dir, run
+
+import train
+from blockwise import UserError
+from blockwise.blocks import LR_MULT
+from blockwise.loader import Dataset, micro_seed, train_batch
+from model import ModelConfig, Transformer
+
+LLAMA = ("--model_type=llama", "--n_kv_head=1", "--n_head=2")
+
+
+def test_baseline_is_plain_adamw(small):
+    words = (*small, "--blockwise=False", "--decay_lr=False", "--weight_decay=0.3")
+    assert run(*words) == 0
+    config = json.loads((out_dir(words) / "config.json").read_text())
+    model = Transformer(ModelConfig(**{k: config[k] for k in ModelConfig.__dataclass_fields__}))
+    torch.manual_seed(1337)
+    model = Transformer(model.config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.3, fused=True)
+    data = Dataset.open(config["data_dir"], "tiny", 16)
+    for step in range(8):
+        total = 0.0
+        for micro in range(4):
+            x, y = train_batch(data.train, 1337, step, micro, 2, 16)
+            torch.manual_seed(micro_seed(1337, step, micro))
+            loss = model(x, y) / 4
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        row = metrics(words)[step]
+        assert (row["train/loss"], row["grad_norm"]) == (total.item(), norm.item())
+
+
+@pytest.mark.parametrize("model", [(), LLAMA])
+def test_rows(small, model):
+    words = (*small, *model, "--min_lr=0")
+    run(*words)
+    rows = metrics(words)
+    assert list(rows) == list(range(9))
+    blocks = ["Emb", "QK", "VO", "FFN", "Norm"] + (["Head"] if model else [])
+    for step, row in rows.items():
+        assert ("val/loss" in row) == (step % 4 == 0)
+        assert ("train/loss" in row) == (step < 8)
+        assert row["tokens"] == step * 4 * 2 * 16
+        if step < 8:
+            for block in blocks:
+                assert row[f"lr/{block}"] == pytest.approx(row["lr/Norm"] * LR_MULT[block], rel=1e-12)
+                assert row[f"grad_norm/{block}"] > 0 and row[f"update_rms/{block}"] > 0
+            squares = sum(row[f"grad_norm/{block}"] ** 2 for block in blocks)
+            assert row["grad_norm"] == pytest.approx(math.sqrt(squares), rel=1e-5)
+            assert {k for k in row if "/" in k} == {"train/loss"} | {f"{m}/{b}" for m in ("lr", "grad_norm", "update_rms") for b in blocks} | ({"val/loss"} if step % 4 == 0 else set())
+            assert row["mfu"] is None and row["step_ms"] > 0 and row["mem_mb"] > 0 and row["tokens_per_s"] > 0
+    assert rows[8].keys() == {"step", "tokens", "val/loss"}
+
+
+def test_update_rms_is_of_the_update(small):
+    """In Adam's first step every coordinate moves by its learning rate, so the RMS is known."""
+    words = (*small, "--max_iters=1", "--weight_decay=0", "--decay_lr=False")
+    run(*words)
+    row = metrics(words)[0]
+    assert row["update_rms/Norm"] == pytest.approx(1e-3, rel=1e-3)  # their weights are 1
+    assert row["update_rms/QK"] == pytest.approx(8e-3 / 0.02, rel=0.1)  # theirs are N(0, 0.02)
+
+
+def test_floor(small):
+    def last_lr(*extra):
+        words = (*small, "--max_iters=9", "--min_lr=1e-4", *extra)
+        run(*words)
+        row = metrics(words)[8]
+        return row["lr/Norm"], row["lr/QK"]
+
+    assert last_lr() == (1e-4, 1e-4)  # one floor for all: the paper's rule
+    assert last_lr("--min_lr_scaled=True") == (1e-4, 8e-4)
+    assert last_lr("--min_lr_ratio=0.5") == (5e-4, 5e-4)
+
+
+def test_same_seed_same_bits_other_seed_other_bits(small, tmp_path):
+    again = (*small, f"--out_dir={tmp_path / 'again'}")
+    other = (*small, f"--out_dir={tmp_path / 'other'}", "--seed=7")
+    for words in (small, again, other):
+        run(*words)
+    assert losses(small) == losses(again)
+    assert losses(small)[0] != losses(other)[0]
+
+
+def test_evaluation_and_logging_leave_training_alone(small, tmp_path):
+    quiet = (*small, "--eval_interval=0", "--log_interval=3", f"--out_dir={tmp_path / 'quiet'}")
+    run(*small)
+    run(*quiet)
+    a, b = losses(small), losses(quiet)
+    assert list(b) == [0, 3, 6, 8]
+    assert all(a[step][0] == b[step][0] for step in b) and a[8] == b[8]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_golden_losses(name, data_dir, tmp_path):
+    """Twenty steps per model against stored numbers; a change that moves them needs a commit that says why."""
+    path = ROOT / "tests" / "golden" / f"{name}.json"
+    words = (
+        "--dataset=tiny", f"--data_dir={data_dir}", f"--model_type={name}", "--device=cpu", "--n_layer=2", "--n_head=2",
+        "--n_embd=32", "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=2", "--eval_iters=4",
+        "--eval_interval=10", "--max_iters=20", "--lr_decay_iters=20", "--warmup_iters=4", "--bias=True",
+        f"--out_dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    run(*words)
+    found = [[loss for loss in pair if loss is not None] for pair in losses(words).values()]
+    if os.environ.get("RECORD_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=0) + "\n")
+    stored = json.loads(path.read_text())
+    same = all(np.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(stored, found, strict=True))
+    hint = "RECORD_GOLDEN=1 python -m pytest tests/test_train.py -k golden"
+    assert same, f"stored: {stored}\nfound:  {found}\nif the change is meant, record them anew: {hint}"
+
+
+def test_resume_is_exact(small, tmp_path):
+    straight = (*small, f"--out_dir={tmp_path / 'straight'}", "--max_iters=8")
+    run(*straight)
+    run(*small, "--max_iters=6")
+    run(*small, "--init_from=resume", "--max_iters=8")
+    assert losses(straight) == losses(small)
+
+
+def test_resume_of_a_finished_run(small, capsys):
+    run(*small)
+    before = losses(small)
+    assert run(*small, "--init_from=resume") == 0
+    assert losses(small) == before
+    assert run(*small, "--init_from=resume", "--max_iters=3") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert losses(small) == before
+
+
+def test_resume_takes_the_architecture_and_names_what_changed(small, capsys):
+    run(*small, "--max_iters=4")
+    rest = [w for w in small if not w.startswith(("--n_", "--block_size"))]
+    assert run(*rest, "--init_from=resume", "--lr_mult.QK=3", "--weight_decay=0") == 0
+    out = capsys.readouterr().out
+    assert "max_iters was 4, is 8" in out and "weight_decay was 0.1, is 0.0" in out and "'QK': 3.0" in out
+    assert json.loads((out_dir(small) / "config.json").read_text())["n_embd"] == 16
+    for word in ("--n_layer=3", "--model_type=llama", "--block_size=8", "--vocab_size=512", "--bias=True"):
+        with pytest.raises(UserError, match=word[2:].split("=")[0]):
+            run(*rest, "--init_from=resume", word)
+
+
+def test_resumed_multipliers_are_the_commands(small):
+    run(*small, "--max_iters=4", "--decay_lr=False")
+    run(*small, "--init_from=resume", "--decay_lr=False", "--lr_mult.QK=3", "--wd_mult.Norm=0")
+    assert metrics(small)[5]["lr/QK"] == 3e-3
+    saved = torch.load(out_dir(small) / "ckpt_00000008.pt", weights_only=True)
+    groups = {group["block"]: group for group in saved["optimizer"]["param_groups"]}
+    assert groups["Norm"]["weight_decay"] == 0 and groups["QK"]["lr_mult"] == 3
+
+
+def test_auto(small, capsys):
+    assert run(*small, "--init_from=auto", "--max_iters=4") == 0
+    assert "starting from scratch" in capsys.readouterr().out
+    assert run(*small, "--init_from=auto") == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert list(metrics(small)) == list(range(9))
+
+
+def test_scratch_moves_the_old_run(small, capsys):
+    run(*small, "--max_iters=4")
+    old = (out_dir(small) / "metrics.jsonl").read_bytes()
+    run(*small, "--max_iters=5")
+    (folder,) = out_dir(small).glob("old-*")
+    assert str(folder) in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == old
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "ckpt_00000004.pt", "ckpt_00000004.json"}
+    assert [p.name for p in sorted(out_dir(small).glob("ckpt*.json"))] == ["ckpt_00000004.json", "ckpt_00000005.json"]
+
+
+def test_checkpoints_kept(small):
+    def kept(*extra):
+        run(*small, "--max_iters=7", "--eval_interval=1", *extra)
+        return [int(p.stem[5:]) for p in sorted(out_dir(small).glob("ckpt_*.pt"))]
+
+    assert kept() == [6, 7]
+    assert kept("--keep_checkpoints=3") == [5, 6, 7]
+    assert kept("--keep_checkpoints=-1") == list(range(8))
+
+
+def test_best_checkpoint_is_kept(small):
+    """A learning rate that only does harm makes the first evaluation after step 0 the best."""
+    words = (*small, "--always_save_checkpoint=False", "--eval_interval=2", "--learning_rate=0.3", "--decay_lr=False")
+    run(*words, "--max_iters=8")
+    val = {step: row["val/loss"] for step, row in metrics(words).items() if "val/loss" in row}
+    manifests = {int(p.stem[5:]): json.loads(p.read_text()) for p in out_dir(words).glob("ckpt_*.json")}
+    best, saved = math.inf, [8]
+    for step, loss in val.items():
+        if loss < best:
+            best = loss
+            saved += [step] if step > 0 else []
+    kept = set(sorted(set(saved))[-2:]) | {min((s for s in saved if s > 0), key=val.get)}
+    assert set(manifests) == kept
+    assert all(stated["val_loss"] == val[step] for step, stated in manifests.items())
+
+
+def test_checkpoint_is_plain_and_complete(small):
+    run(*small)
+    path = out_dir(small) / "ckpt_00000008.pt"
+    saved = torch.load(path, weights_only=True)
+    assert saved.keys() >= {"model", "optimizer", "model_config", "config", "step", "tokenizer"}
+    assert saved["tokenizer"] == {"tokenizer": "bytes", "vocab_size": 256}
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest.keys() == {"step", "sha256", "bytes", "val_loss", "config"}
+    assert manifest["bytes"] == path.stat().st_size and manifest["val_loss"] == metrics(small)[8]["val/loss"]
+
+
+def test_eval_only(small, capsys):
+    run(*small)
+    before = {p.name for p in out_dir(small).iterdir()}
+    loss = metrics(small)[8]["val/loss"]
+    assert run(*small, "--init_from=resume", "--eval_only=True") == 0
+    assert f"val {loss:.4f}" in capsys.readouterr().out
+    assert {p.name for p in out_dir(small).iterdir()} == before and metrics(small)[8]["val/loss"] == loss
+
+
+@pytest.mark.parametrize("policy,status,steps", [("stop", 3, [0, 1, 2, 3]), ("skip", 0, list(range(9)))])
+def test_not_finite(small, monkeypatch, capsys, policy, status, steps):
+    forward = Transformer.forward
+    calls = iter(range(1000))
+
+    def poisoned(self, tokens, targets=None, cache=None):
+        loss = forward(self, tokens, targets, cache)
+        return loss * math.nan if self.training and next(calls) == 3 * 4 + 1 else loss  # step 3, one micro-step
+
+    monkeypatch.setattr(Transformer, "forward", poisoned)
+    assert run(*small, f"--nan_policy={policy}", "--eval_interval=2") == status
+    rows = metrics(small)
+    assert list(rows) == steps
+    assert rows[3]["train/loss"] == "NaN" and rows[3]["grad_norm"] == "NaN" and "update_rms/QK" not in rows[3]
+    captured = capsys.readouterr()
+    if policy == "stop":
+        assert "step 3" in captured.err and "ckpt_00000002" in captured.err
+    else:
+        assert "1 skipped" in captured.out and math.isfinite(rows[8]["val/loss"])
+
+
+def test_skip_gives_up_after_ten_in_a_row(small, monkeypatch):
+    forward = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, *a: forward(self, *a) * (math.nan if self.training else 1))
+    assert run(*small, "--nan_policy=skip", "--max_iters=50") == 3
+    assert list(metrics(small)) == list(range(10))
+
+
+def test_a_stop_saves_and_resumes_exactly(small, tmp_path):
+    """A request that arrives in an evaluation, and one that arrives in a step."""
+    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
+    run(*straight)
+
+    class After:
+        """False for n questions, then True."""
+
+        signal = "SIGTERM"
+
+        def __init__(self, n):
+            self.n = n
+
+        def __bool__(self):
+            self.n -= 1
+            return self.n < 0
+
+    for n in (2, 7, 11, 12):
+        words = (*small, f"--out_dir={tmp_path / str(n)}")
+        assert run(*words, stop=After(n)) == 0
+        assert len(metrics(words)) < 9
+        assert len(list(out_dir(words).glob("ckpt*.pt"))) >= 1
+        assert run(*words, "--init_from=resume") == 0
+        assert losses(words) == losses(straight)
+
+
+def test_torn_and_later_rows_are_cut(small):
+    run(*small, "--max_iters=6")
+    path = out_dir(small) / "metrics.jsonl"
+    with open(path, "a") as file:
+        file.write('{"step": 7, "train/lo')
+    run(*small, "--init_from=resume")
+    assert list(metrics(small)) == list(range(9))
+
+
+def test_full_disk_leaves_run_and_old_checkpoint_alone(small, monkeypatch, capsys):
+    save = torch.save
+
+    def failing(state, file):
+        if state["step"] == 4:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", failing)
+    assert run(*small, "--eval_interval=2") == 0
+    assert "ckpt_00000004" in capsys.readouterr().err
+    names = {p.name for p in out_dir(small).iterdir()}
+    assert names == {"ckpt_00000006.pt", "ckpt_00000006.json", "ckpt_00000008.pt", "ckpt_00000008.json", "config.json", "metrics.jsonl", ".lock"}
+
+
+BAD = {
+    "n_embd": ("--n_embd=17",),
+    "n_head": ("--n_head=4", "--n_kv_head=3"),
+    "even": ("--model_type=llama", "--n_embd=18", "--n_head=6"),
+    "dataset|data set": ("--dataset=nowhere",),
+    "data/kjv/prepare.py": ("--dataset=kjv",),
+    "cuda": ("--device=cuda",),
+    "resume": ("--init_from=resume",),
+    "vocab_size": ("--vocab_size=100",),
+    "at least 2": ("--keep_checkpoints=1",),
+    "scratch": ("--init_from=scrath",),
+    "block_size": ("--block_size=5000",),
+}
+
+
+@pytest.mark.parametrize("words", BAD.values(), ids=BAD.keys())
+def test_bad_input(small, words, request):
+    if words == ("--device=cuda",) and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match=request.node.callspec.id):
+        run(*small, *words)
+    assert not (out_dir(small) / "metrics.jsonl").exists()
+
+
+def test_a_mistake_leaves_the_old_run_where_it_was(small):
+    run(*small)
+    before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
+    for words in BAD.values():
+        if words not in (("--device=cuda",), ("--init_from=resume",)):
+            with pytest.raises(UserError):
+                run(*small, *words)
+    assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
+
+
+def test_dry_run_prints_and_leaves_nothing(small, capsys):
+    assert run(*small, "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "tokens per step: 128" in out and "all checked" in out and '"n_inner": 64' in out
+    assert not out_dir(small).exists()
+
+
+def test_print_config(small, capsys):
+    assert run(*small, "--blockwise=False", "--print_config") == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["device"] == "cpu" and config["dtype"] == "float32" and config["compile"] is False
+    assert set(config["lr_mult"].values()) == {1.0} and config["n_embd"] == 16
+
+
+def test_gradient_clipping_off(small, tmp_path):
+    tight = (*small, "--grad_clip=1e-3", f"--out_dir={tmp_path / 'tight'}")
+    run(*small, "--grad_clip=0")
+    run(*tight)
+    assert losses(small)[0] == losses(tight)[0] and losses(small)[3] != losses(tight)[3]
+
+
+def test_low_precision_trains_and_resumes_exactly(small, tmp_path):
+    for dtype in ("bfloat16", "float16"):
+        straight = (*small, f"--dtype={dtype}", f"--out_dir={tmp_path / dtype}")
+        resumed = (*small, f"--dtype={dtype}", f"--out_dir={tmp_path / dtype}-resumed")
+        run(*straight)
+        run(*resumed, "--max_iters=5")
+        run(*resumed, "--init_from=resume")
+        assert losses(straight) == losses(resumed)
+        assert losses(straight)[7][0] < losses(straight)[0][0]
+
+
+def test_profile(small):
+    run(*small, "--profile=True")
+    assert "traceEvents" in json.loads((out_dir(small) / "trace.json").read_text())
+
+
+def test_explicit_settings_reach_the_optimizer(small):
+    run(*small, "--beta1=0.8", "--beta2=0.9", "--weight_decay=0.2", "--wd_mult.Emb=0.5")
+    saved = torch.load(out_dir(small) / "ckpt_00000008.pt", weights_only=True)
+    groups = {group["block"]: group for group in saved["optimizer"]["param_groups"]}
+    assert all(group["betas"] == (0.8, 0.9) for group in groups.values())
+    assert {block: group["weight_decay"] for block, group in groups.items()} == {
+        "Emb": 0.1, "QK": 0.2, "VO": 0.2, "FFN": 0.2, "Norm": 0.2,
+    }  # fmt: skip
+
+
+def test_rate_in_the_warmup_and_without(small):
+    config, _, _ = train.configure(train.TrainConfig, [*small, "--learning_rate=2e-3"], "")
+    assert train.rate(config, 0, 1.0) == 2e-3 / 3
+    assert train.rate(config, 2, 8.0) == 16e-3
+    assert train.rate(train.replace(config, decay_lr=False), 0, 8.0) == 16e-3
+    assert train.rate(train.replace(config, schedule="constant"), 0, 1.0) == 2e-3 / 3
+    assert train.rate(train.replace(config, schedule="constant"), 100, 1.0) == 2e-3
