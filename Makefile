@@ -1,6 +1,8 @@
 # From a fresh clone: `make demo` trains, compares and samples; `make test` lints and runs the suite.
 PYTHON ?= python3
 BIN    := .venv/bin
+# One process per GPU, two on a CPU. Not the torchrun command: its first line holds a path, which may be too long.
+LAUNCH  = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node=$$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
 .PHONY: setup demo test
 
@@ -10,3 +12,14 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[hf,test]'
 	@touch $@
+
+demo: setup
+	$(BIN)/python data/kjv/prepare.py
+	$(LAUNCH) train.py config/demo.py
+	$(LAUNCH) train.py config/demo.py config/demo_adamw.py
+	$(BIN)/python plot.py curves out/demo/blockwise out/demo/adamw --out=out/demo/curves.png
+	$(BIN)/python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=1 --temperature=0.6
+
+test: setup
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import traceback
 import types
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
@@ -49,6 +50,8 @@ def parse_word(word, kinds, values, flags):
     """'--lr_mult.QK=6' -> {'lr_mult': {..., 'QK': 6.0}}"""
     name, equals, text = word.removeprefix("--").partition("=")
     key, dot, entry = name.partition(".")
+    if name in flags:
+        raise UserError(f"{word}: expected --{name}, which takes no value")
     if not word.startswith("--") or key not in kinds:
         raise unknown(f"key {name!r}", key.strip("-"), [*kinds, *flags])
     if not equals:
@@ -126,12 +129,14 @@ def convert(value, kind, text=None):
             except TypeError:
                 continue
     elif get_origin(kind) is Literal:
-        if value in get_args(kind):
+        if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
             return value
     elif kind is str and text is not None:
         return text
-    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     elif kind in (bool, str, type(None)) and isinstance(value, kind):
@@ -162,7 +167,9 @@ def unknown(what, name, known):
 
 
 def close(name, known):
-    return difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6) or difflib.get_close_matches(name, known)
+    """The known names that look like `name`, in whatever case."""
+    spelled = {word.lower(): word for word in known}
+    return [spelled[word] for word in difflib.get_close_matches(name.lower(), spelled)]
 
 
 def did_you_mean(names):

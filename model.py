@@ -183,6 +183,8 @@ class Transformer(nn.Module):
         """tokens, targets: (B, T). Returns logits (B, T, V), or, given targets, their mean cross-entropy."""
         T = tokens.size(1)
         start = 0 if cache is None else cache.length
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} tokens where block_size is {self.config.block_size}")
         x = self.tok_emb(tokens)  # (B, T, C)
         rotary = None
         if self.config.model_type == "gpt2":
@@ -235,7 +237,7 @@ def sample(logits, temperature, top_k, generator):
     """Draw one id from each row of logits (B, V) -> (B, 1)."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no temperature overflows
     if top_k is not None:
         least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < least, -math.inf)

@@ -177,7 +177,7 @@ def main():
     commands = parser.add_subparsers(required=True, metavar="curves")
     command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
     command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
-    command.add_argument("--baseline", metavar="DIR", help="another run, counted as a baseline whatever its config says")
+    command.add_argument("--baseline", metavar="DIR", help="another run, a baseline whatever its config says")
     command.add_argument("--out", metavar="FILE.png", help="default: curves.png in the first DIR")
     command.set_defaults(function=curves)
     args = parser.parse_args()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def tiny_shakespeare(source=None):
     try:
         with urllib.request.urlopen(TINY_SHAKESPEARE, timeout=30) as answer:
             return answer.read().decode()
-    except OSError as error:
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise UserError(f"could not fetch {TINY_SHAKESPEARE} ({error}): bring the file and use --source=PATH") from None
 
 
@@ -55,12 +56,11 @@ def write_dataset(folder, splits, tokenizer, source):
     splits: {"train": token ids, "val": token ids}, sequences or integer arrays.
     tokenizer: its description, {"tokenizer": name, "vocab_size": n, ...}; source: where the text is from.
     The three files are complete before any is put in place. Raises UserError for an id outside the vocabulary, a
-    vocabulary that uint16 cannot hold, an empty split.
+    vocabulary that uint16 cannot hold, an empty split, a folder that cannot be written.
     """
     if tokenizer["vocab_size"] > 65536:
         raise UserError(f"a vocabulary of {tokenizer['vocab_size']} does not fit uint16 token ids: at most 65536")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     meta = {**tokenizer, "dtype": "uint16", "source": source, "splits": {}}
     contents = {}
     for split in ("train", "val"):
@@ -72,9 +72,13 @@ def write_dataset(folder, splits, tokenizer, source):
         contents[f"{split}.bin"] = data = ids.astype("<u2").tobytes()
         meta["splits"][split] = {"tokens": len(ids), "sha256": hashlib.sha256(data).hexdigest()}
     contents["meta.json"] = (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
-    for name, data in contents.items():
-        (folder / f"{name}.tmp").write_bytes(data)
-    for name in contents:
-        os.replace(folder / f"{name}.tmp", folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            (folder / f"{name}.tmp").write_bytes(data)
+        for name in contents:
+            os.replace(folder / f"{name}.tmp", folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
     for split, stated in meta["splits"].items():
         print(f"{folder / split}.bin: {stated['tokens']:,} tokens ({tokenizer['tokenizer']})")

@@ -19,6 +19,11 @@ import torch
 from blockwise import UserError
 
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
+# What reading damaged JSON or a damaged pickle raises
+BROKEN = (
+    ValueError, TypeError, AttributeError, EOFError, IndexError, OverflowError, MemoryError, RecursionError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 SCAN_BYTES = 1 << 30  # files from here on are not scanned at every start; their batches are checked one by one
 
 
@@ -71,14 +76,15 @@ class Dataset:
         Raises UserError for what is missing or broken.
         """
         folder = Path(data_dir) / name
+        for path in (folder / "train.bin", folder / "val.bin"):
+            if not path.is_file():
+                raise UserError(not_prepared(data_dir, name, path))
         meta = read_meta(folder)
         if vocab_size is not None and vocab_size < meta["vocab_size"]:
             raise UserError(f"vocab_size={vocab_size}: data set {name} needs at least {meta['vocab_size']}")
         splits, hashes = {}, {}
         for split in ("train", "val"):
             path = folder / f"{split}.bin"
-            if not path.is_file():
-                raise UserError(not_prepared(Path(data_dir), name, path))
             size = path.stat().st_size
             if size % 2:
                 raise UserError(f"{path} has an odd length, {size} bytes: expected uint16 token ids; prepare it anew")
@@ -121,12 +127,13 @@ def micro_seed(seed, step, micro):
 
 
 def not_prepared(data_dir, name, path):
-    if (Path(__file__).parents[1] / "data" / name / "prepare.py").is_file():
-        return f"data set {name!r} is not prepared: {path} is missing; run: python data/{name}/prepare.py"
+    where = "" if Path(data_dir) == Path("data") else f" --data_dir={data_dir}"
+    if name != "text" and (Path(__file__).parents[1] / "data" / name / "prepare.py").is_file():
+        return f"data set {name!r} is not prepared: {path} is missing; run: python data/{name}/prepare.py{where}"
     known = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
     near = difflib.get_close_matches(name, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    own = f"for your own text: python data/text/prepare.py FILE --name={name}"
+    own = f"for your own text: python data/text/prepare.py FILE --name={name}{where}"
     return f"no data set {name!r}: {path} is missing{hint}; {own}"
 
 
@@ -137,8 +144,10 @@ def read_meta(folder):
         if path.is_file():
             meta = json.loads(path.read_text(encoding="utf-8"))
             tokens = [meta["splits"][split]["tokens"] for split in ("train", "val")]
-            if not all(isinstance(n, int) for n in [meta["vocab_size"], *tokens]) or meta["dtype"] != "uint16":
+            if not all(type(n) is int for n in [meta["vocab_size"], *tokens]) or meta["dtype"] != "uint16":
                 raise ValueError("vocab_size and tokens must be integers, dtype uint16")
+            if meta["tokenizer"] == "chars" and len(meta["chars"]) != meta["vocab_size"]:
+                raise ValueError("its chars are not as many as its vocab_size")
             [meta["splits"][split]["sha256"] for split in ("train", "val")]
             if not 0 < meta["vocab_size"] <= 65536:
                 raise ValueError(f"vocab_size {meta['vocab_size']} does not fit uint16 token ids")
@@ -150,7 +159,7 @@ def read_meta(folder):
             return {"tokenizer": "chars", "vocab_size": int(meta["vocab_size"]), "chars": chars}
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; prepare the data set anew") from None
-    except (ValueError, TypeError, AttributeError, EOFError, IndexError, pickle.UnpicklingError) as error:
+    except BROKEN as error:
         raise UserError(f"{path} is broken: {error or type(error).__name__}; prepare the data set anew") from None
     return dict(GPT2)
 

@@ -97,6 +97,7 @@ class TrainConfig:
         self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
         self.check("min_lr_ratio", self.min_lr_ratio is None or self.min_lr_ratio >= 0, "at least 0")
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
+        self.check("seed", self.seed < 2**64, "below 2**64")
         self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
         self.check("out_dir", self.out_dir != "", "a folder's name")
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +73,35 @@ def start(*words, processes=1, script="train.py", options=(), env=None):
 
 def finish(process, timeout=120):
     """Wait for a started process; returns (exit status, stdout, stderr)."""
-    out, err = process.communicate(timeout=timeout)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise
     return process.returncode, out, err
+
+
+def kill_all(process):
+    """SIGKILL for a started process and its workers, which torchrun puts into sessions of their own."""
+    for pid in [process.pid, *workers_of(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def workers_of(pid):
+    """Living child processes."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and state_of(entry)[1] == pid]
+
+
+def state_of(pid):
+    """State letter and parent of a process, (None, None) if it is gone or only waits to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, parent = file.read().rsplit(")", 1)[1].split()[:2]
+    except OSError:
+        return None, None
+    return (None, None) if state == "Z" else (state, int(parent))
 
 
 def metrics(words):
