@@ -39,6 +39,7 @@ from blockwise.checkpoint import (
     SaveError,
     load_checkpoint,
     load_optimizer,
+    manifests,
     newest_checkpoint,
     save_checkpoint,
     set_aside_after,
@@ -77,9 +78,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     # The run's folder, the checkpoint in it if there is one, the data
     lock = Lock(config.out_dir)
-    if "dry_run" not in flags:
-        world.on_master(lock.acquire)
-    path = world.on_master(find_checkpoint, config)
+    path = world.on_master(find_checkpoint, config, nullcontext if "dry_run" in flags else lock.acquire)
     saved = load_checkpoint(path) if path else None
     config = continued(config, given, saved["config"], path, say) if saved else config.resolved()
     data = Dataset.open(config.data_dir, config.dataset, config.block_size, config.vocab_size)
@@ -263,7 +262,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
             say_not_finite(config, step, loss, grad_norm.item(), world)
             break
 
-    if stopping and not last:
+    if stopping:
         say(f"stopped by {stop.signal or 'a signal'}: saved at step {progress['step']}; --init_from=resume goes on")
     if profiler:
         profiler.stop()
@@ -285,14 +284,16 @@ def for_this_machine(config):
     )
 
 
-def find_checkpoint(config):
-    """Path of the checkpoint to go on from, None to start from scratch. Raises UserError if there ought to be one."""
-    if config.init_from == "scratch":
-        return None
-    path = newest_checkpoint(config.out_dir, warn)
-    if path is None and config.init_from == "resume":
+def find_checkpoint(config, acquire):
+    """Path of the checkpoint to go on from, None to start from scratch; acquire: takes the folder's lock.
+
+    Raises UserError if there ought to be a checkpoint and is none, or if another run has the folder.
+    """
+    if config.init_from == "resume" and not manifests(config.out_dir):
         raise UserError(f"no checkpoint to resume in out_dir={config.out_dir}; --init_from=scratch starts a run")
-    if path is None:
+    acquire()
+    path = None if config.init_from == "scratch" else newest_checkpoint(config.out_dir, warn)
+    if path is None and config.init_from == "auto":
         print(f"no checkpoint in {config.out_dir}: starting from scratch")
     return path
 

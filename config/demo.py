@@ -15,10 +15,10 @@ gradient_accumulation_steps = 2  # x 4 sequences x 128 tokens = 1,024 tokens a s
 max_iters = 1200
 lr_decay_iters = max_iters
 warmup_iters = max_iters // 10
-min_lr_ratio = 0.05
 
 # The best of 1.25e-4 (BW1), 2.5e-4 (1.459), 5e-4 (1.471), 1e-3 (1.521): final validation loss, one seed
 learning_rate = 2.5e-4
+min_lr = learning_rate / 20
 
 eval_interval = 100
 eval_iters = 50

@@ -5,4 +5,5 @@ blockwise = False
 
 # The best of 1e-3 (AD1), 2e-3 (1.501), 4e-3 (1.502), 8e-3 (1.512): final validation loss, one seed
 learning_rate = 2e-3
+min_lr = learning_rate / 20
 # Expected: validation loss 1.501 +- 0.01 nats per byte

@@ -17,7 +17,7 @@ max_iters = 50000
 lr_decay_iters = max_iters
 warmup_iters = 1000
 learning_rate = 6e-4
-min_lr_ratio = 1 / 20
+min_lr = learning_rate / 20
 
 eval_interval = 1000
 log_interval = 10

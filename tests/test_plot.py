@@ -1,0 +1,97 @@
+"""What the curves say: gap, speedup, and what was not measured."""
+
+import json
+
+import pytest
+from conftest import ROOT, finish, start
+
+import plot
+from blockwise import UserError
+
+
+def make_run(folder, losses, blockwise, max_iters=None):
+    """A run with a validation loss every 100 steps."""
+    folder.mkdir()
+    rows = [{"step": 100 * i, "tokens": i, "val/loss": loss, "train/loss": loss} for i, loss in enumerate(losses)]
+    rows[-1].pop("train/loss")
+    max_iters = max_iters or rows[-1]["step"]
+    (folder / "config.json").write_text(json.dumps({"blockwise": blockwise, "max_iters": max_iters}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def curves(*words):
+    status, out, err = finish(start("curves", *map(str, words), script="plot.py"))
+    return status, out, err
+
+
+def test_gap_and_speedup(tmp_path):
+    """The doubled baseline passes the blockwise run's 3.0 half way between steps 300 and 400: 350/200 = 1.75x."""
+    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True)
+    adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
+    double = make_run(tmp_path / "double", [5, 4.5, 3.8, 3.2, 2.8], False)
+    status, out, _ = curves(bw, adamw, double, f"--out={tmp_path / 'x' / 'c.png'}")
+    assert status == 0 and (tmp_path / "x" / "c.png").read_bytes()[:4] == b"\x89PNG"
+    assert "bw: 0.2500 below adamw after 200 steps" in out
+    assert "bw: 1.75x as fast" in out
+
+
+def test_without_baselines_nothing_is_claimed(tmp_path):
+    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True)
+    status, out, _ = curves(bw)
+    assert status == 0 and (bw / "curves.png").exists()
+    assert "gap not measured" in out and "speedup not measured" in out
+
+
+def test_an_unfinished_run_is_not_judged(tmp_path):
+    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True, max_iters=900)
+    adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
+    _, out, _ = curves(bw, "--baseline", adamw)
+    assert "stopped at 200 of 900" in out and "gap not measured" in out
+
+
+def test_a_worse_blockwise_run_is_said_to_be_worse(tmp_path):
+    bw = make_run(tmp_path / "bw", [5, 4, 3.5], True)
+    adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
+    double = make_run(tmp_path / "double", [5, 3.5, 3.4, 3.2, 2.8], False)
+    _, out, _ = curves(bw, adamw, double)
+    assert "0.2500 above adamw" in out and "0.50x as fast" in out
+
+
+def test_speedup_when_blockwise_ends_below_the_doubled_baseline(tmp_path):
+    bw = plot.Run("bw", True, 200, [], [(0, 5.0), (100, 3.0), (200, 2.0)])
+    double = plot.Run("double", False, 400, [], [(0, 5.0), (400, 2.5)])
+    ratio, start_step, end, loss = plot.speedup(bw, double)
+    assert (ratio, start_step, end, loss) == (pytest.approx(400 / 150), 150, 400, 2.5)
+
+
+def test_crossing_is_the_last_not_a_lucky_dip():
+    assert plot.reaches([(0, 5.0), (100, 2.9), (200, 3.5), (300, 2.5)], 3.0) == 250
+    assert plot.reaches([(0, 5.0), (100, 4.0)], 3.0) is None
+    assert plot.reaches([(0, 2.0), (100, 1.0)], 3.0) == 0
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        plot.Run.read(tmp_path)
+    folder = make_run(tmp_path / "bw", [5, 4, "NaN"], True)
+    assert plot.Run.read(folder).val == [(0, 5.0), (100, 4.0)]
+    (folder / "metrics.jsonl").write_text('{"step": 0, "train/loss": 1.0}\n')
+    with pytest.raises(UserError, match="no validation loss yet"):
+        plot.Run.read(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="broken"):
+        plot.Run.read(folder)
+    for words in ([tmp_path / "nothing"], [], ["--outt=x", folder]):
+        status, _, err = curves(*words)
+        assert (status, len(err.splitlines())) == (2, 1), err
+
+
+def test_plotting_needs_no_torch(tmp_path):
+    folder = make_run(tmp_path / "bw", [5, 4, 3.0], True)
+    script = tmp_path / "check.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport plot\n"
+        f"sys.argv = ['plot.py', 'curves', {str(folder)!r}]\nplot.main()\nassert 'torch' not in sys.modules\n"
+    )
+    assert finish(start(script=str(script)))[0] == 0

@@ -1,0 +1,117 @@
+"""The house holds: who imports whom, every config trains, every command of the README parses and runs."""
+
+import ast
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, metrics, run
+
+LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
+CONFIGS = sorted((ROOT / "config").glob("*.py"))
+TINY = ("--device=cpu", "--n_layer=1", "--n_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16", "--batch_size=2")
+SHORT = ("--gradient_accumulation_steps=2", "--eval_iters=2", "--max_iters=2", "--dataset=tiny", "--wandb_log=False")
+
+
+def imports_of(path):
+    """Every module that a file names in an import, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda p: p.name)
+def test_a_leaf_imports_no_other_project_file(path):
+    """Except for the block table, and the package itself, which holds UserError."""
+    project = {p.stem for p in ROOT.glob("*.py")} | {f"blockwise.{p.stem}" for p in LEAVES}
+    assert not set(imports_of(path)) & (project - {"blockwise.blocks", "blockwise.__init__"})
+
+
+def test_entry_points_do_not_import_each_other():
+    entries = {"train", "sample", "plot"}
+    for name in entries | {"model", "configurator"}:
+        assert not set(imports_of(ROOT / f"{name}.py")) & entries
+
+
+def test_what_answers_at_once_imports_no_torch():
+    for path in (ROOT / "plot.py", ROOT / "configurator.py", ROOT / "blockwise/__init__.py"):
+        assert "torch" not in set(imports_of(path))
+    for name in ("settings", "signals", "blocks", "schedules", "logger", "rundir", "corpus", "tokenizer"):
+        assert "torch" not in set(imports_of(ROOT / f"blockwise/{name}.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_trains_two_steps(path, data_dir, tmp_path):
+    """By the command in its first comment, at a size that fits a test."""
+    command = path.read_text().splitlines()[0]
+    launcher, _, words = command.partition(" train.py ")
+    assert launcher.startswith("# torchrun") and words.split()[-1] == f"config/{path.name}"
+    out = f"--out_dir={tmp_path / 'out'}"
+    assert run(*words.split(), *TINY, *SHORT, f"--data_dir={data_dir}", out) == 0
+    row = metrics([out])[0]
+    assert row["lr/QK"] / row["lr/Norm"] == pytest.approx(1 if path.stem.endswith("_adamw") else 8)
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        yield from (line.split("#")[0].strip() for line in block.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def test_the_readme_has_commands():
+    assert len(list(readme_commands())) > 10
+
+
+@pytest.mark.parametrize("command", sorted({c for c in readme_commands() if "train.py" in c}))
+def test_readme_train_commands(command, data_dir, tmp_path):
+    """Each runs its first steps, here in one process and at a size that fits a test."""
+    words = shlex.split(command)
+    words = words[words.index("train.py") + 1 :]
+    out = [w for w in words if w.startswith("--out_dir")] or ["--out_dir=out"]
+    out = [f"--out_dir={tmp_path}/{out[0].split('=')[1]}"]
+    small = (*TINY, *SHORT, f"--data_dir={data_dir}", *out)
+    words = [w for w in words if not w.startswith(("--out_dir", "--device=cuda"))]
+    flags = [w for w in words if w in ("--help", "--print_config", "--dry_run")]
+    if "--help" in flags:
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 0
+        return
+    if "--init_from=resume" in words:
+        run(*[w for w in words if w != "--init_from=resume"], *small, "--max_iters=1")
+    assert run(*words, *small) == 0
+
+
+@pytest.mark.parametrize("command", sorted({c for c in readme_commands() if "train.py" not in c}))
+def test_readme_names_files_that_exist(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for word in words:
+        if word.endswith(".py"):
+            assert (ROOT / word).is_file(), command
+
+
+def test_readme_snippet_runs():
+    """The five lines on a Hugging Face model, on a tiny one that is made here instead of downloaded."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny = AutoModelForCausalLM.from_config(LlamaConfig(**shape, vocab_size=64))
+    made = re.sub(r"AutoModelForCausalLM\.from_pretrained\(.*?\)", "tiny", snippet)
+    assert made != snippet
+    names = {"tiny": tiny}
+    exec(made, names)
+    rates = {group["block"]: group["lr"] for group in names["optimizer"].param_groups}
+    assert rates["QK"] == pytest.approx(8 * rates["Norm"])
+
+
+def test_the_readme_lists_every_key():
+    from blockwise.settings import TrainConfig
+
+    text = (ROOT / "README.md").read_text()
+    missing = [key for key in TrainConfig.__dataclass_fields__ if f"`{key}`" not in text]
+    assert not missing
