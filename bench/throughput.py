@@ -9,7 +9,6 @@ share of a large matrix product's.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -108,10 +107,14 @@ def product_rate():
 
 
 def report_memory(args):
+    import torch
+
+    from blockwise.hardware import peak_memory_mb
+
     step, _ = SIDES[args.memory](args)
     for _ in range(3):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory_mb(torch.device("cpu")))
 
 
 def optimizer_cost(model, rounds):

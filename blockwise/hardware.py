@@ -1,7 +1,9 @@
 """What the machine can do and what a run takes of it: peak rate, peak memory."""
 
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -26,7 +28,10 @@ def peak_memory_mb(device):
     """Largest memory held so far, in MB: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    if sys.platform == "linux":  # getrusage would count what the parent held when it started us
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def training_memory(make_model, batch_size, block_size, device, dtype):

@@ -3,13 +3,27 @@
 import ast
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
+import torch
 from conftest import ROOT, metrics, run
 
+from blockwise.settings import TrainConfig
+from configurator import configure
+from model import ModelConfig, Transformer
+
 LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
-CONFIGS = sorted((ROOT / "config").glob("*.py"))
-TINY = ("--device=cpu", "--n_layer=1", "--n_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16", "--batch_size=2")
+CONFIGS = sorted((ROOT / "config").rglob("*.py"))
+# Millions of parameters with GPT-2's vocabulary (arXiv 2502.19002's released shapes)
+SIZES = {
+    "gpt2_small": 124.4, "llama_134m": 133.9, "llama_230m": 228.3, "llama_250m": 237.3, "llama_500m": 522.0,
+    "llama_750m": 743.4, "llama_900m": 898.3, "tinyllama": 1175.0,
+}  # fmt: skip
+TINY = (
+    "--device=cpu", "--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16",
+    "--batch_size=2",
+)  # fmt: skip
 SHORT = ("--gradient_accumulation_steps=2", "--eval_iters=2", "--max_iters=2", "--dataset=tiny", "--wandb_log=False")
 
 
@@ -47,11 +61,21 @@ def test_every_config_trains_two_steps(path, data_dir, tmp_path):
     """By the command in its first comment, at a size that fits a test."""
     command = path.read_text().splitlines()[0]
     launcher, _, words = command.partition(" train.py ")
-    assert launcher.startswith("# torchrun") and words.split()[-1] == f"config/{path.name}"
+    assert launcher.startswith("# torchrun") and words.split()[-1] == str(path.relative_to(ROOT))
     out = f"--out_dir={tmp_path / 'out'}"
     assert run(*words.split(), *TINY, *SHORT, f"--data_dir={data_dir}", out) == 0
     row = metrics([out])[0]
     assert row["lr/QK"] / row["lr/Norm"] == pytest.approx(1 if path.stem.endswith("_adamw") else 8)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts(name):
+    (path,) = (ROOT / "config").rglob(f"{name}.py")
+    words = path.read_text().splitlines()[0].partition(" train.py ")[2].split()
+    config = replace(configure(TrainConfig, words, "")[0].resolved(), vocab_size=50304)
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[name], abs=0.06)
 
 
 def readme_commands():
@@ -110,8 +134,6 @@ def test_readme_snippet_runs():
 
 
 def test_the_readme_lists_every_key():
-    from blockwise.settings import TrainConfig
-
     text = (ROOT / "README.md").read_text()
     missing = [key for key in TrainConfig.__dataclass_fields__ if f"`{key}`" not in text]
     assert not missing

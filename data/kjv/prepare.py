@@ -1,4 +1,4 @@
-"""The King James Bible as bytes: 4.2 MB of English text that comes with an installed package, no download.
+"""The King James Bible as bytes, from an installed package: 3,767,392 training and 418,600 validation tokens.
 
     python data/kjv/prepare.py [--data_dir=DIR]
 """

@@ -1,0 +1,9 @@
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/shapes/llama_500m.py
+# The paper's LLaMA 0.5B: 522.0M parameters with GPT-2's vocabulary.
+out_dir = "out/llama_500m"
+wandb_run_name = "llama_500m"
+
+n_layer = 15
+n_head = 20
+n_embd = 1280
+n_inner = 5120

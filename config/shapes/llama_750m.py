@@ -1,0 +1,9 @@
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/shapes/llama_750m.py
+# The paper's LLaMA 0.75B: 743.4M parameters with GPT-2's vocabulary.
+out_dir = "out/llama_750m"
+wandb_run_name = "llama_750m"
+
+n_layer = 13
+n_head = 26
+n_embd = 1664
+n_inner = 6656

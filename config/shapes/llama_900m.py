@@ -1,0 +1,9 @@
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/shapes/llama_900m.py
+# The paper's LLaMA 0.9B: 898.3M parameters with GPT-2's vocabulary.
+out_dir = "out/llama_900m"
+wandb_run_name = "llama_900m"
+
+n_layer = 18
+n_head = 25
+n_embd = 1600
+n_inner = 6400
