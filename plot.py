@@ -130,10 +130,10 @@ def draw_gap(axes, run, gap):
     print(f"{run.name}: {abs(difference):.4f} {side} {baseline.name} after {run.max_iters} steps")
     axes.annotate(
         "", (run.max_iters, run.final), (run.max_iters, baseline.final), annotation_clip=False,
-        arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
+        arrowprops={"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
     )  # fmt: skip
     axes.annotate(
-        f"gap {difference:+.3f}", (run.max_iters, (run.final + baseline.final) / 2), (6, 0),
+        f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'}", (run.max_iters, (run.final + baseline.final) / 2), (6, 0),
         textcoords="offset points", va="center", annotation_clip=False,
     )  # fmt: skip
 

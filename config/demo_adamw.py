@@ -3,7 +3,7 @@
 out_dir = "out/demo/adamw"
 blockwise = False
 
-# The best of 1e-3 (AD1), 2e-3 (1.501), 4e-3 (1.502), 8e-3 (1.512): final validation loss, one seed
-learning_rate = 2e-3
+# The best of 5e-4 (1.516), 1e-3 (1.511), 2e-3 (1.500), 4e-3 (1.484) and 8e-3 (1.507): final validation loss, one seed
+learning_rate = 4e-3
 min_lr = learning_rate / 20
-# Expected: validation loss 1.501 +- 0.01 nats per byte
+# Expected: validation loss 1.484, in nats per byte
