@@ -4,6 +4,8 @@ Fills any dataclass whose fields are `name: Annotated[type, "meaning"] = default
 a namespace of its own, sees the values set before it, may import and compute, and sets keys by assignment.
 """
 
+import __future__
+
 import argparse
 import ast
 import copy
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from blockwise import UserError
+
+IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a config file, besides functions and classes
 
 
 def configure(cls, argv, about, flags=None):
@@ -82,7 +86,8 @@ def run_file(path, kinds, values):
     file = Path(path)
     if not file.is_file():
         near = close(file.name, [p.name for p in file.parent.glob("*.py")])
-        raise UserError(f"config file {path} does not exist{did_you_mean([str(file.parent / n) for n in near])}")
+        problem = "is a folder" if path and file.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {problem}{did_you_mean([str(file.parent / n) for n in near])}")
     names = Namespace({**copy.deepcopy(values), "__file__": path, "__name__": "config"})
     try:
         exec(compile(file.read_bytes(), path, "exec"), names)
@@ -96,7 +101,7 @@ def run_file(path, kinds, values):
         if name in kinds:
             if name in names.assigned or value != values[name]:
                 changes[name] = merge(name, value, kinds[name], values[name], where=f"{path}: ")
-        elif not (name.startswith("_") or callable(value) or isinstance(value, types.ModuleType)):
+        elif not (name.startswith("_") or callable(value) or isinstance(value, IGNORED)):
             raise unknown(f"key {name!r} in {path}", name, kinds)
     return changes
 

@@ -35,7 +35,7 @@ class Run:
             lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
             rows = [json.loads(line) for line in lines]
             train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
+            run = cls(folder.name.replace("$", r"\$"), config["blockwise"], config["max_iters"], train, val)
         except OSError:
             raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -74,15 +74,16 @@ def reaches(curve, loss):
 
 
 def speedup(run, double):
-    """How many times fewer steps a run needs than a baseline given twice its steps. Returns (ratio, from, to, loss).
+    """How many times fewer steps a run needs than a baseline given twice its steps: (ratio, from, to, loss), or None.
 
     Steps the baseline needs for the run's final loss, over the run's steps; where it never gets there, the baseline's
-    steps over those in which the run reaches the baseline's final loss (arXiv 2502.19002, figure 1).
+    steps over those in which the run reaches the baseline's final loss (arXiv 2502.19002, figure 1). None where
+    either was there from the start, as after a divergence.
     """
     if (step := reaches(double.val, run.final)) is not None:
-        return step / run.max_iters, run.max_iters, step, run.final
+        return (step / run.max_iters, run.max_iters, step, run.final) if step > 0 else None
     step = reaches(run.val, double.final)
-    return double.max_iters / step, step, double.max_iters, double.final
+    return (double.max_iters / step, step, double.max_iters, double.final) if step else None
 
 
 def compare(run, baselines):
@@ -115,8 +116,10 @@ def curves(args):
     zoom(axes, runs)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
-    out = args.out or Path(args.folders[0]) / "curves.png"
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    out = Path(args.out or Path(args.folders[0]) / "curves.png")
+    if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"--out={out}: expected the name of a .png, .pdf or .svg file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     print(f"wrote {out}")
 
@@ -132,10 +135,9 @@ def draw_gap(axes, run, gap):
         "", (run.max_iters, run.final), (run.max_iters, baseline.final), annotation_clip=False,
         arrowprops={"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
     )  # fmt: skip
-    axes.annotate(
-        f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'}", (run.max_iters, (run.final + baseline.final) / 2), (6, 0),
-        textcoords="offset points", va="center", annotation_clip=False,
-    )  # fmt: skip
+    text = f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'}"
+    middle = (run.max_iters, (run.final + baseline.final) / 2)
+    axes.annotate(text, middle, (6, 0), textcoords="offset points", va="center", annotation_clip=False)
 
 
 def draw_speedup(axes, run, faster):

@@ -29,6 +29,10 @@ class SampleConfig:
     compile: Annotated[bool, "torch.compile the model"] = False
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
+        if any("\ud800" <= char <= "\udfff" for char in self.start):
+            raise UserError("start is not UTF-8 text")
         for key, least in {"num_samples": 1, "max_new_tokens": 1, "temperature": 0, "top_k": 1}.items():
             if getattr(self, key) is not None and getattr(self, key) < least:
                 raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")

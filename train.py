@@ -11,7 +11,7 @@ import sys
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.settings import ARCHITECTURE, TrainConfig
-from blockwise.signals import StopRequest
+from blockwise.signals import StopRequest, end_with_launcher
 from configurator import configure
 
 FLAGS = {
@@ -19,6 +19,7 @@ FLAGS = {
     "dry_run": "print config, parameters per block, tokens per step and memory, check the data fully, and exit",
 }
 if __name__ == "__main__":  # before torch is loaded: --help answers at once, and no signal finds us without a handler
+    end_with_launcher()
     stop = StopRequest()
     with exit_on_user_error():
         config, given, flags = configure(TrainConfig, sys.argv[1:], __doc__, FLAGS)
@@ -47,7 +48,7 @@ from blockwise.checkpoint import (
 from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import peak_flops, peak_memory_mb, training_memory
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
-from blockwise.logger import Logger, console_line, warn
+from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.rundir import Lock, set_aside, write_config
 from blockwise.schedules import learning_rate
 from model import ModelConfig, Transformer
@@ -61,7 +62,8 @@ def main(config, given, flags, stop):
     compile_may_fail = config.compile == "auto"
     config = for_this_machine(config)
     if "print_config" in flags:
-        print(json.dumps(asdict(config.resolved()), indent=1))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(asdict(config.resolved()), indent=1))
         return 0
     with World.start(config.device, config.backend) as world:
         return train(config, given, flags, stop, world, compile_may_fail)
@@ -81,8 +83,16 @@ def train(config, given, flags, stop, world, compile_may_fail):
     path = world.on_master(find_checkpoint, config, nullcontext if "dry_run" in flags else lock.acquire)
     saved = load_checkpoint(path) if path else None
     config = continued(config, given, saved["config"], path, say) if saved else config.resolved()
-    data = Dataset.open(config.data_dir, config.dataset, config.block_size, config.vocab_size)
-    config = replace(config, vocab_size=data.vocab_size)
+    own_vocabulary = saved and "vocab_size" not in given  # then the data's own bound for token ids holds
+    data = Dataset.open(
+        config.data_dir, config.dataset, config.block_size, None if own_vocabulary else config.vocab_size
+    )
+    if not own_vocabulary:
+        config = replace(config, vocab_size=data.vocab_size)
+    elif data.tokenizer["vocab_size"] > config.vocab_size:
+        raise UserError(
+            f"data set {config.dataset} has {data.tokenizer['vocab_size']} token ids, {path} only {config.vocab_size}"
+        )
     model_config = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
     if "dry_run" in flags:
         world.on_master(dry_run, config, model_config, data, world)
@@ -108,7 +118,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     progress = {"step": 0, "tokens": 0, "best_val_loss": None, "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None}
     if saved:
         load_optimizer(optimizer, saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where float16 was off
+            scaler.load_state_dict(saved["scaler"])
         progress = {key: saved[key] for key in progress}
     start_step = progress["step"]
 
@@ -152,6 +163,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
         }  # fmt: skip
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         try:
+            if not logger.flush():
+                raise SaveError(f"{config.out_dir}: no checkpoint ahead of rows that are not on the disk")
             save_checkpoint(config.out_dir, state, known, config.keep_checkpoints, not config.always_save_checkpoint)
         except SaveError as error:
             if must:
@@ -333,7 +346,7 @@ def compiled(model, warm_up, may_fail, world):
     if not world.any(failure):
         return fast
     if world.is_master:
-        reason = str(failure).splitlines()[0] if failure else "on another rank"
+        reason = first_line(failure) if failure else "on another rank"
         warn(f"torch.compile failed, going on without it: {reason}")
     return model
 

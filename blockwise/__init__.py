@@ -11,10 +11,15 @@ class UserError(ValueError):
 
 @contextmanager
 def exit_on_user_error():
-    """Wrap an entry point: a UserError becomes one line on stderr (on rank 0) and exit status 2."""
+    """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and exit status 2.
+
+    A mistake is a UserError, or a file that the system will not open, read or write.
+    """
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
         if os.environ.get("RANK", "0") == "0":
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

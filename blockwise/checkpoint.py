@@ -57,6 +57,8 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
         with replacing(manifest) as file:
             file.write((json.dumps(stated, indent=1) + "\n").encode())
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        if not manifest.exists():
+            weights.unlink(missing_ok=True)
         raise SaveError(f"{weights} could not be written: {error}".split("\n")[0]) from None
     prune(out_dir, keep, keep_best)
 

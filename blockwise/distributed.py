@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,8 +29,6 @@ class World:
         device = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if "RANK" in os.environ:
-            threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
         store = None
         if size > 1:
             # small agreements are made on the CPU, so that they never wait for the device's queue
@@ -73,8 +70,8 @@ class World:
         if self.is_master:
             try:
                 answer[0] = function(*args)
-            except UserError as error:
-                answer[1] = error
+            except (UserError, OSError) as error:
+                answer[1] = UserError(str(error))
         if self.size > 1:
             dist.broadcast_object_list(answer, device=torch.device("cpu"))
         if answer[1] is not None:
@@ -109,7 +106,7 @@ def auto_dtype(name, device):
 
 def find_device(name, local_rank=0):
     """The torch.device of this process. Raises UserError for one that is not there."""
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
         raise UserError(f"device={name}: expected cpu, cuda, cuda:N or mps")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -122,10 +119,3 @@ def find_device(name, local_rank=0):
             raise UserError(f"device={name}: process {local_rank} has no GPU, {torch.cuda.device_count()} here")
         device = torch.device("cuda", index)
     return device
-
-
-def end_with_parent(parent):
-    """Leave at once when the launcher is gone: orphans would hold the run's lock and wait for each other."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

@@ -156,6 +156,8 @@ def read_meta(folder):
         if path.is_file():
             meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
             chars = [meta["itos"][i] for i in range(int(meta["vocab_size"]))]
+            if not all(isinstance(char, str) for char in chars):
+                raise ValueError("its itos must give strings")
             return {"tokenizer": "chars", "vocab_size": int(meta["vocab_size"]), "chars": chars}
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; prepare the data set anew") from None

@@ -11,6 +11,10 @@ def warn(text):
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def first_line(error):
+    return next(iter(str(error).splitlines()), "no reason given")
+
+
 class MetricsFile:
     """One row a line, flushed when written. On a full disk rows wait in memory, and no half row stays behind."""
 
@@ -35,16 +39,20 @@ class MetricsFile:
     def write(self, row):
         """row: {key: number}; NaN and infinities become strings, since JSON has none."""
         self.waiting += json.dumps({key: as_json(value) for key, value in row.items()}).encode() + b"\n"
+        self.flush()
+
+    def flush(self):
+        """Put waiting rows on the disk; returns whether none waits any more."""
         try:
             self.file.seek(self.size)
-            written = self.file.write(self.waiting)
-            if written < len(self.waiting):
+            if self.file.write(self.waiting) < len(self.waiting):
                 raise OSError("no space left")
-            self.size += written
+            self.size += len(self.waiting)
             self.waiting = b""
         except OSError as error:
             self.file.truncate(self.size)
             warn(f"{self.path} could not be written ({error}); its rows wait in memory")
+        return not self.waiting
 
 
 def as_json(value):
@@ -68,9 +76,17 @@ class Logger:
     def log(self, row):
         self.file.write(row)
         if self.wandb:
-            self.wandb.log(row, step=row["step"])
+            try:
+                self.wandb.log(row, step=row["step"])
+            except Exception as error:
+                warn(f"wandb failed ({type(error).__name__}: {first_line(error)}); going on without it")
+                self.wandb = None
+
+    def flush(self):
+        return self.file.flush()
 
     def finish(self, exit_code=0):
+        self.flush()
         if self.wandb:
             self.wandb.finish(exit_code=exit_code)
 
@@ -88,7 +104,7 @@ def start_wandb(config, run_id):
             dir=os.environ.get("WANDB_DIR", config["out_dir"]),
         )
     except Exception as error:
-        warn(f"wandb could not start ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
+        warn(f"wandb could not start ({type(error).__name__}: {first_line(error)}); going on without it")
         return None
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from blockwise import UserError
 
-RUN_FILES = ("config.json", "metrics.jsonl", "ckpt_*", "trace.json")
+# In the order in which they are moved: the manifests first, so that an interrupted move leaves nothing to resume
+RUN_FILES = ("ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "config.json")
 
 
 class Lock:
@@ -34,7 +35,7 @@ class Lock:
 def set_aside(out_dir):
     """Move an old run's files to out_dir/old-TIME/; returns that folder, or None if there was nothing to move."""
     out_dir = Path(out_dir)
-    files = [path for pattern in RUN_FILES for path in out_dir.glob(pattern)]
+    files = dict.fromkeys(path for pattern in RUN_FILES for path in out_dir.glob(pattern))
     if not files:
         return None
     name = time.strftime("old-%Y%m%d-%H%M%S")

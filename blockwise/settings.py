@@ -81,6 +81,8 @@ class TrainConfig:
     profile: Annotated[bool, "write a torch.profiler trace of a few steps into out_dir"] = False
 
     def __post_init__(self):
+        for key, value in vars(self).items():
+            self.check(key, not isinstance(value, int) or value < 2**64, "below 2**64")
         for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):
             self.check(key, getattr(self, key) >= 1, "at least 1")
         for key in ("n_kv_head", "n_inner", "vocab_size"):
@@ -97,7 +99,6 @@ class TrainConfig:
         self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
         self.check("min_lr_ratio", self.min_lr_ratio is None or self.min_lr_ratio >= 0, "at least 0")
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
-        self.check("seed", self.seed < 2**64, "below 2**64")
         self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
         self.check("out_dir", self.out_dir != "", "a folder's name")
 

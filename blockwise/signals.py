@@ -1,6 +1,9 @@
-"""SIGTERM and SIGINT as a request to stop at the next safe point. Loads no torch: it is wanted first of all."""
+"""What ends a run from outside: signals, and the death of its launcher. Loads no torch: it is wanted first of all."""
 
+import os
 import signal
+import threading
+import time
 
 
 class StopRequest:
@@ -22,3 +25,16 @@ class StopRequest:
 
     def __bool__(self):
         return self.signal is not None
+
+
+def end_with_launcher():
+    """Under torchrun, leave at once when it is gone: orphans would hold the run's lock and wait for each other."""
+    launcher = os.getppid()
+
+    def watch():
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if "RANK" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()

@@ -9,7 +9,7 @@ GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 
 
 class Tokenizer:
-    """encode(str) -> list of ids, decode(list of ids) -> str. description: see above; names: bytes, chars, gpt2.
+    """encode(str) -> ids, decode(ids) -> str, vocab_size. description: see above; names: bytes, chars, gpt2.
 
     Raises UserError for a name that is not known, and for GPT-2's ranks where they cannot be fetched.
     """
@@ -17,14 +17,16 @@ class Tokenizer:
     def __init__(self, description):
         self.description = description
         self.name = description["tokenizer"]
-        self.vocab_size = description["vocab_size"]
         if self.name == "bytes":
+            self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__
         elif self.name == "chars":
             self.chars = list(description["chars"])
+            self.vocab_size = len(self.chars)
             self._bytes_of = [c.encode() for c in self.chars].__getitem__
         elif self.name == "gpt2":
             self.bpe = gpt2_ranks()
+            self.vocab_size = self.bpe.n_vocab
             self._bytes_of = self.bpe.decode_single_token_bytes
         else:
             raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2")

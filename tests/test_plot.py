@@ -65,6 +65,12 @@ def test_speedup_when_blockwise_ends_below_the_doubled_baseline(tmp_path):
     assert (ratio, start_step, end, loss) == (pytest.approx(400 / 150), 150, 400, 2.5)
 
 
+def test_no_speedup_over_a_baseline_that_diverged():
+    bw = plot.Run("bw", True, 100, [], [(0, 5.5), (50, 5.0), (100, 4.5)])
+    assert plot.speedup(bw, plot.Run("double", False, 200, [], [(0, 5.5), (100, 6.0), (200, 7.0)])) is None
+    assert plot.speedup(bw, plot.Run("double", False, 200, [], [(0, 4.0), (200, 3.0)])) is None
+
+
 def test_crossing_is_the_last_not_a_lucky_dip():
     assert plot.reaches([(0, 5.0), (100, 2.9), (200, 3.5), (300, 2.5)], 3.0) == 250
     assert plot.reaches([(0, 5.0), (100, 4.0)], 3.0) is None
@@ -82,7 +88,8 @@ def test_mistakes(tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="broken"):
         plot.Run.read(folder)
-    for words in ([tmp_path / "nothing"], [], ["--outt=x", folder]):
+    make_run(tmp_path / "good", [5, 4], True)
+    for words in ([tmp_path / "nothing"], [], ["--outt=x", folder], [tmp_path / "good", "--out=x.foo"]):
         status, _, err = curves(*words)
         assert (status, len(err.splitlines())) == (2, 1), err
 

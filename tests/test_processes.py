@@ -181,11 +181,16 @@ def test_second_writer_is_refused(small):
     assert finish(start(*small, "--init_from=auto", "--max_iters=2"))[0] == 0
 
 
-def test_workers_end_when_their_launcher_is_killed(small):
+@pytest.mark.parametrize("early", [True, False])
+def test_workers_end_when_their_launcher_is_killed(small, early):
+    """While they still load torch, and in the middle of the run."""
     process = start(*small, *LONG, "--max_iters=100000", processes=2)
-    wait_for(out_dir(small) / "metrics.jsonl", '"step": 3', process)
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
+    while len(workers := workers_of(process.pid)) < 2:
+        time.sleep(0.02)
+    if early:
+        time.sleep(0.7)
+    else:
+        wait_for(out_dir(small) / "metrics.jsonl", '"step": 3', process)
     process.kill()
     process.wait()
     end = time.time() + 10

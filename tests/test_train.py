@@ -10,8 +10,9 @@ import torch
 from conftest import ROOT, losses, metrics, out_dir, run
 
 import train
-from blockwise import UserError
+from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
+from blockwise.corpus import write_dataset
 from blockwise.loader import Dataset, micro_seed, train_batch
 from model import ModelConfig, Transformer
 
@@ -372,6 +373,71 @@ def test_low_precision_trains_and_resumes_exactly(small, tmp_path):
         run(*resumed, "--init_from=resume")
         assert losses(straight) == losses(resumed)
         assert losses(straight)[7][0] < losses(straight)[0][0]
+
+
+def test_resume_in_another_precision(small):
+    run(*small, "--max_iters=3")
+    assert run(*small, "--init_from=resume", "--max_iters=5", "--dtype=float16") == 0
+    assert run(*small, "--init_from=resume", "--max_iters=6") == 0
+    assert run(*small, "--init_from=resume", "--dtype=float16") == 0
+
+
+def test_ids_are_held_to_the_datas_own_vocabulary_on_a_resume_too(small, data_dir, tmp_path):
+    """The embedding has 64 rows for 40 ids; an id of 50 would train a row that no tokenizer knows."""
+    folder = tmp_path / "own" / "few"
+    description = {"tokenizer": "chars", "vocab_size": 40, "chars": [chr(97 + i) for i in range(40)]}
+    write_dataset(folder, {"train": [1, 2] * 50, "val": [1, 2] * 50}, description, "made up")
+    words = (*small, f"--data_dir={tmp_path / 'own'}", "--dataset=few")
+    run(*words, "--max_iters=2")
+    np.array([50] * 100, dtype="<u2").tofile(folder / "train.bin")
+    for init in ("scratch", "resume"):
+        with pytest.raises(UserError, match="token id 50 where the vocabulary has 40"):
+            run(*words, f"--init_from={init}")
+
+
+def test_rows_that_could_not_be_written_are_written_before_a_checkpoint(small, monkeypatch, capsys):
+    """The file refuses rows 1 to 5. No checkpoint may pass rows that are lost, and none is lost in the end."""
+    flush, calls = logger.MetricsFile.flush, []
+
+    def refusing(self):
+        calls.append(0)
+        return False if 2 <= len(calls) <= 6 else flush(self)
+
+    monkeypatch.setattr(logger.MetricsFile, "flush", refusing)
+    assert run(*small) == 0
+    assert "no checkpoint ahead of rows" in capsys.readouterr().err
+    assert list(metrics(small)) == list(range(9))
+
+
+def test_an_interrupted_move_leaves_nothing_to_resume(small, monkeypatch):
+    run(*small)
+    moved = []
+
+    def dying(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(source)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(*small, "--seed=5")
+    monkeypatch.undo()
+    assert not list(out_dir(small).glob("ckpt_*.json"))
+    run(*small, "--seed=5", "--init_from=auto")
+    assert list(metrics(small)) == list(range(9))
+
+
+def test_wandb_that_fails_later_is_one_warning(small, monkeypatch, capsys):
+    class Broken:
+        id = "abc"
+
+        def log(self, row, step):
+            raise RuntimeError
+
+    monkeypatch.setattr(logger, "start_wandb", lambda *_: Broken())
+    assert run(*small, "--wandb_log=True") == 0
+    assert capsys.readouterr().err.count("wandb failed") == 1 and len(metrics(small)) == 9
 
 
 def test_profile(small):
