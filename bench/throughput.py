@@ -4,11 +4,10 @@
 
 Both sides see the same shape and tokens, in float32 on the CPU. They take turns, and the figure to quote is the
 median of the ratios, round by round: the machine's own drift cancels. Peak memory is that of a fresh process each.
-Also measured: the optimizer step with groups against one group, what train.py adds around its steps, and the rate as a
-share of a large matrix product's.
+Also measured: the optimizer step with groups against one group, what train.py does around a step that it logs, and
+the rate as a share of a large matrix product's.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -130,27 +129,35 @@ def optimizer_cost(model, rounds):
     return in_turns(one.step, groups.step, 5 * rounds, repeats=20)[:3]
 
 
-def loop_overhead(args, step):
-    """(train.py's milliseconds per step, the bare step's), with a row logged every step, on random tokens."""
+def loop_overhead(args, model, rounds):
+    """Seconds that train.py spends around a step whose row it logs: batch, seed, block norms, relative updates, row."""
     import numpy as np
+    import torch
 
-    from blockwise.corpus import write_dataset
+    from blockwise.blocks import param_groups
+    from blockwise.loader import Split, micro_seed, train_batch
+    from blockwise.logger import MetricsFile, console_line
+    from train import norm_of_gradients, relative_update
 
-    ids = np.random.default_rng(0).integers(args.vocab, size=200_000)
+    groups = param_groups(model, lr=1e-5)
     with tempfile.TemporaryDirectory() as folder:
-        description = {"tokenizer": "none", "vocab_size": args.vocab}
-        write_dataset(f"{folder}/random", {"train": ids[:100_000], "val": ids[100_000:]}, description, "random")
-        command = [
-            sys.executable, "train.py", "--model_type=llama", f"--n_layer={args.layers}", f"--n_head={args.heads}",
-            f"--n_embd={args.width}", f"--block_size={args.block}", f"--batch_size={args.batch}", "--device=cpu",
-            "--gradient_accumulation_steps=1", "--max_iters=20", "--eval_iters=1", "--eval_interval=0",
-            f"--data_dir={folder}", "--dataset=random", f"--out_dir={folder}/out", "--learning_rate=1e-5",
-        ]  # fmt: skip
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        rows = map(json.loads, Path(f"{folder}/out/metrics.jsonl").read_text().splitlines())
-        return median([row["step_ms"] for row in rows if "step_ms" in row][5:]), 1000 * median(
-            seconds(step) for _ in range(15)
-        )
+        path = Path(folder) / "train.bin"
+        np.random.default_rng(0).integers(args.vocab, size=1_000_000).astype("<u2").tofile(path)
+        split = Split(path, 1_000_000, args.vocab, checked=True)
+        metrics = MetricsFile(Path(folder) / "metrics.jsonl", 0)
+
+        def around_a_step():
+            train_batch(split, 1337, 0, 0, args.batch, args.block)
+            torch.manual_seed(micro_seed(1337, 0, 0))
+            before = [[p.detach().clone() for p in group["params"]] for group in groups]
+            row = {f"grad_norm/{group['block']}": norm_of_gradients(group) for group in groups}
+            row |= {f"update_rms/{g['block']}": relative_update(g, old) for g, old in zip(groups, before, strict=True)}
+            row |= {"step": 0, "train/loss": 1.0, "lr/Norm": 1.0, "grad_norm": 1.0, "step_ms": 1.0}
+            row |= {"tokens_per_s": 1.0, "mfu": None}
+            metrics.write(row)
+            console_line(row, 1000)
+
+        return median(seconds(around_a_step, repeats=5) for _ in range(rounds))
 
 
 def main():
@@ -181,8 +188,8 @@ def main():
     print(f"ours runs at {100 * share:.0f} % of a large matrix product's rate")
     one, groups, ratio = optimizer_cost(model, args.rounds)
     print(f"AdamW step: {1000 * groups:.2f} ms with groups, {1000 * one:.2f} ms with one: {ratio:.3f}x")
-    loop, bare = loop_overhead(args, ours)
-    print(f"train.py, every step logged: {loop:.0f} ms a step, bare {bare:.0f} ms: {100 * (loop / bare - 1):+.1f} %")
+    around = loop_overhead(args, model, args.rounds)
+    print(f"train.py around a logged step: {1000 * around:.1f} ms, {100 * around / a:.1f} % of the step")
 
 
 if __name__ == "__main__":
