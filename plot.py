@@ -35,7 +35,7 @@ class Run:
             lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
             rows = [json.loads(line) for line in lines]
             train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(folder.name.replace("$", r"\$"), config["blockwise"], config["max_iters"], train, val)
+            run = cls(label(folder.name), config["blockwise"], config["max_iters"], train, val)
         except OSError:
             raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -51,6 +51,11 @@ class Run:
     @property
     def final(self):
         return self.val[-1][1]
+
+
+def label(name):
+    """A name as matplotlib shall show it: a dollar sign would begin a formula."""
+    return str(name).replace("$", r"\$")
 
 
 def curve(rows, key):
@@ -99,6 +104,9 @@ def curves(args):
     if args.baseline:
         runs.append(Run.read(args.baseline))
         runs[-1].blockwise = False
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, [*args.folders, args.baseline], strict=False):
+            run.name = label(folder)
     baselines = [run for run in runs if not run.blockwise]
     figure, axes = start_figure()
     colours = iter(COLOURS * len(runs))

@@ -83,7 +83,10 @@ class Logger:
                 self.wandb = None
 
     def flush(self):
-        return self.file.flush()
+        """Put every row on the disk itself, before a checkpoint supersedes them; returns whether that worked."""
+        done = self.file.flush()
+        os.fsync(self.file.file.fileno())
+        return done
 
     def finish(self, exit_code=0):
         self.flush()
