@@ -23,4 +23,4 @@ min_lr = learning_rate / 20
 eval_interval = 100
 eval_iters = 50
 log_interval = 10
-# Expected: validation loss 1.465, in nats per byte
+# Expected: validation loss 1.468 in nats per byte; 1.485 with --seed=1 and with --seed=2
