@@ -17,7 +17,9 @@ LONG = ("--max_iters=40", "--lr_decay_iters=40", "--eval_interval=10")
 
 def wait_for(path, text, process, timeout=60):
     end = time.time() + timeout
-    while time.time() < end and process.poll() is None:
+    ended = False
+    while time.time() < end and not ended:
+        ended = process.poll() is not None  # before the look: what it wrote last counts too
         if path.exists() and text in path.read_text(errors="replace"):
             return
         time.sleep(0.02)
