@@ -35,7 +35,7 @@ class Run:
             lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
             rows = [json.loads(line) for line in lines]
             train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(label(folder.name), config["blockwise"], config["max_iters"], train, val)
+            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
         except OSError:
             raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -51,11 +51,6 @@ class Run:
     @property
     def final(self):
         return self.val[-1][1]
-
-
-def label(name):
-    """A name as matplotlib shall show it: a dollar sign would begin a formula."""
-    return str(name).replace("$", r"\$")
 
 
 def curve(rows, key):
@@ -106,7 +101,7 @@ def curves(args):
         runs[-1].blockwise = False
     if len({run.name for run in runs}) < len(runs):
         for run, folder in zip(runs, [*args.folders, args.baseline], strict=False):
-            run.name = label(folder)
+            run.name = str(folder)
     baselines = [run for run in runs if not run.blockwise]
     figure, axes = start_figure()
     colours = iter(COLOURS * len(runs))
@@ -114,7 +109,8 @@ def curves(args):
         style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
         axes.plot(*zip(*run.train, strict=True), alpha=0.25, linewidth=0.8, color=style["color"]) if run.train else None
         unfinished = "" if run.finished else f", stopped at {run.val[-1][0]} of {run.max_iters}"
-        axes.plot(*zip(*run.val, strict=True), linewidth=2, label=f"{run.name}: {run.final:.3f}{unfinished}", **style)
+        label = f"{run.name}: {run.final:.3f}{unfinished}".replace("$", r"\$")  # a dollar would begin a formula
+        axes.plot(*zip(*run.val, strict=True), linewidth=2, label=label, **style)
         print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
     for run in runs:
         if run.blockwise:

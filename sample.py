@@ -42,13 +42,12 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
     with exit_on_user_error():
         config, _, _ = configure(SampleConfig, sys.argv[1:], __doc__)
 
-from contextlib import nullcontext
-
 import torch
 
 from blockwise.checkpoint import load_checkpoint, newest_checkpoint
 from blockwise.corpus import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
+from blockwise.hardware import autocast
 from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
@@ -72,11 +71,10 @@ def main(config):
     if not prompt:
         raise UserError("start is empty: expected at least one character to go on from")
     dtype = getattr(torch, auto_dtype(config.dtype, device))
-    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     generator = torch.Generator(device).manual_seed(config.seed)
     for _ in range(config.num_samples):
         tokens = torch.tensor([prompt], device=device)  # (1, T)
-        with autocast:
+        with autocast(device, dtype):
             new = model.generate(
                 tokens, config.max_new_tokens, config.temperature, config.top_k, generator, tokenizer.vocab_size
             )

@@ -28,7 +28,6 @@ import json
 import math
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 
 import torch
@@ -44,9 +43,9 @@ from blockwise.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
     set_aside_after,
-)  # fmt: skip
+)
 from blockwise.distributed import World, auto_device, auto_dtype
-from blockwise.hardware import peak_flops, peak_memory_mb, training_memory
+from blockwise.hardware import autocast, peak_flops, peak_memory_mb, training_memory
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.rundir import Lock, set_aside, write_config
@@ -79,8 +78,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     )
 
     # The run's folder, the checkpoint in it if there is one, the data
-    lock = Lock(config.out_dir)
-    path = world.on_master(find_checkpoint, config, nullcontext if "dry_run" in flags else lock.acquire)
+    lock = None if "dry_run" in flags else Lock(config.out_dir)
+    path = world.on_master(find_checkpoint, config, lock)
     saved = load_checkpoint(path) if path else None
     config = continued(config, given, saved["config"], path, say) if saved else config.resolved()
     own_vocabulary = saved and "vocab_size" not in given  # then the data's own bound for token ids holds
@@ -138,7 +137,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
     print_start(config, optimizer, micro_steps, tokens_per_step, world, say)
     dtype = getattr(torch, config.dtype)
-    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    precision = autocast(device, dtype)
     peak = peak_flops(device, dtype)
 
     def loss_of(model, step, micro):
@@ -146,7 +145,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         share = micro * world.size + world.rank
         x, y = train_batch(data.train, config.seed, step, share, config.batch_size, config.block_size)  # (B, T) each
         torch.manual_seed(micro_seed(config.seed, step, share))
-        with autocast:
+        with precision:
             return model(to_device(x, device), to_device(y, device))
 
     def warm_up(model):
@@ -195,7 +194,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         row = {"step": step, "tokens": progress["tokens"]}
         val_loss = None
         if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
-            val_loss = evaluate(eval_model, data.val, config, world, autocast, stop)
+            val_loss = evaluate(eval_model, data.val, config, world, precision, stop)
             stopping = val_loss is None
         worth_saving = step == 0 and config.keep_checkpoints == -1
         if val_loss is not None:
@@ -297,14 +296,15 @@ def for_this_machine(config):
     )
 
 
-def find_checkpoint(config, acquire):
-    """Path of the checkpoint to go on from, None to start from scratch; acquire: takes the folder's lock.
+def find_checkpoint(config, lock):
+    """Path of the checkpoint to go on from, None to start from scratch; lock: the folder's, taken before looking.
 
     Raises UserError if there ought to be a checkpoint and is none, or if another run has the folder.
     """
     if config.init_from == "resume" and not manifests(config.out_dir):
         raise UserError(f"no checkpoint to resume in out_dir={config.out_dir}; --init_from=scratch starts a run")
-    acquire()
+    if lock:
+        lock.acquire()
     path = None if config.init_from == "scratch" else newest_checkpoint(config.out_dir, warn)
     if path is None and config.init_from == "auto":
         print(f"no checkpoint in {config.out_dir}: starting from scratch")
@@ -371,7 +371,7 @@ def rate(config, step, lr_mult):
 
 
 @torch.no_grad()
-def evaluate(model, split, config, world, autocast, stop):
+def evaluate(model, split, config, world, precision, stop):
     """Mean loss, in nats per token, over the fixed windows; None if any process was asked to stop meanwhile."""
     starts = eval_starts(split, config.eval_iters * config.batch_size, config.block_size)
     total = 0.0
@@ -383,7 +383,7 @@ def evaluate(model, split, config, world, autocast, stop):
         if first + world.rank < config.eval_iters:
             begin = (first + world.rank) * config.batch_size
             x, y = split.windows(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
-            with autocast:
+            with precision:
                 total += model(to_device(x, world.device), to_device(y, world.device)).item()
     model.train()
     return None if total is None else world.sum(total)[0] / config.eval_iters

@@ -3,6 +3,7 @@
 import re
 import resource
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -34,6 +35,11 @@ def peak_memory_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def autocast(device, dtype):
+    """The context in which a model computes in `dtype`; it may be entered any number of times."""
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+
 def training_memory(make_model, batch_size, block_size, device, dtype):
     """Estimate of a training step's peak, in bytes, without allocating anything.
 
@@ -48,8 +54,7 @@ def training_memory(make_model, batch_size, block_size, device, dtype):
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with FakeTensorMode(), torch.device(device), autocast:
+    with FakeTensorMode(), torch.device(device), autocast(device, dtype):
         model = make_model()
         tokens = torch.zeros(batch_size, block_size, dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

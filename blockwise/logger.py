@@ -41,18 +41,21 @@ class MetricsFile:
         self.waiting += json.dumps({key: as_json(value) for key, value in row.items()}).encode() + b"\n"
         self.flush()
 
-    def flush(self):
-        """Put waiting rows on the disk; returns whether none waits any more."""
+    def flush(self, sync=False):
+        """Write waiting rows, with `sync` down to the disk itself; returns whether that worked."""
         try:
             self.file.seek(self.size)
             if self.file.write(self.waiting) < len(self.waiting):
                 raise OSError("no space left")
             self.size += len(self.waiting)
             self.waiting = b""
+            if sync:
+                os.fsync(self.file.fileno())
         except OSError as error:
             self.file.truncate(self.size)
             warn(f"{self.path} could not be written ({error}); its rows wait in memory")
-        return not self.waiting
+            return False
+        return True
 
 
 def as_json(value):
@@ -83,10 +86,8 @@ class Logger:
                 self.wandb = None
 
     def flush(self):
-        """Put every row on the disk itself, before a checkpoint supersedes them; returns whether that worked."""
-        done = self.file.flush()
-        os.fsync(self.file.file.fileno())
-        return done
+        """Put every row on the disk, before a checkpoint supersedes them; returns whether that worked."""
+        return self.file.flush(sync=True)
 
     def finish(self, exit_code=0):
         self.flush()

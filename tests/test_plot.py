@@ -41,7 +41,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
         (tmp_path / folder).mkdir()
         make_run(tmp_path / folder / "run$1", [5, 4, 3.0], blockwise)
     status, out, err = curves(tmp_path / "a" / "run$1", "--baseline", tmp_path / "b" / "run$1")
-    assert status == 0 and "a/run" in out and "b/run" in out, err
+    assert status == 0 and "a/run$1:" in out and "b/run$1:" in out, err
 
 
 def test_without_baselines_nothing_is_claimed(tmp_path):

@@ -399,14 +399,30 @@ def test_rows_that_could_not_be_written_are_written_before_a_checkpoint(small, m
     """The file refuses rows 1 to 5. No checkpoint may pass rows that are lost, and none is lost in the end."""
     flush, calls = logger.MetricsFile.flush, []
 
-    def refusing(self):
+    def refusing(self, sync=False):
         calls.append(0)
-        return False if 2 <= len(calls) <= 6 else flush(self)
+        return False if 2 <= len(calls) <= 6 else flush(self, sync)
 
     monkeypatch.setattr(logger.MetricsFile, "flush", refusing)
     assert run(*small) == 0
     assert "no checkpoint ahead of rows" in capsys.readouterr().err
     assert list(metrics(small)) == list(range(9))
+
+
+def test_a_disk_that_fails_at_the_sync_leaves_the_run_alive(small, monkeypatch, capsys):
+    """A disk may report that it is full only when rows are synced: no checkpoint then, and the run goes on."""
+    fsync, failures = os.fsync, [1]
+
+    def failing(handle):
+        if failures and os.readlink(f"/proc/self/fd/{handle}").endswith("metrics.jsonl"):
+            failures.pop()
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    assert run(*small) == 0
+    assert "the run goes on" in capsys.readouterr().err
+    assert list(metrics(small)) == list(range(9)) and not (out_dir(small) / "ckpt_00000004.json").exists()
 
 
 def test_an_interrupted_move_leaves_nothing_to_resume(small, monkeypatch):
