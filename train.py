@@ -49,7 +49,7 @@ from blockwise.hardware import autocast, peak_flops, peak_memory_mb, training_me
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.rundir import Lock, set_aside, write_config
-from blockwise.schedules import learning_rate
+from blockwise.schedules import block_rate
 from model import ModelConfig, Transformer
 
 NAN_PATIENCE = 10  # skipped steps in a row at which nan_policy=skip gives up
@@ -212,7 +212,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
         # Every block's learning rate
         for group in optimizer.param_groups:
-            group["lr"] = rate(config, step, group["lr_mult"])
+            group["lr"] = block_rate(config, step, group["lr_mult"])
 
         # Forward and backward
         started = time.perf_counter()
@@ -357,17 +357,6 @@ def to_device(x, device):
 
 def due(step, interval):
     return interval > 0 and step % interval == 0
-
-
-def rate(config, step, lr_mult):
-    """Learning rate at `step` of a block with this multiplier."""
-    peak = config.learning_rate * lr_mult
-    if not config.decay_lr:
-        return peak
-    floor = config.min_lr * lr_mult if config.min_lr_scaled else config.min_lr
-    return learning_rate(
-        config.schedule, step, peak=peak, floor=floor, warmup=config.warmup_iters, end=config.lr_decay_iters
-    )
 
 
 @torch.no_grad()

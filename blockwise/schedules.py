@@ -3,11 +3,32 @@
 import math
 
 
-def learning_rate(schedule, step, *, peak, floor, warmup, end):
+def block_rate(config, step, lr_mult):
+    """Learning rate at `step` of a block with this multiplier, under the keys of a run's config."""
+    peak = config.learning_rate * lr_mult
+    if not config.decay_lr:
+        return peak
+    return learning_rate(
+        config.schedule,
+        step,
+        peak=peak,
+        floor=config.min_lr * (lr_mult if config.min_lr_scaled else 1),
+        warmup=config.warmup_iters * (lr_mult if config.warmup_scaled else 1),
+        end=config.lr_decay_iters,
+        decay=config.wsd_decay,
+        base=config.learning_rate if config.wsd_boost == "paper" else peak,
+    )
+
+
+def learning_rate(schedule, step, *, peak, floor, warmup, end, decay=1 / 3, base=None):
     """Learning rate of step `step`, counted from 0.
 
     warmup: steps of linear rise, (step + 1) / (warmup + 1) of the peak, so that no step is wasted at 0.
-    schedule: what follows. "cosine" falls to `floor` at step `end` and stays there; "constant" stays at the peak.
+    schedule: what follows. "cosine" and "linear" fall to `floor` at step `end` and stay there; "constant" stays at
+        the peak; "wsd" (warmup, stable, decay) stays there until its last share `decay` of `end`, then falls linearly.
+    base: under "wsd", the rate from which that last fall starts (None: the peak). The block comes down to it linearly
+        in the second half of the stable time: with a third of decay, boosted until end/3, at the base by 2 end/3, the
+        rule of the code released with arXiv 2502.19002.
     """
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
@@ -15,5 +36,19 @@ def learning_rate(schedule, step, *, peak, floor, warmup, end):
         return peak
     if step >= end:
         return floor
+    if schedule == "wsd":
+        base = peak if base is None else base
+        fall = end - end * decay
+        if step >= fall:
+            return line(step, fall, end, base, floor)
+        return line(step, fall / 2, fall, peak, base) if step > fall / 2 else peak
+    if schedule == "linear":
+        return line(step, warmup, end, peak, floor)
     progress = (step - warmup) / (end - warmup)
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
+
+
+def line(step, start, end, high, low):
+    """From `high` at step `start` to `low` at step `end`."""
+    share = (end - step) / (end - start)
+    return share * high + (1 - share) * low  # exact at both ends

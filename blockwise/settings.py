@@ -12,6 +12,15 @@ ARCHITECTURE = (
     "rope_theta", "norm_eps", "tie_weights",
 )  # fmt: skip
 
+# Defaults that follow from the optimizer; where it has no line of its own, AdamW's. Lion's are its authors' for
+# language models (arXiv 2302.06675) and the paper's; SGD's weight decay is not decoupled, so that 0.1 would be huge.
+BY_OPTIMIZER = {
+    "adamw": {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95},
+    "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
+    "sgd": {"weight_decay": 0.0},
+}
+INIT_FROM = ("scratch", "resume", "auto")
+
 
 @dataclass
 class TrainConfig:
@@ -39,19 +48,22 @@ class TrainConfig:
     gradient_accumulation_steps: Annotated[int, "micro-steps per optimizer step, over all processes, whose number must divide it"] = 40
 
     # optimizer and learning rate
-    optimizer: Annotated[Literal["adamw"], "optimizer"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "adam_mini: one second moment per head or row; muon: for matrices inside the blocks, AdamW for the rest"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block runs at a multiple of it"] = 6e-4
     blockwise: Annotated[bool, "False sets every lr_mult to 1: the plain baseline"] = True
     lr_mult: Annotated[dict[str, float], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6"] = field(default_factory=lambda: dict(LR_MULT))
-    weight_decay: Annotated[float, "decoupled weight decay, on every parameter"] = 0.1
+    weight_decay: Annotated[float | None, "weight decay, on every parameter; decoupled but for sgd (None: 0.1; lion 1.0, sgd 0)"] = None
     wd_mult: Annotated[dict[str, float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
-    beta1: Annotated[float, "decay of Adam's first moment"] = 0.9
-    beta2: Annotated[float, "decay of Adam's second moment"] = 0.95
+    beta1: Annotated[float | None, "decay of the first moment; sgd's momentum (None: 0.9; lion 0.95)"] = None
+    beta2: Annotated[float | None, "decay of the second moment, for lion of its only one (None: 0.95; lion 0.98)"] = None
     grad_clip: Annotated[float, "largest global gradient norm; 0: no clipping"] = 1.0
     max_iters: Annotated[int, "optimizer steps"] = 600000
-    schedule: Annotated[Literal["cosine", "constant"], "learning rate after the warmup"] = "cosine"
+    schedule: Annotated[Literal["cosine", "linear", "wsd", "constant"], "learning rate after the warmup; wsd: constant, then linear"] = "cosine"
+    wsd_decay: Annotated[float, "share of lr_decay_iters, at its end, in which wsd falls to the floor"] = 1 / 3
+    wsd_boost: Annotated[Literal["full", "paper"], "full: blocks keep their multiples until wsd falls; paper: from half of that time they fall to learning_rate"] = "full"
     decay_lr: Annotated[bool, "False: constant learning rate, no warmup"] = True
     warmup_iters: Annotated[int, "steps of linear warmup; may exceed max_iters"] = 2000
+    warmup_scaled: Annotated[bool, "True: a block's warmup is lr_mult times as long, so that all rise with one slope"] = False
     lr_decay_iters: Annotated[int, "step at which the learning rate reaches its floor"] = 600000
     min_lr: Annotated[float, "floor of the learning rate, one for all blocks (the paper's rule)"] = 6e-5
     min_lr_ratio: Annotated[float | None, "given, min_lr is this times learning_rate"] = None
@@ -59,7 +71,7 @@ class TrainConfig:
 
     # output
     out_dir: Annotated[str, "folder of checkpoints, config.json and metrics.jsonl"] = "out"
-    init_from: Annotated[Literal["scratch", "resume", "auto"], "resume: an error if there is no checkpoint; auto: resume if there is one"] = "scratch"
+    init_from: Annotated[str, "scratch, resume (an error if there is no checkpoint) or auto (resume if there is one)"] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step"] = 2000
     eval_iters: Annotated[int, "evaluation covers eval_iters * batch_size fixed windows"] = 200
     eval_only: Annotated[bool, "evaluate once and stop"] = False
@@ -81,16 +93,20 @@ class TrainConfig:
     profile: Annotated[bool, "write a torch.profiler trace of a few steps into out_dir"] = False
 
     def __post_init__(self):
+        self.check("init_from", self.init_from in INIT_FROM, " or ".join(INIT_FROM))
         for key, value in vars(self).items():
             self.check(key, not isinstance(value, int) or value < 2**64, "below 2**64")
         for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):
             self.check(key, getattr(self, key) >= 1, "at least 1")
         for key in ("n_kv_head", "n_inner", "vocab_size"):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
-        for key in ("learning_rate", "weight_decay", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "seed"):
+        self.check("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
+        for key in ("learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "seed"):
             self.check(key, getattr(self, key) >= 0, "at least 0")
-        for key in ("dropout", "beta1", "beta2"):
-            self.check(key, 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        for key in ("beta1", "beta2"):
+            self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
         for key in ("lr_mult", "wd_mult"):
             for block, value in getattr(self, key).items():
                 if value < 0:
@@ -112,8 +128,10 @@ class TrainConfig:
         Raises UserError for a width, or a number of heads, that does not divide.
         """
         llama = self.model_type == "llama"
+        by_optimizer = {**BY_OPTIMIZER["adamw"], **BY_OPTIMIZER.get(self.optimizer, {})}
         config = replace(
             self,
+            **{key: value for key, value in by_optimizer.items() if getattr(self, key) is None},
             n_kv_head=self.n_kv_head or self.n_head,
             n_inner=self.n_inner or 4 * self.n_embd,
             norm_eps=self.norm_eps or (1e-6 if llama else 1e-5),
