@@ -26,16 +26,19 @@ from blockwise import UserError
 IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a config file, besides functions and classes
 
 
-def configure(cls, argv, about, flags=None):
+def configure(cls, argv, about, flags=None, start=None):
     """Build `cls` from command-line words.
 
     flags: {name: meaning} of bare words such as --dry_run, which are no keys.
+    start: an object with the fields of `cls`, whose values take the place of the defaults.
     Returns (config, set of the keys that were given, set of the flags that were given).
     Prints and exits at --help. Raises UserError for an unknown key, a wrong type, a config file that fails.
     """
     flags = flags or {}
     kinds = {name: get_args(hint)[0] for name, hint in get_type_hints(cls, include_extras=True).items()}
     values = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+    if start is not None:
+        values = {name: copy.deepcopy(getattr(start, name)) for name in values}
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, kinds, values, about, flags))
         sys.exit(0)
@@ -109,14 +112,15 @@ def run_file(path, kinds, values):
 def merge(key, value, kind, old, text=None, where=""):
     """value as a `kind`, where a dict changes only the entries of `old` that it names.
 
-    text: what was typed, where it was typed. Raises UserError for a wrong type and for an entry that `old` lacks.
+    text: what was typed, where it was typed. Raises UserError for a wrong type, and for an entry of a dict whose keys
+    are a Literal (its type then says which there are) that is none of these.
     """
     if get_origin(kind) is dict and isinstance(value, dict):
+        names, member = get_args(kind)
         for entry in value:
-            if entry not in old:
-                raise unknown(f"entry {entry!r} of {where}{key}", str(entry), old)
-        member = get_args(kind)[1]
-        return {**old, **{e: merge(f"{key}.{e}", v, member, old[e], where=where) for e, v in value.items()}}
+            if choices(names) and entry not in choices(names):
+                raise unknown(f"entry {entry!r} of {where}{key}", str(entry), choices(names))
+        return {**old, **{e: merge(f"{key}.{e}", v, member, old.get(e), where=where) for e, v in value.items()}}
     try:
         return convert(value, kind, text)
     except TypeError:
@@ -136,6 +140,9 @@ def convert(value, kind, text=None):
     elif get_origin(kind) is Literal:
         if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
             return value
+    elif get_origin(kind) is list:
+        values = value if isinstance(value, list | tuple) else [value]  # a lone 1 is typed for [1]
+        return [convert(member, get_args(kind)[0]) for member in values]
     elif kind is str and text is not None:
         return text
     elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -164,6 +171,8 @@ def describe(kind):
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is dict:
         return f"a dict of {describe(get_args(kind)[1])}"
+    if get_origin(kind) is list:
+        return f"a list of {describe(get_args(kind)[0])}"
     return {type(None): "None", bool: "True or False"}.get(kind, kind.__name__)
 
 

@@ -1,15 +1,16 @@
 """Figures from what runs leave behind; needs no torch.
 
     python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
+    python plot.py study DIR
 """
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockwise import UserError, exit_on_user_error
+from blockwise.curves import curve, mean_curve, read_rows, speedup
 from configurator import ArgumentParser
 
 # Okabe and Ito's colours, which differ in lightness too; the baseline is black and dashed
@@ -32,8 +33,7 @@ class Run:
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
-            lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-            rows = [json.loads(line) for line in lines]
+            rows = read_rows(folder)
             train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
             run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
         except OSError:
@@ -53,45 +53,12 @@ class Run:
         return self.val[-1][1]
 
 
-def curve(rows, key):
-    """The finite (step, value) pairs of one key."""
-    points = [(row["step"], float(row[key])) for row in rows if key in row]
-    return [(step, value) for step, value in points if math.isfinite(value)]
-
-
-def reaches(curve, loss):
-    """Step from which on a curve stays at or below `loss`, between two evaluations by a straight line; else None.
-
-    The last crossing, not the first: the first would be a lucky dip of a noisy curve.
-    """
-    above = [i for i, (_, value) in enumerate(curve) if value > loss]
-    if not above:
-        return float(curve[0][0])
-    if above[-1] == len(curve) - 1:
-        return None
-    (s0, l0), (s1, l1) = curve[above[-1]], curve[above[-1] + 1]
-    return s0 + (s1 - s0) * (l0 - loss) / (l0 - l1)
-
-
-def speedup(run, double):
-    """How many times fewer steps a run needs than a baseline given twice its steps: (ratio, from, to, loss), or None.
-
-    Steps the baseline needs for the run's final loss, over the run's steps; where it never gets there, the baseline's
-    steps over those in which the run reaches the baseline's final loss (arXiv 2502.19002, figure 1). None where
-    either was there from the start, as after a divergence.
-    """
-    if (step := reaches(double.val, run.final)) is not None:
-        return (step / run.max_iters, run.max_iters, step, run.final) if step > 0 else None
-    step = reaches(run.val, double.final)
-    return (double.max_iters / step, step, double.max_iters, double.final) if step else None
-
-
 def compare(run, baselines):
     """(gap or None, speedup or None) of a finished run against finished baselines."""
     finished = [b for b in baselines if b.finished and run.finished]
     same = next((b for b in finished if b.max_iters == run.max_iters), None)
     double = next((b for b in finished if b.max_iters == 2 * run.max_iters), None)
-    return same and (same.final - run.final, same), double and speedup(run, double)
+    return same and (same.final - run.final, same), double and speedup(run.val, double.val)
 
 
 def curves(args):
@@ -103,7 +70,7 @@ def curves(args):
         for run, folder in zip(runs, [*args.folders, args.baseline], strict=False):
             run.name = str(folder)
     baselines = [run for run in runs if not run.blockwise]
-    figure, axes = start_figure()
+    figure, (axes,) = start_figure()
     colours = iter(COLOURS * len(runs))
     for run in runs:
         style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
@@ -157,6 +124,68 @@ def draw_speedup(axes, run, faster):
     axes.annotate(f"{ratio:.2f}x", ((start + end) / 2, loss), (0, 5), textcoords="offset points", ha="center")
 
 
+def study(args):
+    """learning_rates.png and curves.png of a comparison, one panel for each condition."""
+    folder = Path(args.folder)
+    try:
+        found = json.loads((folder / "study.json").read_text())
+        places, baseline = found["places"], found["study"]["baseline"]
+    except OSError:
+        raise UserError(f"{folder} holds no study: expected study.json in it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'study.json'} is broken: {error}") from None
+    names = list(dict.fromkeys(arm for arms in places.values() for arm in arms))
+    others = iter(COLOURS * len(names))
+    dashes = {True: (0, (5, 2)), False: "-"}
+    plain = {arm: arm == baseline or arm.startswith(f"{baseline} (") for arm in names}
+    style = {arm: {"color": "black" if plain[arm] else next(others), "linestyle": dashes[plain[arm]]} for arm in names}
+    markers = dict(zip(names, "osD^v<>pP*Xh" * len(names), strict=False))
+    for name, draw in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
+        figure, panels = start_figure(len(places))
+        for axes, (place, arms) in zip(panels, places.items(), strict=True):
+            for arm, one in arms.items():
+                draw(axes, arm, one, {**style[arm], "marker": markers[arm]})
+            axes.set_title(place, fontsize="medium")
+        panels[0].legend(frameon=False)
+        figure.savefig(folder / name)
+        print(f"wrote {folder / name}")
+
+
+def draw_sweep(axes, arm, one, style):
+    """Final loss against learning rate, one seed; the best is filled. A run that diverged is a cross at the top."""
+    points = [(p["learning_rate"], p["loss"]) for p in one["sweep"] if p["loss"] is not None]
+    axes.set(xscale="log", xlabel="learning_rate (of Norm)", ylabel="final validation loss (nats per token)")
+    if points:
+        axes.plot(*zip(*points, strict=True), label=arm, markersize=5, markerfacecolor="white", **style)
+        best = [point for point in points if point[0] == one["best"]]
+        axes.plot(*zip(*best, strict=True), markersize=7, **style) if best else None
+    for point in one["sweep"]:
+        if point["status"] == "diverged":
+            axes.plot(
+                point["learning_rate"], 0.97, "x", color=style["color"], transform=axes.get_xaxis_transform()
+            )
+            axes.annotate(
+                "diverged", (point["learning_rate"], 0.97), (0, -10), xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points", ha="center", fontsize="x-small", color=style["color"],
+            )  # fmt: skip
+
+
+def draw_bands(axes, arm, one, style):
+    """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation."""
+    if not one["curves"]:
+        return
+    steps, mean, spread = zip(*mean_curve(list(one["curves"].values())), strict=True)
+    del style["marker"]
+    axes.plot(steps, mean, linewidth=1.5, label=f"{arm} at {one['best']:g}: {one['mean']:.3f}", **style)
+    low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.legend(frameon=False)
+    late = [line.get_ydata()[len(line.get_ydata()) // 4 :] for line in axes.lines]  # what comes after the first quarter
+    lowest, highest = min(map(min, late)), max(map(max, late))
+    margin = 0.05 * (highest - lowest) or 0.05
+    axes.set(xlabel="step", ylabel="validation loss (nats per token)", ylim=(lowest - margin, highest + margin))
+
+
 def zoom(axes, runs):
     """Show the part of the loss axis that matters: what comes after the first tenth of the longest run."""
     longest = max(run.val[-1][0] for run in runs)
@@ -166,26 +195,38 @@ def zoom(axes, runs):
     axes.set(xlim=(0, longest), ylim=(low - margin, high + margin))
 
 
-def start_figure():
+def start_figure(panels=1):
+    """A figure and its axes; with more than one panel, two in a row, as a list of axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    return figure, axes
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(8 if columns == 1 else 11, 5 if rows == 1 else 4 * rows), dpi=150, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[panels:]:
+        axes.remove()
+    return figure, list(grid.flat[:panels])
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="curves")
+    commands = parser.add_subparsers(required=True, metavar="curves|study")
     command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
     command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
     command.add_argument("--baseline", metavar="DIR", help="another run, a baseline whatever its config says")
     command.add_argument("--out", metavar="FILE.png", help="default: curves.png in the first DIR")
     command.set_defaults(function=curves)
+    command = commands.add_parser("study", help="what compare.py found: loss against learning rate, curves with bands")
+    command.add_argument("folder", metavar="DIR", help="out_dir of a study")
+    command.set_defaults(function=study)
     args = parser.parse_args()
     args.function(args)
 

@@ -51,9 +51,9 @@ class TrainConfig:
     optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "adam_mini: one second moment per head or row; muon: for matrices inside the blocks, AdamW for the rest"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block runs at a multiple of it"] = 6e-4
     blockwise: Annotated[bool, "False sets every lr_mult to 1: the plain baseline"] = True
-    lr_mult: Annotated[dict[str, float], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6"] = field(default_factory=lambda: dict(LR_MULT))
+    lr_mult: Annotated[dict[Literal[BLOCKS], float], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6"] = field(default_factory=lambda: dict(LR_MULT))
     weight_decay: Annotated[float | None, "weight decay, on every parameter; decoupled but for sgd (None: 0.1; lion 1.0, sgd 0)"] = None
-    wd_mult: Annotated[dict[str, float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
+    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd's momentum (None: 0.9; lion 0.95)"] = None
     beta2: Annotated[float | None, "decay of the second moment, for lion of its only one (None: 0.95; lion 0.98)"] = None
     grad_clip: Annotated[float, "largest global gradient norm; 0: no clipping"] = 1.0

@@ -7,6 +7,7 @@ from conftest import ROOT, finish, start
 
 import plot
 from blockwise import UserError
+from blockwise.curves import reaches, speedup
 
 
 def make_run(folder, losses, blockwise, max_iters=None):
@@ -69,20 +70,20 @@ def test_a_worse_blockwise_run_is_said_to_be_worse(tmp_path):
 def test_speedup_when_blockwise_ends_below_the_doubled_baseline(tmp_path):
     bw = plot.Run("bw", True, 200, [], [(0, 5.0), (100, 3.0), (200, 2.0)])
     double = plot.Run("double", False, 400, [], [(0, 5.0), (400, 2.5)])
-    ratio, start_step, end, loss = plot.speedup(bw, double)
+    ratio, start_step, end, loss = speedup(bw.val, double.val)
     assert (ratio, start_step, end, loss) == (pytest.approx(400 / 150), 150, 400, 2.5)
 
 
 def test_no_speedup_over_a_baseline_that_diverged():
     bw = plot.Run("bw", True, 100, [], [(0, 5.5), (50, 5.0), (100, 4.5)])
-    assert plot.speedup(bw, plot.Run("double", False, 200, [], [(0, 5.5), (100, 6.0), (200, 7.0)])) is None
-    assert plot.speedup(bw, plot.Run("double", False, 200, [], [(0, 4.0), (200, 3.0)])) is None
+    assert speedup(bw.val, [(0, 5.5), (100, 6.0), (200, 7.0)]) is None
+    assert speedup(bw.val, [(0, 4.0), (200, 3.0)]) is None
 
 
 def test_crossing_is_the_last_not_a_lucky_dip():
-    assert plot.reaches([(0, 5.0), (100, 2.9), (200, 3.5), (300, 2.5)], 3.0) == 250
-    assert plot.reaches([(0, 5.0), (100, 4.0)], 3.0) is None
-    assert plot.reaches([(0, 2.0), (100, 1.0)], 3.0) == 0
+    assert reaches([(0, 5.0), (100, 2.9), (200, 3.5), (300, 2.5)], 3.0) == 250
+    assert reaches([(0, 5.0), (100, 4.0)], 3.0) is None
+    assert reaches([(0, 2.0), (100, 1.0)], 3.0) == 0
 
 
 def test_mistakes(tmp_path):

@@ -1,0 +1,75 @@
+"""Loss curves: reading them from a run's folder, and how many steps one saves over another. Loads no torch."""
+
+import json
+import math
+from pathlib import Path
+
+
+def read_rows(folder):
+    """The whole rows of a run's metrics.jsonl, as dicts. Raises OSError or ValueError where there are none to read."""
+    lines = (Path(folder) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def curve(rows, key):
+    """The finite (step, value) pairs of one key."""
+    points = [(row["step"], float(row[key])) for row in rows if key in row]
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def mean_curve(curves):
+    """[(step, mean, standard deviation)] of several (step, value) curves, at the steps that all of them have."""
+    tables = [dict(points) for points in curves]
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    result = []
+    for step in common:
+        values = [table[step] for table in tables]
+        mean = sum(values) / len(values)
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+        result.append((step, mean, spread))
+    return result
+
+
+def reaches(curve, loss):
+    """Step from which on a curve stays at or below `loss`, between two evaluations by a straight line; else None.
+
+    The last crossing, not the first: the first would be a lucky dip of a noisy curve.
+    """
+    above = [i for i, (_, value) in enumerate(curve) if value > loss]
+    if not above:
+        return float(curve[0][0])
+    if above[-1] == len(curve) - 1:
+        return None
+    (s0, l0), (s1, l1) = curve[above[-1]], curve[above[-1] + 1]
+    return s0 + (s1 - s0) * (l0 - loss) / (l0 - l1)
+
+
+def speedup(run, double):
+    """How many times fewer steps a run needs than a baseline given twice its steps: (ratio, from, to, loss), or None.
+
+    run, double: whole curves of (step, loss). Steps the baseline needs for the run's final loss, over the run's steps;
+    where it never gets there, the baseline's steps over those in which the run reaches the baseline's final loss
+    (arXiv 2502.19002, figure 1). None where either was there from the start, as after a divergence.
+    """
+    (steps, final), (double_steps, double_final) = run[-1], double[-1]
+    if (step := reaches(double, final)) is not None:
+        return (step / steps, steps, step, final) if step > 0 else None
+    step = reaches(run, double_final)
+    return (double_steps / step, step, double_steps, double_final) if step else None
+
+
+def speedups(curves, double):
+    """Speedup over a baseline with twice the steps: read on the mean curves, with the range over seeds, or None.
+
+    curves, double: {seed: [(step, loss), ...]} of finished runs. Returns {"ratio", "from", "to", "loss", "low",
+    "high"}; low and high come from the seeds that both have, one by one.
+    """
+    if not curves or not double:
+        return None
+    run, twice = ([(step, loss) for step, loss, _ in mean_curve(list(c.values()))] for c in (curves, double))
+    read = speedup(run, twice)
+    if read is None:
+        return None
+    single = [speedup(curves[seed], double[seed]) for seed in curves if seed in double]
+    ratios = [one[0] for one in single if one] or [read[0]]
+    return dict(zip(("ratio", "from", "to", "loss"), read, strict=True), low=min(ratios), high=max(ratios))
