@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class Dataset:
             if stated is None or size < SCAN_BYTES:
                 splits[split].check_all()
         padded = -(-meta["vocab_size"] // 64) * 64
-        tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars")}
+        tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars", "json", "end_of_text")}
         return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, hashes)
 
     def verify(self):
@@ -130,6 +131,10 @@ def not_prepared(data_dir, name, path):
     where = "" if Path(data_dir) == Path("data") else f" --data_dir={data_dir}"
     if name != "text" and (Path(__file__).parents[1] / "data" / name / "prepare.py").is_file():
         return f"data set {name!r} is not prepared: {path} is missing; run: python data/{name}/prepare.py{where}"
+    base, _, tokenizer = name.rpartition("_")  # kjv_bpe4096 is kjv's, by another tokenizer
+    if re.fullmatch(r"bpe\d+|gpt2", tokenizer) and base in ("kjv", "pylib"):
+        script = f"data/{base}/prepare.py --tokenizer={tokenizer.replace('bpe', 'bpe:')}"
+        return f"data set {name!r} is not prepared: {path} is missing; run: python {script}{where}"
     known = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
     near = difflib.get_close_matches(name, known)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -151,6 +156,8 @@ def read_meta(folder):
             [meta["splits"][split]["sha256"] for split in ("train", "val")]
             if not 0 < meta["vocab_size"] <= 65536:
                 raise ValueError(f"vocab_size {meta['vocab_size']} does not fit uint16 token ids")
+            if "tokenizer_file" in meta:
+                meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
             return {"tokenizer": meta["tokenizer"], **meta}
         path = folder / "meta.pkl"
         if path.is_file():
@@ -164,6 +171,15 @@ def read_meta(folder):
     except BROKEN as error:
         raise UserError(f"{path} is broken: {error or type(error).__name__}; prepare the data set anew") from None
     return dict(GPT2)
+
+
+def read_tokenizer(path, digest):
+    """The text of a data set's tokenizer.json. Raises UserError if it is not the one that meta.json states."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and the data set's meta.json names it; prepare the data set anew")
+    if sha256(path) != digest:
+        raise UserError(f"{path} does not have the sha256 that its meta.json states; prepare the data set anew")
+    return path.read_text(encoding="utf-8")
 
 
 class PlainUnpickler(pickle.Unpickler):

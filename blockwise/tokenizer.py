@@ -1,22 +1,31 @@
-"""Tokenizers by description: a plain dict, {"tokenizer": name, "vocab_size": n, ...}, that checkpoints carry along."""
+"""Tokenizers by description: a plain dict, {"tokenizer": name, "vocab_size": n, ...}, that checkpoints carry along.
+
+A trained one has the whole text of its tokenizer.json under "json", so that sampling needs no data.
+"""
 
 import codecs
+import json
+import re
 
 from blockwise import UserError
 
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
+LINE_END = re.compile(r"(?<=\S)(?=\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
 
 
 class Tokenizer:
-    """encode(str) -> ids, decode(ids) -> str, vocab_size. description: see above; names: bytes, chars, gpt2.
+    """encode(str) -> ids, decode(ids) -> str, vocab_size, end_of_text (an id, or None where there is none).
 
-    Raises UserError for a name that is not known, and for GPT-2's ranks where they cannot be fetched.
+    description: see above; names: bytes, chars, gpt2, any other with "json". Text that spells a special token is
+    encoded as ordinary text. Raises UserError for a name that is not known, a broken tokenizer.json, and for GPT-2's
+    ranks where they cannot be fetched.
     """
 
     def __init__(self, description):
         self.description = description
         self.name = description["tokenizer"]
+        self.end_of_text = description.get("end_of_text")
         if self.name == "bytes":
             self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__
@@ -27,15 +36,41 @@ class Tokenizer:
         elif self.name == "gpt2":
             self.bpe = gpt2_ranks()
             self.vocab_size = self.bpe.n_vocab
+            self.end_of_text = self.bpe.eot_token
             self._bytes_of = self.bpe.decode_single_token_bytes
+        elif "json" in description:
+            self.vocab_size = description["vocab_size"]
+            self._load(description["json"])
         else:
-            raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2")
+            raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2, or a tokenizer.json")
+
+    def _load(self, text):
+        from tokenizers import Tokenizer as Trained
+
+        try:
+            self.trained = Trained.from_str(text)
+            decoder = json.loads(text).get("decoder") or {}
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"the tokenizer.json of {self.name} is broken: {error}") from None
+        ids = self.trained.get_vocab(with_added_tokens=True)
+        if max(ids.values(), default=0) >= self.vocab_size:
+            raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
+        self.trained.encode_special_tokens = True  # as ordinary text
+        self._bytes_of = None
+        if decoder.get("type") == "ByteLevel":
+            byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
+            plain = {i: token.content.encode() for i, token in self.trained.get_added_tokens_decoder().items()}
+            spelled = {i: bytes(byte_of[c] for c in token) for token, i in ids.items() if i not in plain}
+            self._bytes_of = {**spelled, **plain}.__getitem__
 
     def encode(self, text):
         if self.name == "bytes":
             return list(text.encode())
         if self.name == "gpt2":
             return self.bpe.encode(text, disallowed_special=())
+        if self.name != "chars":
+            pieces = LINE_END.split(text) if self.name.startswith("bpe:") else [text]
+            return [i for e in self.trained.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
         if missing:
@@ -44,7 +79,40 @@ class Tokenizer:
 
     def decode(self, ids):
         """Bad UTF-8 inside becomes U+FFFD; a character cut off at the end is left out."""
+        if self._bytes_of is None:  # not by bytes: T5
+            return self.trained.decode(ids, skip_special_tokens=False)
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(map(self._bytes_of, ids)))
+
+
+def tokenizer_named(word, text):
+    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, or bpe:N, which is trained on `text`."""
+    if word in ("bytes", "gpt2"):
+        return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word])
+    if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
+        raise UserError(f"unknown tokenizer {word!r}: expected bytes, gpt2 or bpe:N with N from 257 to 65536")
+    return Tokenizer({"tokenizer": word, "vocab_size": int(word[4:]), "json": train_bpe(text, int(word[4:]))})
+
+
+def train_bpe(text, vocab_size):
+    """A byte-level BPE of exactly that many tokens, split into words as GPT-2's: the text of its tokenizer.json."""
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    bpe = Trained(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(LINE_END.split(text), trainer)  # the text in one piece takes 180 bytes a byte
+    if bpe.get_vocab_size() != vocab_size:
+        raise UserError(f"bpe:{vocab_size}: this text has merges for {bpe.get_vocab_size()} tokens only: ask for fewer")
+    return bpe.to_str()
+
+
+def byte_alphabet():
+    """The characters that stand for the 256 bytes in a byte-level tokenizer.json: themselves where they show."""
+    shown = [chr(byte).isprintable() and chr(byte) != " " for byte in range(256)]
+    return [chr(byte if shown[byte] else 256 + shown[:byte].count(False)) for byte in range(256)]
 
 
 def gpt2_ranks():

@@ -1,24 +1,31 @@
 """The prepare scripts as a user runs them, the files that they write, the tokenizers."""
 
+import __future__
+
 import hashlib
 import http.client
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
+import unittest
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiktoken
 from conftest import ROOT
+from tokenizers import Tokenizer as Trained
+from tokenizers import pre_tokenizers
 
 from blockwise import UserError
 from blockwise.corpus import prepare_text, read_text, split_text, tiny_shakespeare, write_dataset
 from blockwise.loader import Dataset
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer
+from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe
 
 TEXT = "Grüß Gott, schöne Welt! — 你好 🙂\r\n" * 40
 CHARS = Tokenizer({"tokenizer": "chars", "vocab_size": 4, "chars": "aβ你🙂"})
@@ -93,6 +100,56 @@ def test_text(tmp_path, text_file):
     }  # fmt: skip
 
 
+def test_trained_tokenizer(tmp_path, text_file):
+    """Exactly N tokens, from the training part alone, the same in every run; it travels with the data set."""
+    for run in ("a", "b"):
+        words = (text_file, "--name=mine", "--tokenizer=bpe:280", f"--data_dir={tmp_path / run}")
+        assert prepare("text", *words) == (0, "")
+    folder = tmp_path / "a" / "mine"
+    assert contents(folder) == contents(tmp_path / "b" / "mine")
+    assert set(contents(folder)) == {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    data = Dataset.open(tmp_path / "a", "mine", 8)
+    data.verify()
+    assert (data.vocab_size, data.tokenizer["vocab_size"]) == (320, 280)
+    assert data.tokenizer["json"] == train_bpe(split_text(TEXT)["train"], 280)
+    tokenizer = Tokenizer(data.tokenizer)
+    assert tokenizer.decode(ids_of(folder, "train") + ids_of(folder, "val")) == TEXT
+    assert len(ids_of(folder, "train")) < len(split_text(TEXT)["train"].encode()) / 2
+
+
+def test_kjv_by_a_trained_tokenizer_has_a_name_of_its_own(tmp_path):
+    assert prepare("kjv", "--tokenizer=bpe:280", f"--data_dir={tmp_path}") == (0, "")
+    data = Dataset.open(tmp_path, "kjv_bpe280", 256)
+    data.verify()
+    tokenizer = Tokenizer(data.tokenizer)
+    beginning = tokenizer.decode(ids_of(tmp_path / "kjv_bpe280", "train")[:2000])
+    assert "In the beginning God created the heaven and the earth." in beginning
+
+
+def test_pylib(tmp_path):
+    assert prepare("pylib", f"--data_dir={tmp_path}") == (0, "")
+    text = bytes(ids_of(tmp_path / "pylib", "train")).decode()
+    assert text.startswith(Path(__future__.__file__).read_text(encoding="utf-8")) and "class Decimal" in text
+    text += bytes(ids_of(tmp_path / "pylib", "val")).decode()
+    assert Path(unittest.__file__).read_text(encoding="utf-8") in text
+    assert "class IdbAdapterTest" not in text  # from test/
+    assert meta_of(tmp_path / "pylib")["source"].endswith(platform.python_version())
+
+
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (lambda path: path.unlink(), "tokenizer.json is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "tokenizer.json does not have the sha256"),
+    ],
+)
+def test_a_damaged_tokenizer_file_is_refused(tmp_path, damage, part):
+    prepare_text(tmp_path / "x", TEXT, tokenizer_named("bpe:280", TEXT), "made up")
+    damage(tmp_path / "x" / "tokenizer.json")
+    with pytest.raises(UserError, match=part):
+        Dataset.open(tmp_path, "x", 8)
+
+
 def test_shakespeare_char(tmp_path, text_file):
     assert prepare("shakespeare_char", f"--source={text_file}", f"--data_dir={tmp_path}") == (0, "")
     data = Dataset.open(tmp_path, "shakespeare_char", 8)
@@ -115,6 +172,12 @@ MISTAKES = {
     "name with a slash": ("text", ["{good}", "--name=../x"], ["--name=../x: expected letters"]),
     "empty name": ("text", ["{good}", "--name="], ["--name=: expected letters"]),
     "unknown tokenizer": ("text", ["{good}", "--name=x", "--tokenizer=byte"], ["'byte'", "bytes", "gpt2"]),
+    "trained on too few": ("text", ["{good}", "--name=x", "--tokenizer=bpe:256"], ["'bpe:256'", "257", "65536"]),
+    "trained on too many": ("text", ["{good}", "--name=x", "--tokenizer=bpe:65537"], ["'bpe:65537'", "257", "65536"]),
+    "no number of tokens": ("text", ["{good}", "--name=x", "--tokenizer=bpe:x"], ["'bpe:x'", "bpe:N", "257"]),
+    "too little text": ("text", ["{good}", "--name=x", "--tokenizer=bpe:4096"], ["bpe:4096", "tokens only"]),
+    "tokenizer of kjv": ("kjv", ["--tokenizer=chars"], ["'chars'", "bpe:N"]),
+    "name of pylib": ("pylib", ["--name=a/b"], ["--name=a/b: expected letters"]),
     "unknown option": ("text", ["{good}", "--name=x", "--vocab=3"], ["--vocab=3"]),
     "abbreviated option": ("text", ["{good}", "--nam=x"], ["--name"]),
     "unknown option of kjv": ("kjv", ["--source=x"], ["--source=x"]),
@@ -243,6 +306,46 @@ def test_a_character_cut_off_at_the_end_is_left_out(length):
 @pytest.mark.parametrize("broken", [b"a\xffb", b"a\xe4\xbdb", b"a\x80b"])
 def test_a_broken_character_in_the_middle_is_shown(broken):
     assert Tokenizer(BYTES).decode(list(broken)) == "a\ufffdb"
+
+
+BPE = tokenizer_named("bpe:280", TEXT)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", TEXT, "\x00\x7f\n", "a\n\n\n b\r\n\t\n", "你\n\n你", "<|endoftext|>", "a\x1c\n"]
+)
+def test_trained_round_trip(text):
+    ids = BPE.encode(text)
+    assert BPE.decode(ids) == text
+    assert ids == BPE.trained.encode(text, add_special_tokens=False).ids  # taken apart at line ends, or in one
+
+
+def test_trained_decodes_by_bytes():
+    """As the library does, but for a character that is cut off."""
+    assert sorted(byte_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = BPE.encode("ab🦊")  # not in the text: byte by byte
+    assert BPE.decode(ids) == BPE.trained.decode(ids) == "ab🦊"
+    assert [BPE.decode(ids[:-n]) for n in (1, 2, 3)] == ["ab"] * 3
+    assert BPE.decode([*ids[:-1], *BPE.encode("c")]) == "ab\ufffdc"
+
+
+def test_special_tokens_are_encoded_as_text():
+    bpe = Trained.from_str(BPE.description["json"])
+    bpe.add_special_tokens(["</s> ÿ"])
+    tokenizer = Tokenizer({"tokenizer": "own", "vocab_size": 281, "json": bpe.to_str()})
+    assert 280 not in tokenizer.encode("a</s> ÿb") and tokenizer.decode(tokenizer.encode("a</s> ÿb")) == "a</s> ÿb"
+    assert tokenizer.decode([280]) == "</s> ÿ"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}'])
+def test_broken_tokenizer_json(text):
+    with pytest.raises(UserError, match=r"tokenizer\.json of own is broken"):
+        Tokenizer({"tokenizer": "own", "vocab_size": 300, "json": text})
+
+
+def test_a_tokenizer_json_of_another_size():
+    with pytest.raises(UserError, match="ids up to 279, not 256"):
+        Tokenizer({**BPE.description, "vocab_size": 256})
 
 
 def test_unknown_tokenizer():

@@ -1,10 +1,14 @@
 """Text from a checkpoint: deterministic, within the vocabulary, from the newest one that is whole."""
 
+import shutil
+
 import pytest
 from conftest import finish, out_dir, run, start
 
 import sample
 from blockwise import UserError
+from blockwise.corpus import prepare_text
+from blockwise.tokenizer import tokenizer_named
 from configurator import configure
 
 
@@ -40,6 +44,17 @@ def test_works_without_the_data_and_with_a_damaged_newest(small, capsys):
     (out_dir(small) / "ckpt_00000008.pt").write_bytes(b"")
     write(small, "--num_samples=1", "--max_new_tokens=5")
     assert "ckpt_00000008.pt is damaged" in capsys.readouterr().err
+
+
+def test_a_trained_tokenizer_travels_with_the_checkpoint(small, capsys, tmp_path):
+    tokenizer = tokenizer_named("bpe:270", "the cat sat on the mat and the dog ate that hat\n" * 40)
+    prepare_text(tmp_path / "data" / "cats", "the cat sat on the mat\n" * 200, tokenizer, "made up")
+    words = (*small, "--dataset=cats", f"--data_dir={tmp_path / 'data'}", "--max_iters=1")
+    run(*words)
+    shutil.rmtree(tmp_path / "data")
+    capsys.readouterr()
+    write(words, "--start=the cät ", "--num_samples=1", "--max_new_tokens=40", "--temperature=3", "--top_k=None")
+    assert capsys.readouterr().out.startswith("the cät ")
 
 
 def test_mistakes(small, tmp_path):

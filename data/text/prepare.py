@@ -1,17 +1,16 @@
 """Your own UTF-8 text files as a data set; the last tenth is for validation.
 
-    python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2] [--data_dir=DIR]
+    python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096] [--data_dir=DIR]
 """
 
-import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from blockwise import UserError, exit_on_user_error
-from blockwise.corpus import prepare_text, read_text
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer
+from blockwise import exit_on_user_error
+from blockwise.corpus import dataset_folder, prepare_text, read_text, split_text
+from blockwise.tokenizer import tokenizer_named
 from configurator import ArgumentParser
 
 
@@ -19,14 +18,13 @@ def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="joined in this order")
     parser.add_argument("--name", required=True, help="of the data set: train with --dataset=NAME")
-    parser.add_argument("--tokenizer", choices=["bytes", "gpt2"], default="bytes", help="default: bytes")
+    parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2, or bpe:N, trained on the training part")
     parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
     args = parser.parse_args()
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", args.name):
-        raise UserError(f"--name={args.name}: expected letters, digits, '_', '.' and '-'")
+    folder = dataset_folder(args.data_dir, args.name)
     text = "".join(part if part.endswith("\n") else part + "\n" for part in map(read_text, args.files))
-    tokenizer = Tokenizer({"bytes": BYTES, "gpt2": GPT2}[args.tokenizer])
-    prepare_text(Path(args.data_dir) / args.name, text, tokenizer, ", ".join(Path(f).name for f in args.files))
+    tokenizer = tokenizer_named(args.tokenizer, split_text(text)["train"])
+    prepare_text(folder, text, tokenizer, ", ".join(Path(f).name for f in args.files))
 
 
 if __name__ == "__main__":
