@@ -32,6 +32,8 @@ from configurator import configure
 ROOT = Path(__file__).resolve().parent
 FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
+# A floor that is one number for all runs, and one in proportion: base rates of arms may lie 32-fold apart
+FLOORS = {"absolute floor": "--min_lr_ratio=None", "relative floor": "--min_lr_ratio=0.05"}
 # What may differ between two runs that compute the same
 NOT_IDENTITY = ("out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile")
 
@@ -44,8 +46,8 @@ class StudyConfig(TrainConfig):
     baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
     seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
-    conditions: Annotated[dict[str, str], "name: words; the whole comparison is made under each"] = field(default_factory=lambda: {"": ""})
-    floors: Annotated[dict[str, str], "name: words; likewise, for where the learning rate ends"] = field(default_factory=lambda: {"absolute floor": "--min_lr_ratio=None", "relative floor": "--min_lr_ratio=0.05"})
+    conditions: Annotated[dict[str, str], "name: words; the whole comparison is made under each (none: once)"] = field(default_factory=dict)
+    floors: Annotated[dict[str, str], "likewise, for where learning rates end (none: both at min_lr and at 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
     extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
     jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
@@ -85,8 +87,8 @@ class Study:
         check(config)
         self.places = [
             (", ".join(filter(None, (condition, floor))), f"{more} {words}")
-            for condition, more in config.conditions.items()
-            for floor, words in config.floors.items()
+            for condition, more in (config.conditions or {"": ""}).items()
+            for floor, words in (config.floors or FLOORS).items()
         ]
         shared = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
         self.settings = {}  # (place, arm) -> TrainConfig
@@ -163,8 +165,7 @@ def check(config):
         grid = config.learning_rates.get(arm, [])
         if not grid or any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
             raise UserError(f"learning_rates.{arm}={grid}: expected at least one rate above 0, none twice")
-    for key in ("seeds", "conditions", "floors"):
-        config.check(key, len(getattr(config, key)) > 0, "at least one")
+    config.check("seeds", len(config.seeds) > 0, "at least one")
     config.check("seeds", len(set(config.seeds)) == len(config.seeds) and min(config.seeds) >= 0, "different seeds, at least 0")
 
 

@@ -1,0 +1,30 @@
+# python compare.py config/study_cpu.py
+# Does blockwise LR help a LLaMA of about a million parameters? On bytes and on a BPE of 4,096 tokens, with both floors:
+# about an hour on two CPU cores. `make study` prepares the two data sets and runs it.
+out_dir = "out/study_cpu"
+
+model_type = "llama"
+n_layer = 4
+n_head = 4
+n_embd = 128
+n_inner = 384
+block_size = 128
+
+batch_size = 8
+gradient_accumulation_steps = 1  # x 8 sequences x 128 tokens = 1,024 tokens a step
+max_iters = 600
+lr_decay_iters = max_iters
+warmup_iters = max_iters // 10
+min_lr = 2e-5  # the absolute floor of every run, whatever its learning rate
+
+eval_interval = 100
+eval_iters = 32
+log_interval = 10
+
+arms = {"adamw": "--blockwise=False", "blockwise": ""}
+learning_rates = {
+    "adamw": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2],
+    "blockwise": [6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3],
+}
+seeds = [1, 2, 3]
+conditions = {"bytes": "--dataset=kjv", "BPE of 4,096": "--dataset=kjv_bpe4096"}
