@@ -9,16 +9,18 @@ import pytest
 import torch
 from conftest import ROOT, metrics, run
 
+import compare
 from blockwise.settings import TrainConfig
 from configurator import configure
 from model import ModelConfig, Transformer
 
 LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
-CONFIGS = sorted((ROOT / "config").rglob("*.py"))
+STUDIES = sorted((ROOT / "config").glob("study_*.py"))
+CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
 # Millions of parameters with GPT-2's vocabulary (arXiv 2502.19002's released shapes)
 SIZES = {
     "gpt2_small": 124.4, "llama_134m": 133.9, "llama_230m": 228.3, "llama_250m": 237.3, "llama_500m": 522.0,
-    "llama_750m": 743.4, "llama_900m": 898.3, "tinyllama": 1175.0,
+    "llama_750m": 743.4, "llama_900m": 898.3, "tinyllama": 1175.0, "llama_2b": 2015.5,
 }  # fmt: skip
 TINY = (
     "--device=cpu", "--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16",
@@ -44,7 +46,7 @@ def test_a_leaf_imports_no_other_project_file(path):
 
 
 def test_entry_points_do_not_import_each_other():
-    entries = {"train", "sample", "plot"}
+    entries = {"train", "sample", "plot", "compare"}
     for name in entries | {"model", "configurator"}:
         assert not set(imports_of(ROOT / f"{name}.py")) & entries
 
@@ -56,26 +58,57 @@ def test_what_answers_at_once_imports_no_torch():
         assert "torch" not in set(imports_of(ROOT / f"blockwise/{name}.py"))
 
 
+def words_of(path):
+    """What the command in a config's first comment gives train.py: ends with the config itself."""
+    launcher, _, words = path.read_text().splitlines()[0].partition(" train.py ")
+    assert launcher.startswith("# torchrun") and words.split()[-1] == str(path.relative_to(ROOT))
+    return words.split()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_trains_two_steps(path, data_dir, tmp_path):
     """By the command in its first comment, at a size that fits a test."""
-    command = path.read_text().splitlines()[0]
-    launcher, _, words = command.partition(" train.py ")
-    assert launcher.startswith("# torchrun") and words.split()[-1] == str(path.relative_to(ROOT))
-    out = f"--out_dir={tmp_path / 'out'}"
-    assert run(*words.split(), *TINY, *SHORT, f"--data_dir={data_dir}", out) == 0
+    words, out = words_of(path), f"--out_dir={tmp_path / 'out'}"
+    assert run(*words, *TINY, *SHORT, f"--data_dir={data_dir}", out) == 0
+    expected = configure(TrainConfig, words, "")[0].resolved().lr_mult
     row = metrics([out])[0]
-    assert row["lr/QK"] / row["lr/Norm"] == pytest.approx(1 if path.stem.endswith("_adamw") else 8)
+    assert row["lr/QK"] / row["lr/Norm"] == pytest.approx(expected["QK"] / expected["Norm"])
+    assert expected["QK"] == 8 or path.parent.name == "arms" or path.stem.endswith("_adamw")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.name)
+def test_every_study_has_a_plan(path, capsys):
+    assert path.read_text().splitlines()[0] == f"# python compare.py {path.relative_to(ROOT)}"
+    assert compare.main([str(path), "--plan"]) == 0
+    assert "tokens in all" in capsys.readouterr().out
+
+
+def test_the_table_of_the_papers_rows_names_files_that_exist():
+    rows = [line for line in (ROOT / "config/README.md").read_text().splitlines() if line.startswith("|")]
+    named = {word for row in rows for word in re.findall(r"config/[\w/]+\.py", row)}
+    assert len(named) > 15 and all((ROOT / name).is_file() for name in named)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameter_counts(name):
     (path,) = (ROOT / "config").rglob(f"{name}.py")
-    words = path.read_text().splitlines()[0].partition(" train.py ")[2].split()
-    config = replace(configure(TrainConfig, words, "")[0].resolved(), vocab_size=50304)
+    config = replace(configure(TrainConfig, words_of(path), "")[0].resolved(), vocab_size=50304)
     with torch.device("meta"):
         model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[name], abs=0.06)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/shapes").glob("c4_*.py")), ids=lambda p: p.name)
+def test_parameter_counts_of_the_scaling_law(path):
+    """Without the output layer and with T5's vocabulary, as the comment says; and 20 tokens for each of them."""
+    stated = float(re.search(r"([\d.]+)M parameters", path.read_text())[1])
+    config = replace(configure(TrainConfig, words_of(path), "")[0].resolved(), vocab_size=32100)
+    with torch.device("meta"):
+        model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
+    counted = sum(p.numel() for name, p in model.named_parameters() if "lm_head" not in name) / 1e6
+    assert counted == pytest.approx(stated, abs=0.06)
+    tokens = config.max_iters * config.gradient_accumulation_steps * config.batch_size * config.block_size
+    assert tokens / 20e6 == pytest.approx(stated, rel=1e-3) and config.lr_decay_iters == config.max_iters
 
 
 def readme_commands():

@@ -1,0 +1,12 @@
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/c4.py config/shapes/c4_947m.py
+# 947M of the paper's scaling law on C4 (chosen here; see config/README.md): 952.6M parameters without the output layer.
+out_dir = "out/c4_947m"
+wandb_run_name = "c4_947m"
+
+n_layer = 22
+n_head = 25
+n_embd = 1600
+n_inner = 6400
+
+max_iters = round(20 * 952.6e6 / (batch_size * gradient_accumulation_steps * block_size))  # 20 tokens a parameter
+lr_decay_iters = max_iters

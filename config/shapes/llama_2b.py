@@ -1,0 +1,10 @@
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/shapes/llama_2b.py
+# LLaMA 2B. The paper's shape is not published (its figure has the point at 2.03B): this one is ours, with 2,015.5M
+# parameters with GPT-2's vocabulary and the head width and feed-forward ratio of the paper's other sizes.
+out_dir = "out/llama_2b"
+wandb_run_name = "llama_2b"
+
+n_layer = 21
+n_head = 36
+n_embd = 2304
+n_inner = 9216
