@@ -58,6 +58,7 @@ class StudyConfig(TrainConfig):
         for key in ("processes", "jobs"):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("extensions", self.extensions >= 0, "at least 0")
+        self.check("max_iters", self.max_iters >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Study:
                     self.settings[place, arm + TWICE] = replace(settings, **doubled)
             budgets = {arm: tokens_of(self.settings[place, arm]) for arm in config.arms}
             if len(set(budgets.values())) > 1:
-                raise UserError(f"arms with unequal budgets, in tokens: {budgets}; expected one max_iters x batch for all")
+                raise UserError(f"arms with unequal budgets in tokens: {budgets}; expected the same for all")
 
     def run_of(self, place, arm, rate, seed):
         config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
@@ -165,8 +166,8 @@ def check(config):
         grid = config.learning_rates.get(arm, [])
         if not grid or any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
             raise UserError(f"learning_rates.{arm}={grid}: expected at least one rate above 0, none twice")
-    config.check("seeds", len(config.seeds) > 0, "at least one")
-    config.check("seeds", len(set(config.seeds)) == len(config.seeds) and min(config.seeds) >= 0, "different seeds, at least 0")
+    seeds = config.seeds
+    config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
 
 
 def settings_of(words, shared, arm):
@@ -400,41 +401,41 @@ def report(study, found):
     tokens = tokens_of(study.settings[study.places[0][0], config.baseline])
     lines = [f"# {study.folder.name}", "", *[f"**{line}**" for line in found["verdicts"]], ""]
     lines += [
-        f"Final validation loss in nats per token. Each run: {tokens:,} tokens ({config.max_iters:,} steps at base). "
-        f"Each arm's learning rate is the best of its own sweep, made with seed {config.seeds[0]} and judged by the same "
-        f"validation windows as the result; a grid whose best lay at an end was extended. Seeds: "
-        f"{', '.join(map(str, config.seeds))}, paired. Gap: arm minus {config.baseline}; below zero the arm is better.",
+        f"Final validation loss, in nats per token, of runs of {tokens:,} tokens. An arm's learning rate (that of Norm) is "
+        f"the best of its own sweep, made with seed {config.seeds[0]} and judged by the same validation windows as the "
+        "result; a grid whose best lay at an end was extended. The floor is what the rate falls to. Gap: arm minus "
+        f"{config.baseline}, so below zero the arm is better; mean, interval and p are of the paired differences over "
+        f"seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty intervals misses by chance.",
         "",
     ]
     for place, arms in found["places"].items():
-        lines += [f"## {place}", ""]
-        lines += ["| arm | best learning rate | floor | mean loss | standard deviation | gap | 95 % interval | p | speedup |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for arm, one in arms.items():
-            lines.append(table_row(arm, one, config))
-        lines += [""]
-        for arm, one in arms.items():
-            if "test" in one:
-                lines += [f"{sentence(arm, config.baseline, one['test'])}.", ""]
-        lines += ["Loss against learning rate (floor in brackets), one seed:", ""]
-        for arm, one in arms.items():
-            points = [f"{p['learning_rate']:g} ({p['floor']:g}): {shown(p['loss']) if p['loss'] else p['status']}" for p in one["sweep"]]
-            lines += [f"- {arm}: {'; '.join(points)}"]
+        heads = ("arm", "best learning rate", "floor", "mean loss", "deviation", "gap", "95 % interval", "p", "speedup")
+        lines += [f"## {place}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [table_row(arm, one) for arm, one in arms.items()]
+        lines += ["", *[f"{sentence(a, config.baseline, one['test'])}.\n" for a, one in arms.items() if "test" in one]]
+        lines += [f"Learning rate (its floor): loss, with seed {config.seeds[0]}", ""]
+        lines += [f"- {arm}: {'; '.join(map(point, one['sweep']))}" for arm, one in arms.items()]
         lines += [""]
     lines += ["![loss against learning rate](learning_rates.png)", "", "![validation loss](curves.png)", ""]
     bad = [run for run in found["runs"] if run["status"] in ("diverged", "failed")]
     lines += ["## Runs that diverged or failed", ""]
     lines += [f"- {run['run']}: {run['status']}" for run in bad] or ["None."]
-    lines += ["", f"Arms: {'; '.join(f'{arm}: `{words}`' if words.strip() else f'{arm}: as it is' for arm, words in config.arms.items())}."]
-    lines += [f"Made by commit {found['commit']}; every key is in study.json, every run's in its job.py.", ""]
+    arms = [f"{arm} (`{words.strip()}`)" if words.strip() else arm for arm, words in config.arms.items()]
+    lines += ["", f"Arms: {', '.join(arms)}. Made by commit {found['commit']}; every key is in study.json, every run's in its job.py.", ""]
     return "\n".join(lines)
 
 
-def table_row(arm, one, config):
+def point(p):
+    return f"{p['learning_rate']:g} ({p['floor']:g}): {p['status'] if p['loss'] is None else shown(p['loss'])}"
+
+
+def table_row(arm, one):
     test, speed = one.get("test"), one.get("speedup")
     cells = [arm, "-" if one["best"] is None else f"{one['best']:g}" + (" (at an end)" if one["at_an_end"] else "")]
     floor = next((p["floor"] for p in one["sweep"] if p["learning_rate"] == one["best"]), None)
-    cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]), shown(one["deviation"])]
+    lost = sum(loss is None for loss in one["losses"].values())
+    cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]) + (f" ({lost} diverged)" if lost else "")]
+    cells += [shown(one["deviation"])]
     if test is None:
         cells += ["", "", "", ""]
     else:

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import curve, mean_curve, read_rows, speedup
 from configurator import ArgumentParser
@@ -136,9 +138,10 @@ def study(args):
         raise UserError(f"{folder / 'study.json'} is broken: {error}") from None
     names = list(dict.fromkeys(arm for arms in places.values() for arm in arms))
     others = iter(COLOURS * len(names))
-    dashes = {True: (0, (5, 2)), False: "-"}
-    plain = {arm: arm == baseline or arm.startswith(f"{baseline} (") for arm in names}
-    style = {arm: {"color": "black" if plain[arm] else next(others), "linestyle": dashes[plain[arm]]} for arm in names}
+    black = {baseline: (0, (5, 2)), f"{baseline} (2x steps)": (0, (1, 1))}
+    style = {
+        arm: {"color": "black" if arm in black else next(others), "linestyle": black.get(arm, "-")} for arm in names
+    }
     markers = dict(zip(names, "osD^v<>pP*Xh" * len(names), strict=False))
     for name, draw in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
         figure, panels = start_figure(len(places))
@@ -146,6 +149,8 @@ def study(args):
             for arm, one in arms.items():
                 draw(axes, arm, one, {**style[arm], "marker": markers[arm]})
             axes.set_title(place, fontsize="medium")
+            if draw is draw_bands:
+                axes.set_ylim(late_range(arms))
         panels[0].legend(frameon=False)
         figure.savefig(folder / name)
         print(f"wrote {folder / name}")
@@ -172,18 +177,23 @@ def draw_sweep(axes, arm, one, style):
 
 def draw_bands(axes, arm, one, style):
     """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation."""
+    axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     if not one["curves"]:
         return
-    steps, mean, spread = zip(*mean_curve(list(one["curves"].values())), strict=True)
-    del style["marker"]
-    axes.plot(steps, mean, linewidth=1.5, label=f"{arm} at {one['best']:g}: {one['mean']:.3f}", **style)
-    low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    steps, mean, spread = map(np.array, zip(*mean_curve(list(one["curves"].values())), strict=True))
+    label = f"{arm} at {one['best']:g}: {one['mean']:.3f}"
+    axes.plot(steps, mean, label=label, color=style["color"], linestyle=style["linestyle"])
+    axes.fill_between(steps, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
     axes.legend(frameon=False)
-    late = [line.get_ydata()[len(line.get_ydata()) // 4 :] for line in axes.lines]  # what comes after the first quarter
-    lowest, highest = min(map(min, late)), max(map(max, late))
-    margin = 0.05 * (highest - lowest) or 0.05
-    axes.set(xlabel="step", ylabel="validation loss (nats per token)", ylim=(lowest - margin, highest + margin))
+
+
+def late_range(arms):
+    """Loss axis for the bands after the first quarter of each run: what comes before would flatten the rest."""
+    bands = [mean_curve(list(one["curves"].values())) for one in arms.values() if one["curves"]]
+    late = [point for band in bands for point in band[len(band) // 4 :]]
+    low = min((mean - spread for _, mean, spread in late), default=0.0)
+    high = max((mean + spread for _, mean, spread in late), default=1.0)
+    return low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
 
 
 def zoom(axes, runs):

@@ -1,5 +1,5 @@
 # torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/c4.py config/shapes/c4_168m.py
-# 168M of the paper's scaling law on C4 (the 0.25B shape; see config/README.md): 167.1M parameters without the output layer.
+# 168M of the paper's scaling law on C4 (the 0.25B shape): 167.1M parameters without the output layer.
 out_dir = "out/c4_168m"
 wandb_run_name = "c4_168m"
 

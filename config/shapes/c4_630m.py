@@ -1,5 +1,5 @@
 # torchrun --standalone --nproc_per_node=8 train.py config/llama_250m.py config/c4.py config/shapes/c4_630m.py
-# 630M of the paper's scaling law on C4 (the 0.75B shape; see config/README.md): 629.4M parameters without the output layer.
+# 630M of the paper's scaling law on C4 (the 0.75B shape): 629.4M parameters without the output layer.
 out_dir = "out/c4_630m"
 wandb_run_name = "c4_630m"
 
