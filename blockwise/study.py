@@ -119,7 +119,8 @@ def verdict(arm, baseline, tests):
         return f"{arm} and {baseline}: no difference seen in any of {len(judged)} comparisons{missing}."
     if len(set(judged)) == 1:
         side = "lower" if judged[0] < 0 else "higher"
-        return f"{arm} ended {side} than {baseline} in all {len(judged)} comparisons, {size}{missing}."
+        every = f"in all {len(judged)} comparisons" if len(judged) > 1 else "in one comparison"
+        return f"{arm} ended {side} than {baseline} {every}, {size}{missing}."
     counts = [f"{side} in {judged.count(sign)}" for sign, side in ((-1, "lower"), (1, "higher")) if sign in judged]
     counts += [f"no difference seen in {judged.count(0)}"] if 0 in judged else []
     return f"{arm} against {baseline}: {', '.join(counts)} of {len(judged)} comparisons{missing}."

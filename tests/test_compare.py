@@ -1,0 +1,245 @@
+"""Studies from the command line: what runs, what is never run twice, what stops and goes on, what is reported."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+
+import pytest
+from conftest import ROOT, finish, start
+
+import compare
+from blockwise import UserError
+from blockwise.checkpoint import manifests
+
+STUDY = """
+dataset = "tiny"
+device = "cpu"
+n_layer, n_head, n_embd, block_size = 1, 2, 16, 16
+batch_size = 2
+gradient_accumulation_steps = 1
+eval_iters, eval_interval = 2, 2
+max_iters = lr_decay_iters = 4
+warmup_iters = 1
+min_lr = 1e-5
+arms = {"adamw": "--blockwise=False", "ours": "--lr_mult.Emb=20"}
+learning_rates = {"adamw": [1e-3, 2e-3, 4e-3], "ours": [1e-3, 2e-3, 4e-3]}
+floors = {"relative floor": "--min_lr_ratio=0.05"}
+seeds = [1, 2]
+"""
+
+# Stands for train.py: the loss is a valley over the learning rate, deeper for "ours", a little higher for odd seeds
+TRAINER = """
+import json, math, os, sys
+from pathlib import Path
+job = {{}}
+exec(open(sys.argv[1]).read(), job)
+open({calls!r}, "a").write(os.path.basename(job["out_dir"]) + chr(10))
+rate, steps, blockwise = job["learning_rate"], job["max_iters"], job.get("blockwise", True)
+best = {best}
+last = 3 - 0.2 * blockwise + 0.1 * math.log2(rate / best) ** 2 + 0.01 * (job["seed"] % 2) * (1 + blockwise)
+rows = [{{"step": s, "val/loss": 5 + (last - 5) * s / steps}} for s in range(0, steps + 1, 2)]
+{extra}
+Path(job["out_dir"], "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+"""
+
+
+@pytest.fixture
+def study(data_dir, tmp_path):
+    """Words for a study into tmp_path/out; more text may go into its file."""
+
+    def words(more="", *rest):
+        (tmp_path / "study.py").write_text(STUDY + more)
+        return [str(tmp_path / "study.py"), f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}", *rest]
+
+    return words
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Put a trainer of milliseconds in train.py's place; returns a function that lists the runs it was called for."""
+
+    def install(best=2e-3, extra=""):
+        script, calls = tmp_path / "trainer.py", tmp_path / "calls"
+        script.write_text(TRAINER.format(calls=str(calls), best=best, extra=extra))
+        monkeypatch.setattr(compare, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
+        return lambda: calls.read_text().split() if calls.exists() else []
+
+    return install
+
+
+def found(tmp_path):
+    return json.loads((tmp_path / "out" / "study.json").read_text())
+
+
+def test_a_study_judges_each_arm_at_its_best(study, pretend, tmp_path, capsys):
+    calls = pretend()
+    assert compare.main(study()) == 0
+    assert len(calls()) == len(set(calls())) == 2 * (3 + 1)  # the grids, and the second seed at each best
+    arms = found(tmp_path)["places"]["relative floor"]
+    assert arms["adamw"]["best"] == arms["ours"]["best"] == 2e-3
+    assert arms["adamw"]["losses"] == {"1": pytest.approx(3.01), "2": pytest.approx(3.0)}
+    assert arms["ours"]["test"]["gap"] == pytest.approx(-0.195)
+    assert [point["floor"] for point in arms["adamw"]["sweep"]] == pytest.approx([5e-5, 1e-4, 2e-4])
+    report, out = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    assert found(tmp_path)["verdicts"][0] in report and found(tmp_path)["verdicts"][0] in out.splitlines()[-1]
+    assert "min left" in out and "not measured" in report
+    for name in ("curves.png", "learning_rates.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000 and name in report
+
+
+def test_nothing_runs_twice(study, pretend, tmp_path):
+    calls = pretend()
+    compare.main(study())
+    before = calls()
+    compare.main(study())
+    assert calls() == before
+    compare.main(study("seeds = [1, 2, 3]"))
+    assert len(calls()) == len(before) + 2
+    compare.main(study("warmup_iters = 2"))  # another setting is another run
+    assert len(calls()) == 2 * len(before) + 2
+
+
+def test_a_best_at_the_edge_extends_the_grid(study, pretend, tmp_path):
+    pretend(best=8e-3)
+    compare.main(study())
+    arms = found(tmp_path)["places"]["relative floor"]
+    assert [p["learning_rate"] for p in arms["ours"]["sweep"]] == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    compare.main(study("extensions = 0"))
+    assert "(at an end)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_run_that_diverges_is_a_result(study, pretend, tmp_path, capsys):
+    calls = pretend(extra="if rate > 3e-3: rows = rows[:1] + [{'step': 1, 'train/loss': 'NaN', 'grad_norm': 'NaN'}]")
+    assert compare.main(study()) == 0
+    before = calls()
+    assert "diverged" in capsys.readouterr().out
+    sweep = found(tmp_path)["places"]["relative floor"]["ours"]["sweep"]
+    assert [p["status"] for p in sweep] == ["finished", "finished", "diverged"] and sweep[2]["loss"] is None
+    assert "ours at 0.004, seed 1 (relative floor): diverged" in (tmp_path / "out" / "report.md").read_text()
+    compare.main(study())
+    assert calls() == before
+
+
+def test_a_run_that_ends_above_its_start_has_diverged(study, pretend, tmp_path):
+    pretend(extra="if rate > 3e-3: rows[-1]['val/loss'] = 9.0")
+    compare.main(study())
+    assert found(tmp_path)["places"]["relative floor"]["ours"]["sweep"][2]["status"] == "diverged"
+
+
+def test_a_run_that_crashes_does_not_end_the_study_and_is_tried_again(study, pretend, tmp_path, capsys):
+    flag = tmp_path / "mended"
+    calls = pretend(extra=f"if rate == 1e-3 and not os.path.exists({str(flag)!r}): sys.exit('out of luck')")
+    assert compare.main(study()) == 1
+    assert "failed: out of luck" in capsys.readouterr().out
+    assert "adamw at 0.001, seed 1 (relative floor): failed" in (tmp_path / "out" / "report.md").read_text()
+    before = calls()
+    flag.touch()
+    assert compare.main(study()) == 0
+    assert len(calls()) == len(before) + 2 and "None." in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_twice_the_steps_give_the_speedup(study, pretend, tmp_path):
+    calls = pretend()
+    compare.main(study("twice = True"))
+    arms = found(tmp_path)["places"]["relative floor"]
+    doubled = arms["adamw (2x steps)"]
+    assert [p["learning_rate"] for p in doubled["sweep"]] == [1e-3, 2e-3, 4e-3] and doubled["best"] == 2e-3
+    assert doubled["curves"]["1"][-1][0] == 8 and len(calls()) == 2 * 4 + 4
+    # straight lines from 5: the doubled one never comes down to the other's end, which passes 3.005 at step 3.64 of 4
+    assert arms["ours"]["speedup"]["ratio"] == pytest.approx(8 / (4 * (5 - 3.005) / (5 - 2.81)), rel=1e-3)
+    assert "not measured" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_conditions_times_floors(study, pretend, tmp_path):
+    calls = pretend()
+    compare.main(study("conditions = {'short': '--block_size=8', 'long': ''}\nfloors = {'a': '', 'b': '--min_lr=0'}"))
+    assert list(found(tmp_path)["places"]) == ["short, a", "short, b", "long, a", "long, b"]
+    assert len(calls()) == 4 * 8
+    assert "in all 4 comparisons" in found(tmp_path)["verdicts"][0]
+
+
+def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
+    assert compare.main([*study("conditions = {'there is no such data': '--dataset=nowhere'}"), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "0.001 (to 5e-05), 0.002 (to 0.0001)" in out and "a run: 128 tokens" in out
+    assert "at least 1,024 tokens in all" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "more,words,expected",
+    [
+        ("", ["--arms.ours=--optimizer=adamv"], "optimizer: expected .* did you mean adamw"),
+        ("", ["--arms.ours=--schedule=cosin"], "schedule: expected .* did you mean cosine"),
+        ("", ["--arms.ours=--lr_mul=3"], "unknown key 'lr_mul'"),
+        ("", ["--arms.ours=config/nowhere.py"], "config/nowhere.py does not exist"),
+        ("", ["--arms.ours=--learning_rate=1"], "arm 'ours' sets learning_rate"),
+        ("", ["--arms.ours=--max_iters=8"], "unequal budgets"),
+        ("", ["--arms.ours=--n_head=3"], "n_embd=16: expected a multiple of n_head=3"),
+        ("", ["--baseline=adam"], "baseline=adam: no such arm; expected one of adamw, ours"),
+        ("", ["--learning_rates.our=1e-3"], "unknown arm 'our'"),
+        ("learning_rates = dict(ours=[])", [], "expected at least one rate above 0"),
+        ("learning_rates = dict(ours=[0.0])", [], "expected at least one rate above 0"),
+        ("", ["--learning_rate=1e-3"], "a study sets that itself"),
+        ("", ["--seeds=1,1"], "seeds"),
+        ("", ["--seeds=[]"], "seeds"),
+        ("", ["--jobs=0"], "jobs=0"),
+        ("", ["--max_iters=0"], "max_iters=0"),
+        ("", ["--conditions.x=--dataset=tinny"], "no data set 'tinny'"),
+        ("arms = 3", [], "arms: expected a dict of str"),
+        ("", ["--seeds=a"], "seeds: expected a list of int, got a"),
+    ],
+)
+def test_mistakes(study, more, words, expected):
+    with pytest.raises(UserError, match=expected):
+        compare.main([*study(more), *words])
+
+
+def test_a_study_without_arms():
+    with pytest.raises(UserError, match="names no arms"):
+        compare.main([str(ROOT / "config/demo.py"), "--plan"])
+
+
+def test_one_study_at_a_time(study, pretend, tmp_path):
+    pretend()
+    lock = compare.Lock(tmp_path / "out")
+    lock.acquire()
+    with pytest.raises(UserError, match="in use by another run"):
+        compare.main(study())
+
+
+def test_killed_and_started_again(study, tmp_path):
+    """With train.py itself: what was finished stays, what was interrupted goes on from its checkpoint."""
+    words = study("max_iters = lr_decay_iters = 30\nlearning_rates = dict(adamw=[2e-3], ours=[2e-3])\nextensions = 0")
+    process = start(*words, script="compare.py")
+    results = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 90
+    while not list(results.glob("*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in results.glob("*/result.json")}
+    assert 0 < len(done) < 4
+    status, out, err = finish(start(*words, script="compare.py"))
+    assert (status, err) == (0, "") and "ours ended" in out.splitlines()[-1] or "no difference" in out.splitlines()[-1]
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
+    folders = list(results.iterdir())
+    assert len(folders) == 4 and not any(manifests(folder) for folder in folders)  # the weights are gone
+    rows = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(31)) and math.isfinite(rows[-1]["val/loss"])
+
+
+def test_a_signal_saves_the_runs_and_ends(study, tmp_path):
+    words = study("max_iters = lr_decay_iters = 100000\neval_interval = 0\nlog_interval = 100")
+    process = start(*words, script="compare.py")
+    runs = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 90
+    while len(list(runs.glob("*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    status, out, err = finish(process)
+    assert (status, err) == (0, "") and "the same command goes on" in out
+    assert len([folder for folder in runs.iterdir() if manifests(folder)]) == 2
