@@ -1,19 +1,23 @@
-"""Figures from what runs leave behind; needs no torch.
+"""Figures of what runs leave behind and of what configs ask for; needs no torch.
 
     python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
     python plot.py study DIR
+    python plot.py lr FILE.py [--key=value ...] [--out=FILE.png]
 """
 
 import json
 import sys
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import curve, mean_curve, read_rows, speedup
-from configurator import ArgumentParser
+from blockwise.schedules import block_rate
+from blockwise.settings import TrainConfig
+from configurator import ArgumentParser, configure
 
 # Okabe and Ito's colours, which differ in lightness too; the baseline is black and dashed
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -89,12 +93,7 @@ def curves(args):
     zoom(axes, runs)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
-    out = Path(args.out or Path(args.folders[0]) / "curves.png")
-    if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"--out={out}: expected the name of a .png, .pdf or .svg file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    print(f"wrote {out}")
+    write(figure, Path(args.out or Path(args.folders[0]) / "curves.png"))
 
 
 def draw_gap(axes, run, gap):
@@ -152,8 +151,7 @@ def study(args):
             if draw is draw_bands:
                 axes.set_ylim(late_range(arms))
         panels[0].legend(frameon=False)
-        figure.savefig(folder / name)
-        print(f"wrote {folder / name}")
+        write(figure, folder / name)
 
 
 def draw_sweep(axes, arm, one, style):
@@ -226,9 +224,58 @@ def start_figure(panels=1):
     return figure, list(grid.flat[:panels])
 
 
+def lr(words):
+    """Draw the learning rate of every block against the step, under the config that train.py would make of `words`."""
+    about = "The learning rate of every block against the step; --out=FILE.png, else the file's name and _lr.png."
+    outs = [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
+    words = [word for word in words if not word.startswith("--out=")]
+    config = configure(TrainConfig, words, about)[0].resolved()
+    names = {}  # multiplier -> the blocks that have it, which run at one rate
+    for block, mult in config.lr_mult.items():
+        if block != "Head" or not config.tie_weights:
+            names.setdefault(mult, []).append(block)
+    steps = [*range(0, config.max_iters, max(1, config.max_iters // 2000)), config.max_iters]
+    rates = {mult: [block_rate(config, step, mult) for step in steps] for mult in sorted(names, reverse=True)}
+    figure, (axes,) = start_figure()
+    top, bottom = max(map(max, rates.values())), min(min(r[r.index(max(r)) :]) for r in rates.values())
+    if bottom > 0:  # the start of the warmup is cut off: it would take most of the axis
+        axes.set(yscale="log", ylim=(max(0.8 * bottom, 1e-4 * top), 1.25 * top))
+    for (mult, values), colour, share in zip(rates.items(), COLOURS, cycle((0.4, 0.8)), strict=False):
+        spot = label_spot(values, share)  # neighbours not on top of each other: their rates may be close
+        axes.plot(steps, values, linewidth=2, color=colour)
+        text = f"{', '.join(names[mult])} {mult:g}x" if len(names) > 1 else "all blocks"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.annotate(text, (steps[spot], values[spot]), ha="center", va="center", color=colour, bbox=box, fontsize=9)
+        print(f"{text}: up to {max(values):.3g}, {values[-1]:.3g} at step {steps[-1]}")
+    schedule = config.schedule if config.decay_lr else "constant, no warmup"
+    schedule += ", wsd_boost=paper" if (config.schedule, config.wsd_boost) == ("wsd", "paper") else ""
+    files = [word for word in words if not word.startswith("-")]
+    title = f"{config.optimizer}, {schedule}: {' '.join(words) or 'defaults'}"
+    axes.set_title(title.replace("$", r"\$"), wrap=True)  # a dollar would begin a formula
+    axes.set(xlabel="step", ylabel="learning rate")
+    axes.margins(x=0)
+    write(figure, Path(outs[-1] if outs else f"{Path(files[-1]).stem if files else 'defaults'}_lr.png"))
+
+
+def label_spot(values, share):
+    """Index on the near side of a curve's peak (0) to its far side (1), the peak being all from 75% of the most."""
+    peak = [i for i, value in enumerate(values) if value >= 0.75 * max(values)]
+    return peak[round(share * (len(peak) - 1))]
+
+
+def write(figure, out):
+    if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"--out={out}: expected the name of a .png, .pdf or .svg file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    print(f"wrote {out}")
+
+
 def main():
+    if sys.argv[1:2] == ["lr"]:  # its words are train.py's
+        return lr(sys.argv[2:])
     parser = ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="curves|study")
+    commands = parser.add_subparsers(required=True, metavar="curves|study|lr")
     command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
     command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
     command.add_argument("--baseline", metavar="DIR", help="another run, a baseline whatever its config says")
@@ -237,6 +284,7 @@ def main():
     command = commands.add_parser("study", help="what compare.py found: loss against learning rate, curves with bands")
     command.add_argument("folder", metavar="DIR", help="out_dir of a study")
     command.set_defaults(function=study)
+    commands.add_parser("lr", help="the learning rate of every block under a config")
     args = parser.parse_args()
     args.function(args)
 

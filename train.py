@@ -34,7 +34,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from blockwise.blocks import blocks_of, param_groups
+from blockwise.blocks import param_groups
 from blockwise.checkpoint import (
     SaveError,
     load_checkpoint,
@@ -48,6 +48,7 @@ from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import autocast, peak_flops, peak_memory_mb, training_memory
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
+from blockwise.optimizers import build_optimizer, state_bytes
 from blockwise.rundir import Lock, set_aside, write_config
 from blockwise.schedules import block_rate
 from model import ModelConfig, Transformer
@@ -100,7 +101,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         say(f"{path} is past max_iters={config.max_iters}: nothing to do")
         return 0
 
-    # The model, and the optimizer with one group of parameters per block type
+    # The model, and the optimizer over one group of parameters per block type (which Muon splits further)
     set_up_torch(config)
     torch.manual_seed(config.seed)
     raw_model = Transformer(model_config)
@@ -108,15 +109,15 @@ def train(config, given, flags, stop, world, compile_may_fail):
         raw_model.load_state_dict(saved["model"])
     raw_model.to(device)
     parameters = list(raw_model.parameters())
-    optimizer = torch.optim.AdamW(
-        param_groups(raw_model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult),
-        betas=(config.beta1, config.beta2),
-        fused=device.type in ("cpu", "cuda"),
-    )
+    groups = param_groups(raw_model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult)
+    optimizer = build_optimizer(config.optimizer, groups, *optimizer_settings(config))
     scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     progress = {"step": 0, "tokens": 0, "best_val_loss": None, "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None}
     if saved:
-        load_optimizer(optimizer, saved["optimizer"])
+        if saved["config"]["optimizer"] == config.optimizer:
+            load_optimizer(optimizer, saved["optimizer"])
+        else:
+            say(f"  {config.optimizer} starts without a state: the checkpoint's is of another optimizer")
         if saved["scaler"]:  # empty where float16 was off
             scaler.load_state_dict(saved["scaler"])
         progress = {key: saved[key] for key in progress}
@@ -135,7 +136,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     micro_steps = config.gradient_accumulation_steps // world.size
     tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
-    print_start(config, optimizer, micro_steps, tokens_per_step, world, say)
+    print_start(config, groups, micro_steps, tokens_per_step, world, say)
     dtype = getattr(torch, config.dtype)
     precision = autocast(device, dtype)
     peak = peak_flops(device, dtype)
@@ -236,8 +237,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
         if logging:
             row |= {"train/loss": loss, "grad_norm": grad_norm.item()}
             row |= {f"lr/{group['block']}": group["lr"] for group in optimizer.param_groups}
-            row |= {f"grad_norm/{group['block']}": norm_of_gradients(group) for group in optimizer.param_groups}
-            before = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
+            row |= {f"grad_norm/{group['block']}": norm_of_gradients(group) for group in groups}
+            before = [[p.detach().clone() for p in group["params"]] for group in groups]
         if finite:
             if config.grad_clip > 0:
                 clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
@@ -247,7 +248,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
             progress["skipped"] += 1
             progress["skipped_in_a_row"] += 1
         if logging and finite:
-            updates = zip(optimizer.param_groups, before, strict=True)
+            updates = zip(groups, before, strict=True)
             row |= {f"update_rms/{group['block']}": relative_update(group, old) for group, old in updates}
         before = None
         scaler.update()
@@ -413,12 +414,13 @@ def start_profiler(config):
     return profiler
 
 
-def print_start(config, optimizer, micro_steps, tokens_per_step, world, say):
+def print_start(config, groups, micro_steps, tokens_per_step, world, say):
     """The first things one wants from a log: the groups, and what one step is."""
     say(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}")
-    for group in optimizer.param_groups:
+    for group in groups:
         tensors, numbers = len(group["params"]), sum(p.numel() for p in group["params"])
         say(f"{group['block']:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}")
+    say(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     say(
         f"a step: {tokens_per_step:,} tokens = {world.size} processes x {micro_steps} micro-steps "
         f"x {config.batch_size} sequences x {config.block_size} tokens"
@@ -426,21 +428,35 @@ def print_start(config, optimizer, micro_steps, tokens_per_step, world, say):
     say(f"on {config.device} in {config.dtype}, {'compiled' if config.compile else 'eager'}, into {config.out_dir}")
 
 
+def state_sizes(config, groups):
+    """What the optimizer's state takes, beside AdamW's, as words."""
+    own, adamw = (state_bytes(name, groups, *optimizer_settings(config)) for name in (config.optimizer, "adamw"))
+    return f"state {own / 1e6:,.0f} MB" + (f" (adamw: {adamw / 1e6:,.0f} MB)" if config.optimizer != "adamw" else "")
+
+
+def optimizer_settings(config):
+    """The betas, and the rows of a head in Q and K."""
+    return (config.beta1, config.beta2), config.n_embd // config.n_head
+
+
 def dry_run(config, model_config, data, world):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is."""
     print(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
-        blocks = blocks_of(Transformer(model_config))
-    counts = {block: sum(p.numel() for _, p in members) for block, members in blocks.items()}
+        model = Transformer(model_config)
+    groups = param_groups(model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult)
+    counts = {group["block"]: sum(p.numel() for p in group["params"]) for group in groups}
     print(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}")
-    for block, count in counts.items():
-        print(f"{block:<6}{len(blocks[block]):>8}{count:>14,}{config.learning_rate * config.lr_mult[block]:>10.1e}")
-    print(f"{'all':<6}{sum(map(len, blocks.values())):>8}{sum(counts.values()):>14,}")
+    for group in groups:
+        block, tensors = group["block"], len(group["params"])
+        print(f"{block:<6}{tensors:>8}{counts[block]:>14,}{group['lr']:>10.1e}")
+    print(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts.values()):>14,}")
     print(f"tokens per step: {config.gradient_accumulation_steps * config.batch_size * config.block_size:,}")
     dtype = getattr(torch, config.dtype)
-    needed = training_memory(
+    needed = state_bytes(config.optimizer, groups, *optimizer_settings(config)) + training_memory(
         lambda: Transformer(model_config), config.batch_size, config.block_size, world.device, dtype
     )
+    print(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     print(f"memory of a process, estimated: {needed / 1e6:,.0f} MB")
     data.verify()
     print(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")

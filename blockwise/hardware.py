@@ -41,10 +41,10 @@ def autocast(device, dtype):
 
 
 def training_memory(make_model, batch_size, block_size, device, dtype):
-    """Estimate of a training step's peak, in bytes, without allocating anything.
+    """Estimate of a training step's peak, in bytes, without the optimizer's state; nothing is allocated.
 
-    Counts weights, gradients and Adam's two moments, and every tensor that the backward pass of one micro-step of
-    (batch_size, block_size) tokens keeps. make_model: builds the model on the default device.
+    Counts weights, gradients, and every tensor that the backward pass of one micro-step of (batch_size, block_size)
+    tokens keeps. make_model: builds the model on the default device.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and wanted for a dry run only
 
@@ -62,4 +62,4 @@ def training_memory(make_model, batch_size, block_size, device, dtype):
         for tensor in [*model.parameters(), *model.buffers()]:
             kept.pop(tensor.untyped_storage()._cdata, None)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return 4 * weights + sum(storage.nbytes() for storage in kept.values())
+        return 2 * weights + sum(storage.nbytes() for storage in kept.values())

@@ -310,7 +310,7 @@ NANO_GPT = dict(
 
 
 def test_defaults_are_nano_gpts():
-    config = asdict(TrainConfig().resolved())
+    config = asdict(TrainConfig().resolved())  # weight decay and betas follow from the optimizer
     assert {key: config[key] for key in NANO_GPT} == NANO_GPT
 
 

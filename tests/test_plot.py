@@ -108,6 +108,51 @@ def test_plotting_needs_no_torch(tmp_path):
     script = tmp_path / "check.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport plot\n"
-        f"sys.argv = ['plot.py', 'curves', {str(folder)!r}]\nplot.main()\nassert 'torch' not in sys.modules\n"
+        f"for words in (['curves', {str(folder)!r}], ['lr', '--out={tmp_path / 'lr.png'}']):\n"
+        "    sys.argv = ['plot.py', *words]\n    plot.main()\nassert 'torch' not in sys.modules\n"
     )
     assert finish(start(script=str(script)))[0] == 0
+
+
+def lr(*words):
+    return finish(start("lr", *map(str, words), script="plot.py"))
+
+
+def test_lr_draws_a_line_per_rate(tmp_path):
+    """Blocks with one multiplier share a line; an output layer tied to the embedding has none."""
+    status, out, _ = lr(ROOT / "config" / "demo.py", "--lr_mult.VO=3", f"--out={tmp_path / 'x' / 'lr.png'}")
+    assert status == 0 and (tmp_path / "x" / "lr.png").read_bytes()[:4] == b"\x89PNG"
+    assert [line.split(": ")[0] for line in out.splitlines()[:-1]] == [
+        "Emb, Head 10x", "QK 8x", "FFN 6x", "VO 3x", "Norm 1x",
+    ]  # fmt: skip
+    _, out, _ = lr(ROOT / "config" / "gpt2_small.py", f"--out={tmp_path / 'lr.png'}")
+    assert "Head" not in out and "Emb 10x: up to 0.006" in out
+
+
+def test_lr_of_the_baseline_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plot.lr([str(ROOT / "config" / "demo.py"), "--blockwise=False", "--learning_rate=1e-3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["all blocks: up to 0.001, 1.25e-05 at step 1200", "wrote demo_lr.png"]
+    assert (tmp_path / "demo_lr.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--max_iters=0",), ("--max_iters=1",), ("--learning_rate=0", "--min_lr=0"), ("--lr_mult.QK=0",),
+        ("--min_lr=0", "--schedule=linear"), ("--schedule=wsd", "--wsd_boost=paper", "--wsd_decay=1"),
+        ("--warmup_scaled=True", "--warmup_iters=10000"), ("--decay_lr=False",), ("--lr_decay_iters=0",),
+    ],
+)  # fmt: skip
+def test_lr_of_unusual_configs(words, tmp_path):
+    plot.lr([*words, f"--out={tmp_path / 'lr.png'}"])
+    assert (tmp_path / "lr.png").exists()
+
+
+def test_lr_mistakes(tmp_path):
+    for words in (["--learning_rat=1"], ["nothing.py"], [f"--out={tmp_path / 'lr.foo'}"]):
+        status, _, err = lr(*words)
+        assert (status, len(err.splitlines())) == (2, 1), err
+    status, out, _ = lr("--help")
+    assert status == 0 and "--learning_rate=" in out

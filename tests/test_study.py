@@ -30,7 +30,9 @@ def test_a_sweep_waits_for_its_grid():
     assert sweep([2.0, 1.0, 4.0], {1.0: 3.0, 2.0: 2.0, 4.0: 3.0}, 6) == ([1.0, 2.0, 4.0], 2.0)
 
 
-@pytest.mark.parametrize("best,rates", [(16, [1, 2, 4, 8, 16, 32]), (0.25, [0.125, 0.25, 0.5, 1, 2, 4]), (2, [1, 2, 4])])
+@pytest.mark.parametrize(
+    "best,rates", [(16, [1, 2, 4, 8, 16, 32]), (0.25, [0.125, 0.25, 0.5, 1, 2, 4]), (2, [1, 2, 4])]
+)
 def test_a_grid_grows_until_its_best_is_inside(best, rates):
     assert finish([1.0, 2.0, 4.0], valley(best)) == (rates, best)
 

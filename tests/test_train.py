@@ -3,17 +3,20 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, losses, metrics, out_dir, run
 
-import train
 from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
 from blockwise.corpus import write_dataset
 from blockwise.loader import Dataset, micro_seed, train_batch
+from blockwise.schedules import block_rate
+from blockwise.settings import TrainConfig
+from configurator import configure
 from model import ModelConfig, Transformer
 
 LLAMA = ("--model_type=llama", "--n_kv_head=1", "--n_head=2")
@@ -472,9 +475,9 @@ def test_explicit_settings_reach_the_optimizer(small):
 
 
 def test_rate_in_the_warmup_and_without(small):
-    config, _, _ = train.configure(train.TrainConfig, [*small, "--learning_rate=2e-3"], "")
-    assert train.rate(config, 0, 1.0) == 2e-3 / 3
-    assert train.rate(config, 2, 8.0) == 16e-3
-    assert train.rate(train.replace(config, decay_lr=False), 0, 8.0) == 16e-3
-    assert train.rate(train.replace(config, schedule="constant"), 0, 1.0) == 2e-3 / 3
-    assert train.rate(train.replace(config, schedule="constant"), 100, 1.0) == 2e-3
+    config, _, _ = configure(TrainConfig, [*small, "--learning_rate=2e-3"], "")
+    assert block_rate(config, 0, 1.0) == 2e-3 / 3
+    assert block_rate(config, 2, 8.0) == 16e-3
+    assert block_rate(replace(config, decay_lr=False), 0, 8.0) == 16e-3
+    assert block_rate(replace(config, schedule="constant"), 0, 1.0) == 2e-3 / 3
+    assert block_rate(replace(config, schedule="constant"), 100, 1.0) == 2e-3
