@@ -1,10 +1,11 @@
-# From a fresh clone: `make demo` trains, compares and samples; `make test` lints and runs the suite.
+# From a fresh clone: `make demo` trains, compares and samples; `make study` judges fairly, in an hour; `make test` lints
+# and runs the suite.
 PYTHON ?= python3
 BIN    := .venv/bin
 # One process per GPU, two on a CPU. Not the torchrun command: its first line holds a path, which may be too long.
 LAUNCH  = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node=$$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
-.PHONY: setup demo test
+.PHONY: setup demo study test
 
 setup: .venv/.installed
 
@@ -19,6 +20,11 @@ demo: setup
 	$(LAUNCH) train.py config/demo.py config/demo_adamw.py
 	$(BIN)/python plot.py curves out/demo/blockwise out/demo/adamw --out=out/demo/curves.png
 	$(BIN)/python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=1 --temperature=0.6
+
+study: setup
+	$(BIN)/python data/kjv/prepare.py
+	$(BIN)/python data/kjv/prepare.py --tokenizer=bpe:4096
+	$(BIN)/python compare.py config/study_cpu.py
 
 test: setup
 	$(BIN)/ruff check .

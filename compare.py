@@ -173,7 +173,7 @@ def check(config):
 def settings_of(words, shared, arm):
     """TrainConfig of an arm: the shared keys, then its words."""
     settings, given, _ = configure(TrainConfig, shlex.split(words), "", start=shared)
-    for key in given & {"learning_rate", "seed", "out_dir", "init_from"}:
+    for key in sorted(given & {"learning_rate", "seed", "init_from"}):
         raise UserError(f"arm {arm!r} sets {key}: the study sets that itself")
     settings.resolved()  # a shape that does not divide is known before anything runs
     return settings

@@ -1,0 +1,43 @@
+# python compare.py config/study_cpu_long.py
+# Does the answer of study_cpu.py hold on another corpus, with more text, against a baseline of twice the steps? And on
+# what does it depend: the output layer's rate, the ratios, the warmup. Several hours on two CPU cores.
+out_dir = "out/study_cpu_long"
+
+model_type = "llama"
+n_layer = 4
+n_head = 4
+n_embd = 128
+n_inner = 384
+block_size = 128
+
+batch_size = 8
+gradient_accumulation_steps = 1  # x 8 sequences x 128 tokens = 1,024 tokens a step
+max_iters = 1000
+lr_decay_iters = max_iters
+warmup_iters = max_iters // 10
+min_lr = 2e-5  # the absolute floor of every run, whatever its learning rate
+
+eval_interval = 100
+eval_iters = 32
+log_interval = 20
+
+arms = {
+    "adamw": "--blockwise=False",
+    "blockwise": "",
+    "head 1x": "--lr_mult.Head=1",
+    "emb 20x": "--lr_mult.Emb=20 --lr_mult.Head=20 --lr_mult.QK=4 --lr_mult.VO=4 --lr_mult.FFN=4",
+    "emb only": "config/arms/emb.py --lr_mult.Head=10",
+    "scaled warmup": "--warmup_scaled=True",
+}
+learning_rates = {
+    "adamw": [2e-3, 4e-3, 8e-3],
+    "blockwise": [1.25e-4, 2.5e-4, 5e-4],
+    "head 1x": [2.5e-4, 5e-4, 1e-3],
+    "emb 20x": [2.5e-4, 5e-4, 1e-3],
+    "emb only": [5e-4, 1e-3, 2e-3],
+    "scaled warmup": [1.25e-4, 2.5e-4, 5e-4],
+}
+seeds = [1, 2, 3]
+conditions = {"King James, BPE": "--dataset=kjv_bpe4096", "Python library, BPE": "--dataset=pylib_bpe4096"}
+floors = {"relative floor": "--min_lr_ratio=0.05"}
+twice = True
