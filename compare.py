@@ -59,6 +59,8 @@ class StudyConfig(TrainConfig):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("extensions", self.extensions >= 0, "at least 0")
         self.check("max_iters", self.max_iters >= 1, "at least 1")
+        divides = self.gradient_accumulation_steps % self.processes == 0
+        self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,11 @@ def check(config):
 
 def settings_of(words, shared, arm):
     """TrainConfig of an arm: the shared keys, then its words."""
-    settings, given, _ = configure(TrainConfig, shlex.split(words), "", start=shared)
+    try:
+        words = shlex.split(words)
+    except ValueError as error:
+        raise UserError(f"arm {arm!r}: {words}: {error}") from None
+    settings, given, _ = configure(TrainConfig, words, "", start=shared)
     for key in sorted(given & {"learning_rate", "seed", "init_from"}):
         raise UserError(f"arm {arm!r} sets {key}: the study sets that itself")
     settings.resolved()  # a shape that does not divide is known before anything runs
@@ -213,6 +219,7 @@ def slots(config):
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         groups = [visible[i : i + config.processes] for i in range(0, gpus - config.processes + 1, config.processes)]
+        config.check("processes", groups, f"at most the {gpus} GPUs")
         jobs = config.jobs or len(groups)
         return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(jobs)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -187,6 +187,8 @@ def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
         ("", ["--seeds=1,1"], "seeds"),
         ("", ["--seeds=[]"], "seeds"),
         ("", ["--jobs=0"], "jobs=0"),
+        ("", ["--processes=2"], "gradient_accumulation_steps=1: expected a multiple of processes=2"),
+        ("", ["--arms.ours=--dataset='tiny"], "arm 'ours': .*No closing quotation"),
         ("", ["--max_iters=0"], "max_iters=0"),
         ("", ["--conditions.x=--dataset=tinny"], "no data set 'tinny'"),
         ("arms = 3", [], "arms: expected a dict of str"),
