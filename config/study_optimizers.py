@@ -1,5 +1,5 @@
 # python compare.py config/study_optimizers.py
-# The demo's LLaMA by each optimizer, every one blockwise and at the best of its own sweep: about 25 minutes on two cores.
+# The demo's LLaMA by each optimizer, each blockwise at the best of its own sweep: 25 minutes on two cores.
 out_dir = "out/study_optimizers"
 dataset = "kjv"
 

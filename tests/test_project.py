@@ -151,9 +151,9 @@ def test_readme_names_files_that_exist(command):
             assert (ROOT / word).is_file(), command
 
 
-def test_readme_snippet_runs():
-    """The five lines on a Hugging Face model, on a tiny one that is made here instead of downloaded."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_readme_snippets_run(tmp_path):
+    """The five lines on a tiny Hugging Face model, made here instead of downloaded; the study has a plan."""
+    snippet, study = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -164,6 +164,9 @@ def test_readme_snippet_runs():
     exec(made, names)
     rates = {group["block"]: group["lr"] for group in names["optimizer"].param_groups}
     assert rates["QK"] == pytest.approx(8 * rates["Norm"])
+    path = tmp_path / "study.py"
+    path.write_text(study)
+    assert compare.main([str(path), "--plan"]) == 0
 
 
 def test_the_readme_lists_every_key():
