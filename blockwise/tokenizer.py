@@ -9,7 +9,8 @@ GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 
 
 class Tokenizer:
-    """encode(str) -> ids, decode(ids) -> str, vocab_size. description: see above; names: bytes, chars, gpt2.
+    """encode(str) -> ids, decode(ids) -> str, vocab_size. description: see above; names: bytes, chars, gpt2;
+    any, if it comes with "json", the text of a tokenizer.json of the tokenizers library.
 
     Raises UserError for a name that is not known, and for GPT-2's ranks where they cannot be fetched.
     """
@@ -17,7 +18,11 @@ class Tokenizer:
     def __init__(self, description):
         self.description = description
         self.name = description["tokenizer"]
-        if self.name == "bytes":
+        self.library = "json" in description
+        if self.library:
+            self.tokens = from_json(description["json"], self.name)
+            self.vocab_size = self.tokens.get_vocab_size()
+        elif self.name == "bytes":
             self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__
         elif self.name == "chars":
@@ -32,6 +37,8 @@ class Tokenizer:
             raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2")
 
     def encode(self, text):
+        if self.library:
+            return self.tokens.encode(text, add_special_tokens=False).ids
         if self.name == "bytes":
             return list(text.encode())
         if self.name == "gpt2":
@@ -44,7 +51,18 @@ class Tokenizer:
 
     def decode(self, ids):
         """Bad UTF-8 inside becomes U+FFFD; a character cut off at the end is left out."""
+        if self.library:
+            return self.tokens.decode(list(ids), skip_special_tokens=False)
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(map(self._bytes_of, ids)))
+
+
+def from_json(text, name):
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    try:
+        return LibraryTokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(f"{name} is no tokenizer that can be read: {error}") from None
 
 
 def gpt2_ranks():
