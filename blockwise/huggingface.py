@@ -7,6 +7,7 @@ rotary layout included. GPT-2's linear layers are Conv1D there, stored (in, out)
 import json
 import os
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -133,7 +134,14 @@ class Pretrained:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"{self.folder} lacks tokenizer.json: expected the tokenizer beside the model")
-        return {"tokenizer": str(path), "json": path.read_text(encoding="utf-8")}
+        from tokenizers import Tokenizer
+
+        try:
+            text = path.read_text(encoding="utf-8")
+            ids = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"{path} is broken: {error}") from None
+        return {"tokenizer": str(path), "vocab_size": max(ids.values(), default=0) + 1, "json": text}
 
 
 def find_folder(init_from):
@@ -311,17 +319,15 @@ def write_folder(folder, state, config, tokenizer):
     state: a state dict; config: its ModelConfig as a dict; tokenizer: a blockwise.tokenizer.Tokenizer.
     """
     folder = Path(folder)
-    text = tokenizer_json(tokenizer)
-    special = {token["content"]: token["id"] for token in json.loads(text)["added_tokens"] if token["special"]}
-    end = next((token for token in ("<|endoftext|>", "</s>") if token in special), None)
+    text, end, end_id = with_end_of_text(tokenizer_json(tokenizer), tokenizer.vocab_size, config["vocab_size"])
     # Null where there is none: left out, both would be ids of the family's own vocabulary
-    ids = {"bos_token_id": special.get(end) if end == "<|endoftext|>" else None, "eos_token_id": special.get(end)}
+    ids = {"bos_token_id": None if end == "</s>" else end_id, "eos_token_id": end_id}
     padding = list(range(tokenizer.vocab_size, config["vocab_size"]))
     generation = ids | ({"suppress_tokens": padding} if padding else {})
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["block_size"],
-        "clean_up_tokenization_spaces": False, **({"eos_token": end} if end else {}),
-        **({"bos_token": end} if ids["bos_token_id"] is not None else {}),
+        "clean_up_tokenization_spaces": False,
+        **{key.removesuffix("_id"): end for key, value in ids.items() if value is not None},
     }  # fmt: skip
     save_file(their_tensors(state, config), folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in {
@@ -329,6 +335,7 @@ def write_folder(folder, state, config, tokenizer):
     }.items():  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which comes readable by its owner only
 
 
 def tokenizer_json(tokenizer):
@@ -363,6 +370,31 @@ def tokenizer_json(tokenizer):
     theirs.decoder = decoders.ByteLevel()
     theirs.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
     return theirs.to_str()
+
+
+def with_end_of_text(text, n_ids, rows):
+    """(tokenizer.json, token that ends a text, its id), the last two None where there is none and no room for one.
+
+    Evaluation harnesses ask for it. Where the tokenizer has none, it is the byte 0, or the first id of the padding; the
+    ids of text stay what they are.
+    """
+    content = json.loads(text)
+    special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+    for end in ("<|endoftext|>", "</s>"):
+        if end in special:
+            return text, end, special[end]
+    model, zero = content["model"], byte_characters()[0]
+    byte_level = (content["decoder"] or {}).get("type") == "ByteLevel"
+    if model["type"] == "BPE" and byte_level and zero not in json.dumps(model["merges"], ensure_ascii=False):
+        end, end_id = "\0", model["vocab"].pop(zero)
+        model["vocab"][end] = end_id  # spelled as itself, so that the special token is the byte
+    elif model["type"] == "WordLevel" and n_ids < rows:
+        end, end_id = "<|endoftext|>", n_ids
+    else:
+        return text, None, None
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": end_id, "content": end, **plain, "special": True})
+    return json.dumps(content, ensure_ascii=False, indent=1), end, end_id
 
 
 def byte_characters():

@@ -21,7 +21,7 @@ class Tokenizer:
         self.library = "json" in description
         if self.library:
             self.tokens = from_json(description["json"], self.name)
-            self.vocab_size = self.tokens.get_vocab_size()
+            self.vocab_size = description["vocab_size"]
         elif self.name == "bytes":
             self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__

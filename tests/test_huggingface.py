@@ -368,7 +368,6 @@ def read_back(folder, description):
 
 
 def assert_same_tokenizer(ours, theirs, texts):
-    assert len(theirs) == ours.vocab_size
     for text in texts:
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == ids
@@ -378,7 +377,7 @@ def assert_same_tokenizer(ours, theirs, texts):
 def test_tokenizer_bytes(tmp_path):
     ours, theirs = read_back(tmp_path, BYTES)
     assert_same_tokenizer(ours, theirs, [TEXT, "", "a", "Ā <|endoftext|> </s>", "".join(map(chr, range(0x300)))])
-    assert theirs("aé")["input_ids"] == [97, 0xC3, 0xA9] and theirs.eos_token is None
+    assert len(theirs) == 256 and theirs("aé")["input_ids"] == [97, 0xC3, 0xA9] and theirs.eos_token_id == 0
     assert json.loads((tmp_path / "generation_config.json").read_text())["suppress_tokens"] == list(range(256, 320))
 
 
@@ -402,19 +401,25 @@ def test_tokenizer_chars(tmp_path):
     chars = sorted(set(TEXT))[::-1]
     ours, theirs = read_back(tmp_path, {"tokenizer": "chars", "vocab_size": len(chars), "chars": chars})
     assert_same_tokenizer(ours, theirs, [TEXT, "", "the", "\n"])
+    assert theirs.eos_token_id == len(chars)  # the first of the padding
     with pytest.raises(Exception, match="vocabulary"):
         theirs("Ω")
+    exported(tmp_path, ours.description, vocab_size=len(chars))
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token is None
 
 
 def test_tokenizer_of_the_library(tmp_path):
-    made = tokenizers.ByteLevelBPETokenizer()
-    made.train_from_iterator([TEXT], vocab_size=290, special_tokens=["</s>"], show_progress=False)
-    text = made._tokenizer.to_str()
-    ours, theirs = read_back(tmp_path, {"tokenizer": "bpe:290", "vocab_size": made.get_vocab_size(), "json": text})
-    assert_same_tokenizer(ours, theirs, [TEXT, ""])
-    assert (tmp_path / "tokenizer.json").read_text() == text and theirs.eos_token == "</s>"
+    for special in (["</s>"], []):
+        made = tokenizers.ByteLevelBPETokenizer()
+        made.train_from_iterator([TEXT], vocab_size=290, special_tokens=special, show_progress=False)
+        text = made._tokenizer.to_str()
+        ours, theirs = read_back(tmp_path, {"tokenizer": "bpe:290", "vocab_size": made.get_vocab_size(), "json": text})
+        assert_same_tokenizer(ours, theirs, [TEXT, "", "Ā"])
+        assert len(theirs) == ours.vocab_size
+        assert theirs.eos_token == (special or ["\0"])[0] == theirs.decode([theirs.eos_token_id])
+        assert ((tmp_path / "tokenizer.json").read_text() == text) == bool(special)
     with pytest.raises(UserError, match="no tokenizer that can be read"):
-        Tokenizer({"tokenizer": "mine", "json": "{}"})
+        Tokenizer({"tokenizer": "mine", "vocab_size": 1, "json": "{}"})
 
 
 # The commands
@@ -529,7 +534,7 @@ def test_sampling(small, folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
         text(f"--init_from=hf:{folder}")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is broken"):
         text(f"--init_from=hf:{folder}")
     many = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 1, "cat": 256}, unk_token="the"))
     many.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
