@@ -89,9 +89,9 @@ class Pretrained:
         self.shape = read_shape(self.folder)
 
     def weights(self, like):
-        """Its tensors in float32 as a state dict of our model; like: {name: tensor} with the names and shapes.
+        """Its tensors as stored, as a state dict of our model; like: the model's own, for names and shapes.
 
-        Fewer positions than the model has are its first ones.
+        Fewer positions than the stored model has are its first ones.
         """
         files = tensor_files(self.folder)
         model_type, tied = self.shape["model_type"], self.shape["tie_weights"]
@@ -127,7 +127,7 @@ class Pretrained:
             x = file.get_tensor(name)
         if not x.is_floating_point():
             raise UserError(f"{files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
-        return x.float()
+        return x
 
     def tokenizer(self):
         """The description of its tokenizer, for blockwise.tokenizer."""
@@ -344,7 +344,10 @@ def tokenizer_json(tokenizer):
     The special token in the text itself, "<|endoftext|>", becomes one id there and ordinary text here.
     """
     if "json" in tokenizer.description:
-        return tokenizer.description["json"]
+        content = json.loads(tokenizer.description["json"])
+        if (content.get("post_processor") or {}).get("type") in (None, "ByteLevel"):
+            return tokenizer.description["json"]
+        return json.dumps({**content, "post_processor": None}, ensure_ascii=False)  # it would end a prompt with </s>
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     if tokenizer.name == "chars":

@@ -62,7 +62,7 @@ def from_json(text, name):
     try:
         return LibraryTokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
-        raise UserError(f"{name} is no tokenizer that can be read: {error}") from None
+        raise UserError(f"the tokenizer.json of {name} is broken: {error}") from None
 
 
 def gpt2_ranks():

@@ -418,7 +418,13 @@ def test_tokenizer_of_the_library(tmp_path):
         assert len(theirs) == ours.vocab_size
         assert theirs.eos_token == (special or ["\0"])[0] == theirs.decode([theirs.eos_token_id])
         assert ((tmp_path / "tokenizer.json").read_text() == text) == bool(special)
-    with pytest.raises(UserError, match="no tokenizer that can be read"):
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "cat": 1, "</s>": 2}, unk_token="the"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    made.add_special_tokens(["</s>"])
+    _, theirs = read_back(tmp_path, {"tokenizer": "mine", "vocab_size": 3, "json": made.to_str()})
+    assert theirs("the cat")["input_ids"] == [0, 1] and theirs.eos_token_id == 2
+    with pytest.raises(UserError, match=r"tokenizer\.json of mine is broken"):
         Tokenizer({"tokenizer": "mine", "vocab_size": 1, "json": "{}"})
 
 
@@ -436,9 +442,18 @@ def export_to(words, to):
 
 
 @pytest.mark.parametrize("model", [(), ("--model_type=llama", "--n_kv_head=1", "--bias=True")], ids=["gpt2", "llama"])
-def test_export_and_evaluate(small, tmp_path, model, capsys):
-    """By the commands, as a user would; nothing is written beside a run that is in out_dir."""
-    run(*small, *model, "--vocab_size=300")
+def test_an_export_has_the_runs_loss(small, tmp_path, model):
+    run(*small, *model)
+    export_to(small, tmp_path / "hf")
+    fresh = (*shapeless(small), f"--out_dir={tmp_path / 'fresh'}")
+    assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True") == 0
+    assert metrics(fresh)[0]["val/loss"] == pytest.approx(metrics(small)[8]["val/loss"], abs=1e-5)
+    assert not list(out_dir(fresh).glob("ckpt*"))
+
+
+def test_export_and_evaluate_by_command(small, tmp_path):
+    """As a user would; a run that is in out_dir stays as it is."""
+    run(*small, "--vocab_size=300")
     loss = metrics(small)[8]["val/loss"]
     done = start(f"--out_dir={out_dir(small)}", f"--to={tmp_path / 'hf'}", script="export.py")
     words = shapeless(small)
@@ -449,11 +464,6 @@ def test_export_and_evaluate(small, tmp_path, model, capsys):
     assert status == 0
     assert float(out.split("validation loss ")[1].split()[0]) == pytest.approx(loss, abs=1e-5)
     assert {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()} == before
-
-    fresh = (*words, f"--out_dir={tmp_path / 'fresh'}")
-    assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True") == 0
-    assert metrics(fresh)[0]["val/loss"] == pytest.approx(loss, abs=1e-5)
-    assert not list(out_dir(fresh).glob("ckpt*"))
 
 
 def test_eval_only_on_a_resume_leaves_the_run_alone(small):
