@@ -2,8 +2,10 @@
 
     python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=3
     python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_k=50
+    python sample.py --init_from=hf:DIR --start="In the beginning"       # a model in Hugging Face's format
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,7 +19,7 @@ class SampleConfig:
     """The keys of sample.py. Names that nanoGPT has keep its meaning."""
 
     out_dir: Annotated[str, "folder of the run"] = "out"
-    init_from: Annotated[Literal["resume"], "resume: the newest checkpoint in out_dir"] = "resume"
+    init_from: Annotated[str, "resume: the newest checkpoint in out_dir; hf:DIR_OR_ID, gpt2, ...: weights"] = "resume"
     start: Annotated[str, "text to go on from, or FILE:path to read it from a file"] = "\n"
     num_samples: Annotated[int, "texts to write"] = 10
     max_new_tokens: Annotated[int, "length of each, in tokens"] = 500
@@ -29,6 +31,10 @@ class SampleConfig:
     compile: Annotated[bool, "torch.compile the model"] = False
 
     def __post_init__(self):
+        if self.init_from != "resume" and not re.fullmatch(r"gpt2(-medium|-large|-xl)?|hf:.+", self.init_from):
+            raise UserError(
+                f"init_from={self.init_from}: expected resume, hf:DIR_OR_ID, gpt2, gpt2-medium, gpt2-large or gpt2-xl"
+            )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
         if any("\ud800" <= char <= "\udfff" for char in self.start):
@@ -48,20 +54,15 @@ from blockwise.checkpoint import load_checkpoint, newest_checkpoint
 from blockwise.corpus import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
+from blockwise.huggingface import Pretrained
 from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
 
 
 def main(config):
-    path = newest_checkpoint(config.out_dir, warn)
-    if path is None:
-        raise UserError(f"no checkpoint in out_dir={config.out_dir}: expected the out_dir of a run of train.py")
     device = find_device(auto_device(config.device))
-    saved = load_checkpoint(path)
-    tokenizer = Tokenizer(saved["tokenizer"])
-    model = Transformer(ModelConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
+    model, tokenizer = checkpoint_of(config.out_dir) if config.init_from == "resume" else pretrained(config.init_from)
     model.to(device).eval()
     if config.compile:
         model.compile()
@@ -70,6 +71,8 @@ def main(config):
     prompt = tokenizer.encode(start)
     if not prompt:
         raise UserError("start is empty: expected at least one character to go on from")
+    if max(prompt) >= model.config.vocab_size:
+        raise UserError(f"the tokenizer gives token id {max(prompt)}, the model has {model.config.vocab_size} of them")
     dtype = getattr(torch, auto_dtype(config.dtype, device))
     generator = torch.Generator(device).manual_seed(config.seed)
     for _ in range(config.num_samples):
@@ -80,6 +83,25 @@ def main(config):
             )
             print(tokenizer.decode(prompt + [token.item() for token in new]))
         print("---------------")
+
+
+def checkpoint_of(out_dir):
+    """Model and tokenizer of the newest checkpoint in a folder."""
+    path = newest_checkpoint(out_dir, warn)
+    if path is None:
+        raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
+    saved = load_checkpoint(path)
+    model = Transformer(ModelConfig(**saved["model_config"]))
+    model.load_state_dict(saved["model"])
+    return model, Tokenizer(saved["tokenizer"])
+
+
+def pretrained(init_from):
+    """Model and tokenizer of a folder in Hugging Face's format, or on its hub."""
+    source = Pretrained(init_from)
+    model = Transformer(ModelConfig(**source.shape, dropout=0.0))
+    model.load_state_dict(source.weights(model.state_dict()))
+    return model, Tokenizer(source.tokenizer())
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from blockwise.checkpoint import (
 )
 from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import autocast, peak_flops, peak_memory_mb, training_memory
+from blockwise.huggingface import Pretrained, is_hugging_face
 from blockwise.loader import Dataset, eval_starts, micro_seed, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.optimizers import build_optimizer, state_bytes
@@ -79,11 +80,20 @@ def train(config, given, flags, stop, world, compile_may_fail):
     )
 
     # The run's folder, the checkpoint in it if there is one, the data
-    lock = None if "dry_run" in flags else Lock(config.out_dir)
+    only_looks = config.eval_only and manifests(config.out_dir)  # evaluates beside a run, which stays as it is
+    lock = None if "dry_run" in flags or only_looks else Lock(config.out_dir)
     path = world.on_master(find_checkpoint, config, lock)
     saved = load_checkpoint(path) if path else None
-    config = continued(config, given, saved["config"], path, say) if saved else config.resolved()
-    own_vocabulary = saved and "vocab_size" not in given  # then the data's own bound for token ids holds
+    pretrained = None
+    if saved:
+        config = continued(config, given, saved["config"], path, say)
+    elif is_hugging_face(config.init_from):
+        world.on_master(Pretrained, config.init_from)  # one download; then all find it
+        pretrained = Pretrained(config.init_from)
+        config = started_from(config, given, pretrained.shape, say)
+    else:
+        config = config.resolved()
+    own_vocabulary = (saved or pretrained) and "vocab_size" not in given  # then the data's own bound for ids holds
     data = Dataset.open(
         config.data_dir, config.dataset, config.block_size, None if own_vocabulary else config.vocab_size
     )
@@ -91,7 +101,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
         config = replace(config, vocab_size=data.vocab_size)
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"data set {config.dataset} has {data.tokenizer['vocab_size']} token ids, {path} only {config.vocab_size}"
+            f"data set {config.dataset} has {data.tokenizer['vocab_size']} token ids, "
+            f"{path or config.init_from} only {config.vocab_size}"
         )
     model_config = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
     if "dry_run" in flags:
@@ -107,6 +118,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     raw_model = Transformer(model_config)
     if saved:
         raw_model.load_state_dict(saved["model"])
+    elif pretrained:
+        raw_model.load_state_dict(pretrained.weights(raw_model.state_dict()))
     raw_model.to(device)
     parameters = list(raw_model.parameters())
     groups = param_groups(raw_model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult)
@@ -124,7 +137,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     start_step = progress["step"]
 
     # From here on the folder changes
-    if world.is_master:
+    logger = None
+    if world.is_master and not only_looks:
         if saved:
             set_aside_after(config.out_dir, start_step)
         elif folder := set_aside(config.out_dir):
@@ -172,8 +186,9 @@ def train(config, given, flags, stop, world, compile_may_fail):
             warn(f"{error}; the run goes on")
 
     def log(row, eta=None):
-        if world.is_master:
+        if logger:
             logger.log(row)
+        if world.is_master:
             print(console_line(row, config.max_iters, eta, progress["skipped"]), flush=True)
 
     model = compiled(raw_model, warm_up, compile_may_fail, world) if config.compile else raw_model
@@ -209,6 +224,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
         if last or stopping or config.eval_only:
             if val_loss is not None:
                 log(row)
+                if config.eval_only:
+                    say(f"validation loss {val_loss}")
             break
 
         # Every block's learning rate
@@ -279,7 +296,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         say(f"stopped by {stop.signal or 'a signal'}: saved at step {progress['step']}; --init_from=resume goes on")
     if profiler:
         profiler.stop()
-    if world.is_master:
+    if logger:
         logger.finish(status)
     return status
 
@@ -306,20 +323,34 @@ def find_checkpoint(config, lock):
         raise UserError(f"no checkpoint to resume in out_dir={config.out_dir}; --init_from=scratch starts a run")
     if lock:
         lock.acquire()
-    path = None if config.init_from == "scratch" else newest_checkpoint(config.out_dir, warn)
+    path = newest_checkpoint(config.out_dir, warn) if config.init_from in ("resume", "auto") else None
     if path is None and config.init_from == "auto":
         print(f"no checkpoint in {config.out_dir}: starting from scratch")
     return path
 
 
-def continued(config, given, old, path, say):
-    """config for a run that goes on from `path`: the architecture is the checkpoint's, all else is the command's."""
+def with_architecture(config, given, old, path):
+    """config with the architecture of the weights in `path`; a key that was given and differs is a UserError."""
     for key in ARCHITECTURE:
         if key not in given or getattr(config, key) is None:
             config = replace(config, **{key: old[key]})
         elif getattr(config, key) != old[key]:
             raise UserError(f"{key}={getattr(config, key)}: {path} has {key}={old[key]}, and its weights fix that")
-    config = config.resolved()
+    return config.resolved()
+
+
+def started_from(config, given, shape, say):
+    """config for a run that starts from the weights that init_from names; block_size may be less than theirs."""
+    if "block_size" in given:
+        shape = {**shape, "block_size": min(config.block_size, shape["block_size"])}
+    config = with_architecture(config, given, shape, config.init_from)
+    say(f"starting from {config.init_from}: {config.model_type}, context of {config.block_size} tokens")
+    return config
+
+
+def continued(config, given, old, path, say):
+    """config for a run that goes on from `path`: the architecture is the checkpoint's, all else is the command's."""
+    config = with_architecture(config, given, old, path)
     say(f"resuming from {path}")
     for key, value in asdict(config).items():
         if key != "init_from" and key in old and value != old[key]:

@@ -1,5 +1,6 @@
 """Every key of a training run: type, default, meaning. Loads no torch, so that --help answers at once."""
 
+import difflib
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ BY_OPTIMIZER = {
     "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
     "sgd": {"weight_decay": 0.0},
 }
-INIT_FROM = ("scratch", "resume", "auto")
+INIT_FROM = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
 
 
 @dataclass
@@ -71,10 +72,10 @@ class TrainConfig:
 
     # output
     out_dir: Annotated[str, "folder of checkpoints, config.json and metrics.jsonl"] = "out"
-    init_from: Annotated[str, "scratch, resume (an error if there is no checkpoint) or auto (resume if there is one)"] = "scratch"
+    init_from: Annotated[str, "scratch, resume (an error if there is no checkpoint), auto (resume if there is one), or weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID"] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step"] = 2000
     eval_iters: Annotated[int, "evaluation covers eval_iters * batch_size fixed windows"] = 200
-    eval_only: Annotated[bool, "evaluate once and stop"] = False
+    eval_only: Annotated[bool, "evaluate once, print the loss and stop; a run in out_dir stays as it is"] = False
     log_interval: Annotated[int, "steps between log rows"] = 1
     always_save_checkpoint: Annotated[bool, "False: after an evaluation, save only if it improved; the best is kept besides the newest"] = True
     keep_checkpoints: Annotated[int, "newest checkpoints kept, at least 2; -1: all, and one at step 0"] = 2
@@ -93,7 +94,10 @@ class TrainConfig:
     profile: Annotated[bool, "write a torch.profiler trace of a few steps into out_dir"] = False
 
     def __post_init__(self):
-        self.check("init_from", self.init_from in INIT_FROM, " or ".join(INIT_FROM))
+        near = difflib.get_close_matches(self.init_from.lower(), INIT_FROM)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        weights = self.init_from.startswith("hf:") and self.init_from != "hf:"
+        self.check("init_from", weights or self.init_from in INIT_FROM[:-1], " or ".join(INIT_FROM) + hint)
         for key, value in vars(self).items():
             self.check(key, not isinstance(value, int) or value < 2**64, "below 2**64")
         for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):

@@ -1,0 +1,433 @@
+"""Models from and to Hugging Face's folders: config.json, model.safetensors, tokenizer.json.
+
+Numbers and tensors are mapped, both ways; the code that computes is ours. LLaMA's tensors differ in their names only,
+rotary layout included. GPT-2's linear layers are Conv1D there, stored (in, out), with Q, K and V in one.
+"""
+
+import json
+import os
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from blockwise import UserError
+
+SUPPORTED = "expected gpt2 or llama"
+# What is fetched of a model on the hub: never a pickle
+PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json")
+
+# Our modules -> theirs, inside a layer and outside. Q, K and V come in this order in GPT-2's one matrix.
+MODULES = {
+    "gpt2": {
+        "tok_emb": "wte", "pos_emb": "wpe", "norm1": "ln_1",
+        "attn.q_proj": "attn.c_attn", "attn.k_proj": "attn.c_attn", "attn.v_proj": "attn.c_attn",
+        "attn.o_proj": "attn.c_proj", "norm2": "ln_2", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
+        "norm_f": "ln_f", "lm_head": "lm_head",
+    },
+    "llama": {
+        "tok_emb": "embed_tokens", "norm1": "input_layernorm",
+        "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj",
+        "attn.o_proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
+        "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.up_proj", "mlp.down_proj": "mlp.down_proj",
+        "norm_f": "norm", "lm_head": "lm_head",
+    },
+}  # fmt: skip
+LAYERS = {"gpt2": "h", "llama": "layers"}
+PREFIX = {"gpt2": "transformer.", "llama": "model."}  # before every name but lm_head; old files go without it
+BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
+
+# Our key -> theirs in config.json
+KEYS = {
+    "gpt2": {
+        "vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
+        "n_embd": "n_embd", "n_inner": "n_inner", "norm_eps": "layer_norm_epsilon",
+        "tie_weights": "tie_word_embeddings",
+    },
+    "llama": {
+        "vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
+        "n_inner": "intermediate_size", "norm_eps": "rms_norm_eps", "tie_weights": "tie_word_embeddings",
+    },
+}  # fmt: skip
+# What a key means that config.json leaves out or sets to null
+DEFAULTS = {
+    "gpt2": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+}
+# Settings that change the computation, and the values of them that ours has; left out, they have the first one
+FIXED = {
+    "gpt2": {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "quantization_config": (None,),
+    },
+    "llama": {
+        "hidden_act": ("silu", "swish"), "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+        "sliding_window": (None,), "quantization_config": (None,),
+    },
+}  # fmt: skip
+
+
+def is_hugging_face(init_from):
+    """Whether an init_from names a model to be taken from a folder or from the hub."""
+    return init_from.startswith(("hf:", "gpt2"))
+
+
+class Pretrained:
+    """A model in Hugging Face's format. shape: its architecture under our keys, without dropout.
+
+    init_from: hf:DIR, or hf:ID or one of GPT-2's names for the hub. Raises UserError, here and in the methods, for
+    what is missing or broken, and for an architecture that ours cannot represent.
+    """
+
+    def __init__(self, init_from):
+        self.folder = find_folder(init_from)
+        self.shape = read_shape(self.folder)
+
+    def weights(self, like):
+        """Its tensors as stored, as a state dict of our model; like: the model's own, for names and shapes.
+
+        Fewer positions than the stored model has are its first ones.
+        """
+        files = tensor_files(self.folder)
+        model_type, tied = self.shape["model_type"], self.shape["tie_weights"]
+        stored = {name.removeprefix(PREFIX[model_type]): name for name in files}
+        state = {}
+        for theirs, ours in grouped(like, model_type).items():
+            if tied and theirs == "lm_head.weight":
+                continue
+            if theirs not in stored:
+                raise UserError(f"{self.folder} lacks the tensor {theirs}, which its config.json asks for")
+            x = self._read(files, stored.pop(theirs))
+            rows = [self.shape["block_size"] if name == "pos_emb.weight" else len(like[name]) for name in ours]
+            expected = [sum(rows), *like[ours[0]].shape[1:]]
+            transposed = is_conv1d(theirs, x, model_type)
+            expected = expected[::-1] if transposed else expected
+            if list(x.shape) != expected:
+                raise UserError(f"{self.folder}: tensor {theirs} is {list(x.shape)}, config.json says {expected}")
+            pieces = (x.T if transposed else x).split(rows)
+            state |= {name: piece[: len(like[name])].contiguous() for name, piece in zip(ours, pieces, strict=True)}
+        if tied:
+            state["lm_head.weight"] = state["tok_emb.weight"]
+            again = stored.pop("lm_head.weight", None)
+            if again and not torch.equal(self._read(files, again), state["tok_emb.weight"]):
+                raise UserError(f"{self.folder}: config.json ties {again} to the embedding, but they differ")
+        unexpected = [name for short, name in stored.items() if not BUFFERS.fullmatch(short)]
+        if unexpected:
+            more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
+            raise UserError(f"{self.folder} has a tensor that a {model_type} model lacks: {unexpected[0]}{more}")
+        return state
+
+    def _read(self, files, name):
+        with opened(files[name]) as file:
+            x = file.get_tensor(name)
+        if not x.is_floating_point():
+            raise UserError(f"{files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
+        return x
+
+    def tokenizer(self):
+        """The description of its tokenizer, for blockwise.tokenizer."""
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{self.folder} lacks tokenizer.json: expected the tokenizer beside the model")
+        from tokenizers import Tokenizer
+
+        try:
+            text = path.read_text(encoding="utf-8")
+            ids = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"{path} is broken: {error}") from None
+        return {"tokenizer": str(path), "vocab_size": max(ids.values(), default=0) + 1, "json": text}
+
+
+def find_folder(init_from):
+    """The local folder of a model; one on the hub is downloaded, unless Hugging Face's cache has it."""
+    name = init_from.removeprefix("hf:")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise UserError(f"init_from={init_from}: there is no folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"init_from={init_from}: there is no folder {name}, and no public model of that name; "
+            "for one that asks for it, log in with: hf auth login"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"init_from={init_from}: there is no folder {name}, and it could not be fetched ({type(error).__name__}): "
+            f"where there is a network, run HF_HOME=DIR hf download {name}, bring DIR here and set HF_HOME to it; "
+            "or give a folder, hf:DIR"
+        ) from None
+
+
+def read_json(path):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: expected a folder that save_pretrained wrote") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is broken: expected an object in braces")
+    return found
+
+
+def read_shape(folder):
+    """The architecture in a folder's config.json, under our keys. Raises UserError for one that ours cannot be."""
+    path = folder / "config.json"
+    theirs = read_json(path)
+    model_type = theirs.get("model_type")
+    if model_type not in MODULES:
+        raise UserError(f"{path}: model_type={model_type}, {SUPPORTED}")
+    for key, values in FIXED[model_type].items():
+        if theirs.get(key, values[0]) not in values:
+            raise UserError(f"{path}: {key}={theirs[key]}, {' or '.join(map(str, values))} is supported")
+
+    shape = {"model_type": model_type}
+    for key, name in KEYS[model_type].items():
+        value = theirs.get(name)
+        shape[key] = DEFAULTS[model_type].get(name) if value is None else value
+    shape["n_kv_head"] = shape.get("n_kv_head") or shape["n_head"]
+    if shape["n_inner"] is None and model_type == "gpt2" and type(shape["n_embd"]) is int:
+        shape["n_inner"] = 4 * shape["n_embd"]
+    for key, value in shape.items():
+        name = KEYS[model_type].get(key, key)
+        if key == "norm_eps":
+            holds, expected = type(value) in (int, float) and value > 0, "a number above 0"
+        elif key == "tie_weights":
+            holds, expected = type(value) is bool, "true or false"
+        else:
+            holds, expected = key == "model_type" or (type(value) is int and value > 0), "a whole number above 0"
+        if not holds:
+            raise UserError(f"{path}: {name}={value}, expected {expected}")
+
+    shape |= {"bias": True, "rope_theta": 10000.0} if model_type == "gpt2" else llama_shape(path, theirs, shape)
+    return shape
+
+
+def llama_shape(path, theirs, shape):
+    """bias and rope_theta, after a look at what else a LLaMA may have."""
+    biases = [bool(theirs.get(key)) for key in ("attention_bias", "mlp_bias")]
+    if biases[0] != biases[1]:
+        raise UserError(f"{path}: attention_bias={biases[0]}, mlp_bias={biases[1]}: only both or neither is supported")
+    if theirs.get("head_dim") not in (None, shape["n_embd"] / shape["n_head"]):
+        raise UserError(f"{path}: head_dim={theirs['head_dim']}, only hidden_size / num_attention_heads is supported")
+    rope = {"rope_theta": theirs.get("rope_theta", 10000.0)}
+    for key in ("rope_scaling", "rope_parameters"):  # before transformers 5, and since
+        part = theirs.get(key) or {}
+        if not isinstance(part, dict) or part.get("rope_type", part.get("type", "default")) != "default":
+            raise UserError(f"{path}: {key}={part}, only unscaled rotary positions are supported")
+        rope |= part
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']}, only 1 is supported")
+    if type(rope["rope_theta"]) not in (int, float) or rope["rope_theta"] <= 0:
+        raise UserError(f"{path}: rope_theta={rope['rope_theta']}, expected a number above 0")
+    return {"bias": biases[0], "rope_theta": float(rope["rope_theta"])}
+
+
+def tensor_files(folder):
+    """{name: path of the file that holds it}, from model.safetensors or the index of several."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        with opened(whole) as file:
+            return dict.fromkeys(file.keys(), whole)
+    if not index.is_file():
+        pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        instead = f", only {pickles[0]}, a pickle, which is not read" if pickles else ""
+        raise UserError(f"{folder} has no model.safetensors{instead}: expected what save_pretrained writes")
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+        raise UserError(f"{index} is broken: expected a weight_map of tensor names to file names")
+    for name in sorted(set(files.values())):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing, but {index.name} names it")
+        with opened(folder / name) as file:
+            lacking = {tensor for tensor, place in files.items() if place == name} - set(file.keys())
+        if lacking:
+            raise UserError(f"{folder / name} lacks the tensor {min(lacking)}, which {index.name} says is there")
+    return {tensor: folder / name for tensor, name in files.items()}
+
+
+def opened(path):
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is broken: {error}") from None
+
+
+def grouped(names, model_type):
+    """{Hugging Face's name, without its prefix: [ours, ...]}: one of ours each, but for GPT-2's Q, K and V."""
+    place = {module: i for i, module in enumerate(MODULES[model_type])}
+    found = {}
+    for name in names:
+        layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+        theirs = f"{MODULES[model_type][module]}.{kind}"
+        theirs = theirs if layer is None else f"{LAYERS[model_type]}.{layer}.{theirs}"
+        found.setdefault(theirs, []).append((place[module], name))
+    return {theirs: [name for _, name in sorted(ours)] for theirs, ours in found.items()}
+
+
+def is_conv1d(theirs, x, model_type):
+    return model_type == "gpt2" and theirs.startswith("h.") and x.dim() == 2
+
+
+def their_tensors(state, config):
+    """A state dict of ours under Hugging Face's names. Their GPT-2 always has biases: where ours has none, zeros."""
+    model_type, tensors = config["model_type"], {}
+    for theirs, ours in grouped(state, model_type).items():
+        if config["tie_weights"] and theirs == "lm_head.weight":
+            continue
+        prefix = "" if theirs == "lm_head.weight" else PREFIX[model_type]
+        x = torch.cat([state[name] for name in ours])
+        tensors[prefix + theirs] = (x.T if is_conv1d(theirs, x, model_type) else x).contiguous()
+        if model_type == "gpt2" and not config["bias"] and theirs.startswith(("h.", "ln_f.")):
+            width = tensors[prefix + theirs].size(-1)
+            tensors[prefix + theirs.removesuffix("weight") + "bias"] = torch.zeros(width)
+    return tensors
+
+
+def their_config(config):
+    """config.json for a model of ours, from its ModelConfig as a dict."""
+    model_type = config["model_type"]
+    theirs = {"model_type": model_type, "dtype": "float32", "use_cache": True}
+    theirs |= {name: config[key] for key, name in KEYS[model_type].items()}
+    if model_type == "gpt2":
+        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config["dropout"])
+        return {"architectures": ["GPT2LMHeadModel"], **theirs, **rates, "activation_function": "gelu_new"}
+    return {
+        "architectures": ["LlamaForCausalLM"], **theirs,
+        "head_dim": config["n_embd"] // config["n_head"], "hidden_act": "silu",
+        "attention_bias": config["bias"], "mlp_bias": config["bias"], "attention_dropout": config["dropout"],
+        "rope_theta": config["rope_theta"],  # read before transformers 5
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
+    }  # fmt: skip
+
+
+def write_folder(folder, state, config, tokenizer):
+    """Write a model and its tokenizer as AutoModelForCausalLM and AutoTokenizer read them; folder: empty.
+
+    state: a state dict; config: its ModelConfig as a dict; tokenizer: a blockwise.tokenizer.Tokenizer.
+    """
+    folder = Path(folder)
+    text, end, end_id = with_end_of_text(tokenizer_json(tokenizer), tokenizer.vocab_size, config["vocab_size"])
+    # Null where there is none: left out, both would be ids of the family's own vocabulary
+    ids = {"bos_token_id": None if end == "</s>" else end_id, "eos_token_id": end_id}
+    padding = list(range(tokenizer.vocab_size, config["vocab_size"]))
+    generation = ids | ({"suppress_tokens": padding} if padding else {})
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["block_size"],
+        "clean_up_tokenization_spaces": False,
+        **{key.removesuffix("_id"): end for key, value in ids.items() if value is not None},
+    }  # fmt: skip
+    save_file(their_tensors(state, config), folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in {
+        "config": {**their_config(config), **ids}, "generation_config": generation, "tokenizer_config": about
+    }.items():  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which comes readable by its owner only
+
+
+def tokenizer_json(tokenizer):
+    """tokenizer.json, which gives the ids that `tokenizer`, a blockwise.tokenizer.Tokenizer, gives.
+
+    The special token in the text itself, "<|endoftext|>", becomes one id there and ordinary text here.
+    """
+    if "json" in tokenizer.description:
+        content = json.loads(tokenizer.description["json"])
+        if (content.get("post_processor") or {}).get("type") in (None, "ByteLevel"):
+            return tokenizer.description["json"]
+        return json.dumps({**content, "post_processor": None}, ensure_ascii=False)  # it would end a prompt with </s>
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    if tokenizer.name == "chars":
+        # Without an unknown token, a character that the vocabulary lacks is an error, as it is with ours
+        theirs = Tokenizer(models.WordLevel({c: i for i, c in enumerate(tokenizer.chars)}, unk_token=""))
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        theirs.decoder = decoders.Fuse()
+        return theirs.to_str()
+    bpe, specials = None, {}
+    if tokenizer.name == "gpt2":
+        bpe = tokenizer.bpe
+        specials = {bpe.encode_single_token(text): text for text in sorted(bpe.special_tokens_set)}
+        ranks = {bpe.decode_single_token_bytes(i): i for i in range(bpe.n_vocab) if i not in specials}
+    else:
+        ranks = {bytes([i]): i for i in range(256)}
+    spell = byte_characters()
+    vocabulary = {"".join(map(spell.__getitem__, token)): i for token, i in ranks.items()}
+    merges = [tuple("".join(map(spell.__getitem__, half)) for half in pair) for pair in merges_of(ranks)]
+    # The special tokens are in the vocabulary too, or they would be numbered anew
+    vocabulary |= {text: i for i, text in specials.items()}
+    theirs = Tokenizer(models.BPE(vocabulary, merges))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bpe is not None)
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
+    return theirs.to_str()
+
+
+def with_end_of_text(text, n_ids, rows):
+    """(tokenizer.json, token that ends a text, its id), the last two None where there is none and no room for one.
+
+    Evaluation harnesses ask for it. Where the tokenizer has none, it is the byte 0, or the first id of the padding; the
+    ids of text stay what they are.
+    """
+    content = json.loads(text)
+    special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+    for end in ("<|endoftext|>", "</s>"):
+        if end in special:
+            return text, end, special[end]
+    model, zero = content["model"], byte_characters()[0]
+    byte_level = (content["decoder"] or {}).get("type") == "ByteLevel"
+    if model["type"] == "BPE" and byte_level and zero not in json.dumps(model["merges"], ensure_ascii=False):
+        end, end_id = "\0", model["vocab"].pop(zero)
+        model["vocab"][end] = end_id  # spelled as itself, so that the special token is the byte
+    elif model["type"] == "WordLevel" and n_ids < rows:
+        end, end_id = "<|endoftext|>", n_ids
+    else:
+        return text, None, None
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": end_id, "content": end, **plain, "special": True})
+    return json.dumps(content, ensure_ascii=False, indent=1), end, end_id
+
+
+def byte_characters():
+    """[character of byte 0, ...]: GPT-2's spelling of bytes, printable ones as themselves, the rest from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def merges_of(ranks):
+    """[(left, right), ...] in the order in which they apply, of {token bytes: rank}.
+
+    A token's last merge joins the two pieces that the merges before it leave of its bytes.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        pieces = [bytes([b]) for b in token]
+        while len(pieces) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in pairwise(pieces)]
+            least = min(pairs)
+            if least >= rank:
+                raise UserError(f"token {token!r} of the tokenizer follows from no merge of the tokens before it")
+            at = pairs.index(least)
+            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+        if len(pieces) == 2:
+            merges.append(tuple(pieces))
+    return merges
+
+
+def folder_is_free(folder):
+    """Whether a folder can be written: it does not exist, or is empty."""
+    folder = Path(folder)
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
