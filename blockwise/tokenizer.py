@@ -6,6 +6,7 @@ A trained one has the whole text of its tokenizer.json under "json", so that sam
 import codecs
 import json
 import re
+from pathlib import Path
 
 from blockwise import UserError
 
@@ -43,6 +44,9 @@ class Tokenizer:
             self._load(description["json"])
         else:
             raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2, or a tokenizer.json")
+
+    def __reduce__(self):
+        return Tokenizer, (self.description,)  # a worker process makes its own
 
     def _load(self, text):
         from tokenizers import Tokenizer as Trained
@@ -107,6 +111,45 @@ def train_bpe(text, vocab_size):
     if bpe.get_vocab_size() != vocab_size:
         raise UserError(f"bpe:{vocab_size}: this text has merges for {bpe.get_vocab_size()} tokens only: ask for fewer")
     return bpe.to_str()
+
+
+def pretrained(name, place, revision):
+    """The description of a published tokenizer that has a tokenizer.json: of a folder, or of a model of the hub."""
+    if Path(place).exists():
+        path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+        if not path.is_file():
+            raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
+    else:
+        path = fetched_tokenizer(place, revision)
+    from tokenizers import Tokenizer as Trained
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        ids = Trained.from_str(text).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
+    ends = [ids[token] for token in ("</s>", "<|endoftext|>") if token in ids]
+    if not ends:
+        raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
+    return {"tokenizer": name, "vocab_size": max(ids.values()) + 1, "end_of_text": ends[0], "json": text}
+
+
+def fetched_tokenizer(repo, revision):
+    """Where a model's tokenizer.json lies below HF_HOME, after fetching it if it is not there."""
+    import huggingface_hub as hub
+
+    try:
+        kept = hub.try_to_load_from_cache(repo, "tokenizer.json", revision=revision)
+        if isinstance(kept, str):
+            return Path(kept)
+        hub.HfApi().model_info(repo, revision=revision, expand=["sha"])  # fails at once where there is no network
+        return Path(hub.hf_hub_download(repo, "tokenizer.json", revision=revision))
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer {repo} is no folder here and could not be fetched ({type(error).__name__}): where there is "
+            f"a network, run hf download {repo} tokenizer.json --revision={revision} --local-dir=DIR, bring DIR here "
+            "and use --tokenizer_path=DIR, or bring the whole HF_HOME"
+        ) from None
 
 
 def byte_alphabet():
