@@ -60,7 +60,7 @@ def add_arguments(parser, name, repo, revision, splits):
         parser.add_argument("--val_source", help="validation documents; then all of --source is for training")
     parser.add_argument("--max_docs", type=positive, help="the first N documents (of each published split) only")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--shard_mb", type=float, default=16, help="text in a shard, the unit of work and of resuming")
+    parser.add_argument("--shard_mb", type=number, default=16, help="text in a shard, the unit of work and of resuming")
     parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
     parser.add_argument("--data_dir", default=Path(__file__).parents[1] / "data", help="write to DATA_DIR/NAME")
 
@@ -69,6 +69,18 @@ def positive(text):
     if not re.fullmatch(r"\d+", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
     return int(text)
+
+
+def number(text):
+    if not re.fullmatch(r"\d*\.?\d*(e-?\d+)?", text) or not 0 < float(text or 0) < 1e4:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return float(text)
+
+
+def fraction(text):
+    if not re.fullmatch(r"[01]|0?\.\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return float(text)
 
 
 def find_source(args, splits, folder=None):

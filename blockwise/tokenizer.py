@@ -52,16 +52,16 @@ class Tokenizer:
         from tokenizers import Tokenizer as Trained
 
         try:
+            spec = json.loads(text)
             self.trained = Trained.from_str(text)
-            decoder = json.loads(text).get("decoder") or {}
+            self.encoder = Trained.from_str(json.dumps(without_special_tokens(spec)))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"the tokenizer.json of {self.name} is broken: {error}") from None
         ids = self.trained.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
-        self.trained.encode_special_tokens = True  # as ordinary text
         self._bytes_of = None
-        if decoder.get("type") == "ByteLevel":
+        if (spec.get("decoder") or {}).get("type") == "ByteLevel":
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
             plain = {i: token.content.encode() for i, token in self.trained.get_added_tokens_decoder().items()}
             spelled = {i: bytes(byte_of[c] for c in token) for token, i in ids.items() if i not in plain}
@@ -74,7 +74,7 @@ class Tokenizer:
             return self.bpe.encode(text, disallowed_special=())
         if self.name != "chars":
             pieces = LINE_END.split(text) if self.name.startswith("bpe:") else [text]
-            return [i for e in self.trained.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
+            return [i for e in self.encoder.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
         if missing:
@@ -150,6 +150,23 @@ def fetched_tokenizer(repo, revision):
             f"a network, run hf download {repo} tokenizer.json --revision={revision} --local-dir=DIR, bring DIR here "
             "and use --tokenizer_path=DIR, or bring the whole HF_HOME"
         ) from None
+
+
+def without_special_tokens(spec):
+    """A tokenizer.json whose special tokens have names that no text spells: some models find "</s>" by themselves."""
+    special = {token["content"] for token in spec.get("added_tokens", []) if token["special"]}
+
+    def renamed(token):
+        return "\U0010ffff" + token if token in special else token  # a code point that is no character
+
+    model, vocab = spec["model"], spec["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = {renamed(token): i for token, i in vocab.items()}
+    else:
+        vocab = [[renamed(token), score] for token, score in vocab]
+    added = [{**token, "content": renamed(token["content"])} for token in spec.get("added_tokens", [])]
+    model = {**model, "vocab": vocab, **({"unk_token": renamed(model["unk_token"])} if "unk_token" in model else {})}
+    return {**spec, "model": model, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
 
 
 def byte_alphabet():
