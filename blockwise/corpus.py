@@ -143,9 +143,9 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
     try:
         with tqdm(total=text_bytes, unit="B", unit_scale=True, disable=None) as bar:
             for number, batch in enumerate(batches(documents, shard_bytes)):
-                names.append(f"{number:06d}")
-                if names[-1] not in finished:
-                    running.append((names[-1], pool.submit(write_shard, work, names[-1], batch)))
+                names.append(name := f"{number:06d}")
+                if name not in finished:
+                    running.append((name, pool.submit(write_shard, work, name, batch)))
                 if len(running) > 2 * workers:  # or else all of the text would wait in memory
                     name, shard = running.popleft()
                     finished[name] = shard.result()

@@ -60,7 +60,7 @@ def add_arguments(parser, name, repo, revision, splits):
         parser.add_argument("--val_source", help="validation documents; then all of --source is for training")
     parser.add_argument("--max_docs", type=positive, help="the first N documents (of each published split) only")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--shard_mb", type=number, default=16, help="text in a shard, the unit of work and of resuming")
+    parser.add_argument("--shard_mb", type=number_up_to(1024), default=16, help="text in a shard (default: 16 MiB)")
     parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
     parser.add_argument("--data_dir", default=Path(__file__).parents[1] / "data", help="write to DATA_DIR/NAME")
 
@@ -71,16 +71,14 @@ def positive(text):
     return int(text)
 
 
-def number(text):
-    if not re.fullmatch(r"\d*\.?\d*(e-?\d+)?", text) or not 0 < float(text or 0) < 1e4:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return float(text)
+def number_up_to(most):
+    def number(text):
+        with suppress(ValueError):
+            if 0 < float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most {most}, got {text}")
 
-
-def fraction(text):
-    if not re.fullmatch(r"[01]|0?\.\d+", text):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return float(text)
+    return number
 
 
 def find_source(args, splits, folder=None):
@@ -130,15 +128,17 @@ def files_of_split(names, split):
 def hub_source(repo, revision, splits, folder=None, max_docs=None):
     """A data set of the hub at a commit, or, where that has no files that we read, in the hub's own conversion."""
     import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
 
     api = hub.HfApi()
     try:
         for at in (revision, CONVERTED):
             commit = api.dataset_info(repo, revision=at, expand=["sha"]).sha
             sizes = {}
-            with suppress(hub.errors.EntryNotFoundError):  # no such folder there
+            with suppress(EntryNotFoundError):  # no such folder there
                 for file in api.list_repo_tree(repo, folder, repo_type="dataset", revision=commit, recursive=True):
-                    if isinstance(file, hub.hf_api.RepoFile) and FORMS.search(file.path):
+                    if isinstance(file, RepoFile) and FORMS.search(file.path):
                         sizes[file.path] = file.size
             files = {split: [(n, sizes[n], None) for n in files_of_split(sorted(sizes), split)] for split in splits}
             if all(files.values()):
@@ -175,8 +175,9 @@ def unreachable(repo, revision, folder, error):
 def check_download_space(source):
     """State what is to be fetched, and raise UserError where it does not fit."""
     import huggingface_hub as hub
+    from huggingface_hub import constants
 
-    cache = Path(hub.constants.HF_HUB_CACHE)
+    cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     at = {"repo_type": "dataset", "revision": source.revision}
     files = itertools.chain.from_iterable(source.files.values())
