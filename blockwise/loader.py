@@ -98,6 +98,8 @@ class Dataset:
             splits[split] = Split(path, size // 2, bound=vocab_size or meta["vocab_size"])
             if stated is None or size < SCAN_BYTES:
                 splits[split].check_all()
+        if "tokenizer_file" in meta:
+            meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
         padded = -(-meta["vocab_size"] // 64) * 64
         tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars", "json", "end_of_text")}
         return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, hashes)
@@ -157,7 +159,7 @@ def read_meta(folder):
             if not 0 < meta["vocab_size"] <= 65536:
                 raise ValueError(f"vocab_size {meta['vocab_size']} does not fit uint16 token ids")
             if "tokenizer_file" in meta:
-                meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
+                [folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"]]
             return {"tokenizer": meta["tokenizer"], **meta}
         path = folder / "meta.pkl"
         if path.is_file():

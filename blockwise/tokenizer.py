@@ -6,6 +6,7 @@ A trained one has the whole text of its tokenizer.json under "json", so that sam
 import codecs
 import json
 import re
+from pathlib import Path
 
 from blockwise import UserError
 
@@ -44,20 +45,23 @@ class Tokenizer:
         else:
             raise UserError(f"unknown tokenizer {self.name!r}: expected bytes, chars or gpt2, or a tokenizer.json")
 
+    def __reduce__(self):
+        return Tokenizer, (self.description,)  # a worker process makes its own
+
     def _load(self, text):
         from tokenizers import Tokenizer as Trained
 
         try:
+            spec = json.loads(text)
             self.trained = Trained.from_str(text)
-            decoder = json.loads(text).get("decoder") or {}
+            self.encoder = Trained.from_str(json.dumps(without_special_tokens(spec)))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"the tokenizer.json of {self.name} is broken: {error}") from None
         ids = self.trained.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
-        self.trained.encode_special_tokens = True  # as ordinary text
         self._bytes_of = None
-        if decoder.get("type") == "ByteLevel":
+        if (spec.get("decoder") or {}).get("type") == "ByteLevel":
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
             plain = {i: token.content.encode() for i, token in self.trained.get_added_tokens_decoder().items()}
             spelled = {i: bytes(byte_of[c] for c in token) for token, i in ids.items() if i not in plain}
@@ -70,7 +74,7 @@ class Tokenizer:
             return self.bpe.encode(text, disallowed_special=())
         if self.name != "chars":
             pieces = LINE_END.split(text) if self.name.startswith("bpe:") else [text]
-            return [i for e in self.trained.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
+            return [i for e in self.encoder.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
         if missing:
@@ -107,6 +111,62 @@ def train_bpe(text, vocab_size):
     if bpe.get_vocab_size() != vocab_size:
         raise UserError(f"bpe:{vocab_size}: this text has merges for {bpe.get_vocab_size()} tokens only: ask for fewer")
     return bpe.to_str()
+
+
+def pretrained(name, place, revision):
+    """The description of a published tokenizer that has a tokenizer.json: of a folder, or of a model of the hub."""
+    if Path(place).exists():
+        path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+        if not path.is_file():
+            raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
+    else:
+        path = fetched_tokenizer(place, revision)
+    from tokenizers import Tokenizer as Trained
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        ids = Trained.from_str(text).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
+    ends = [ids[token] for token in ("</s>", "<|endoftext|>") if token in ids]
+    if not ends:
+        raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
+    return {"tokenizer": name, "vocab_size": max(ids.values()) + 1, "end_of_text": ends[0], "json": text}
+
+
+def fetched_tokenizer(repo, revision):
+    """Where a model's tokenizer.json lies below HF_HOME, after fetching it if it is not there."""
+    import huggingface_hub as hub
+
+    try:
+        kept = hub.try_to_load_from_cache(repo, "tokenizer.json", revision=revision)
+        if isinstance(kept, str):
+            return Path(kept)
+        hub.HfApi().model_info(repo, revision=revision, expand=["sha"])  # fails at once where there is no network
+        return Path(hub.hf_hub_download(repo, "tokenizer.json", revision=revision))
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer {repo} is no folder here and could not be fetched ({type(error).__name__}): where there is "
+            f"a network, run hf download {repo} tokenizer.json --revision={revision} --local-dir=DIR, bring DIR here "
+            "and use --tokenizer_path=DIR, or bring the whole HF_HOME"
+        ) from None
+
+
+def without_special_tokens(spec):
+    """A tokenizer.json whose special tokens have names that no text spells: some models find "</s>" by themselves."""
+    special = {token["content"] for token in spec.get("added_tokens", []) if token["special"]}
+
+    def renamed(token):
+        return "\U0010ffff" + token if token in special else token  # a code point that is no character
+
+    model, vocab = spec["model"], spec["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = {renamed(token): i for token, i in vocab.items()}
+    else:
+        vocab = [[renamed(token), score] for token, score in vocab]
+    added = [{**token, "content": renamed(token["content"])} for token in spec.get("added_tokens", [])]
+    model = {**model, "vocab": vocab, **({"unk_token": renamed(model["unk_token"])} if "unk_token" in model else {})}
+    return {**spec, "model": model, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
 
 
 def byte_alphabet():

@@ -146,8 +146,32 @@ def test_pylib(tmp_path):
 def test_a_damaged_tokenizer_file_is_refused(tmp_path, damage, part):
     prepare_text(tmp_path / "x", TEXT, tokenizer_named("bpe:280", TEXT), "made up")
     damage(tmp_path / "x" / "tokenizer.json")
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(UserError, match=part) as error:
         Dataset.open(tmp_path, "x", 8)
+    assert str(error.value).startswith(str(tmp_path / "x" / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("stated", [{}, {"name": "tokenizer.json"}, {"name": 5, "sha256": "x"}, "tokenizer.json", None])
+def test_a_damaged_mention_of_the_tokenizer_file_is_refused(tmp_path, stated):
+    prepare_text(tmp_path / "x", TEXT, tokenizer_named("bpe:280", TEXT), "made up")
+    (tmp_path / "x" / "meta.json").write_text(json.dumps({**meta_of(tmp_path / "x"), "tokenizer_file": stated}))
+    with pytest.raises(UserError, match=r"meta\.json (is broken|lacks)"):
+        Dataset.open(tmp_path, "x", 8)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("kjv_bpe4096", "data/kjv/prepare.py --tokenizer=bpe:4096"),
+        ("pylib_gpt2", "data/pylib/prepare.py --tokenizer=gpt2"),
+        ("pylib", "data/pylib/prepare.py"),
+        ("c4", "data/c4/prepare.py"),
+    ],
+)
+def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path, name, command):
+    with pytest.raises(UserError) as error:
+        Dataset.open(tmp_path, name, 8)
+    assert f"run: python {command} --data_dir={tmp_path}" in str(error.value)
 
 
 def test_shakespeare_char(tmp_path, text_file):

@@ -1,0 +1,37 @@
+"""MiniPile in GPT-2's BPE, about 1.5 billion tokens: a million documents, and 500 for validation as published.
+
+    python data/minipile/prepare.py                                     # from the hub: 3 GB to fetch, 6 GB of disk
+    python data/minipile/prepare.py --source=DIR                        # from its files train* and validation*
+    python data/minipile/prepare.py --source=FILE --val_source=FILE
+
+Killed at any moment, the same command goes on from the shards that are finished.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from blockwise import exit_on_user_error
+from blockwise.corpus import dataset_folder, write_documents
+from blockwise.documents import add_arguments, find_source, published
+from blockwise.tokenizer import GPT2, Tokenizer
+from configurator import ArgumentParser
+
+COMMIT = "18ad1b0c701eaa0de03d3cecfdd769cbc70ffbd0"
+
+
+def main():
+    parser = ArgumentParser(description=__doc__)
+    add_arguments(parser, "minipile", "JeanKaddour/minipile", COMMIT, ["train", "validation"])
+    args = parser.parse_args()
+    folder = dataset_folder(args.data_dir, args.name)
+    tokenizer = Tokenizer(GPT2)
+    source = find_source(args, ["train", "validation"])
+    documents = published(source, args.max_docs)
+    write_documents(folder, documents, tokenizer, source, {"max_docs": args.max_docs}, args.workers, args.shard_mb)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

