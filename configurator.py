@@ -1,7 +1,8 @@
 """nanoGPT's command line, typed: any number of config files and --key=value, in order, later wins.
 
 Fills any dataclass whose fields are `name: Annotated[type, "meaning"] = default`. A config file is Python: it runs in
-a namespace of its own, sees the values set before it, may import and compute, and sets keys by assignment.
+a namespace of its own, sees the values set before it, may import, compute and include other config files, and sets keys
+by assignment.
 """
 
 import __future__
@@ -85,20 +86,28 @@ class Namespace(dict):
 
 
 def run_file(path, kinds, values):
-    """The keys that a config file sets, as {key: value}."""
-    file = Path(path)
-    if not file.is_file():
-        near = close(file.name, [p.name for p in file.parent.glob("*.py")])
-        problem = "is a folder" if path and file.is_dir() else "does not exist"
-        raise UserError(f"config file {path} {problem}{did_you_mean([str(file.parent / n) for n in near])}")
-    names = Namespace({**copy.deepcopy(values), "__file__": path, "__name__": "config"})
-    try:
-        exec(compile(file.read_bytes(), path, "exec"), names)
-    except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        line = lines[-1] if lines else getattr(error, "lineno", None)
-        where = f"{path}, line {line}" if line else path
-        raise UserError(f"config file {where}: {type(error).__name__}: {error}") from None
+    """The keys that a config file sets, as {key: value}; in it, include("FILE.py") runs another, found from its folder."""
+    names = Namespace({**copy.deepcopy(values), "__name__": "config"})
+
+    def run(file):
+        if not file.is_file():
+            near = close(file.name, [p.name for p in file.parent.glob("*.py")])
+            problem = "is a folder" if file.name and file.is_dir() else "does not exist"
+            raise UserError(f"config file {file} {problem}{did_you_mean([str(file.parent / n) for n in near])}")
+        includer = {name: names[name] for name in ("__file__", "include") if name in names}
+        names.update(__file__=str(file), include=lambda other: run(file.parent / other))
+        try:
+            exec(compile(file.read_bytes(), str(file), "exec"), names)
+            names.update(includer)
+        except UserError:  # of a file that this one includes
+            raise
+        except (Exception, SystemExit) as error:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+            line = lines[-1] if lines else getattr(error, "lineno", None)
+            where = f"{file}, line {line}" if line else file
+            raise UserError(f"config file {where}: {type(error).__name__}: {error}") from None
+
+    run(Path(path))
     changes = {}
     for name, value in names.items():
         if name in kinds:

@@ -1,17 +1,9 @@
 # torchrun --standalone --nproc_per_node=2 train.py config/demo.py
 # A LLaMA of 0.9M parameters on the King James Bible, byte by byte: two minutes on two CPU cores.
+include("shapes/llama_1m.py")
 out_dir = "out/demo/blockwise"
 dataset = "kjv"
 
-model_type = "llama"
-n_layer = 4
-n_head = 4
-n_embd = 128
-n_inner = 384
-block_size = 128
-
-batch_size = 4
-gradient_accumulation_steps = 2  # x 4 sequences x 128 tokens = 1,024 tokens a step
 max_iters = 1200
 lr_decay_iters = max_iters
 warmup_iters = max_iters // 10

@@ -1,17 +1,10 @@
 # python compare.py config/study_cpu.py
 # Does blockwise LR help a LLaMA of about a million parameters? On bytes and on a BPE of 4,096 tokens, with both floors:
 # about an hour on two CPU cores. `make study` prepares the two data sets and runs it.
+include("shapes/llama_1m.py")
 out_dir = "out/study_cpu"
 
-model_type = "llama"
-n_layer = 4
-n_head = 4
-n_embd = 128
-n_inner = 384
-block_size = 128
-
-batch_size = 8
-gradient_accumulation_steps = 1  # x 8 sequences x 128 tokens = 1,024 tokens a step
+batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
 max_iters = 600
 lr_decay_iters = max_iters
 warmup_iters = max_iters // 10

@@ -1,17 +1,10 @@
 # python compare.py config/study_cpu_long.py
 # Does the answer of study_cpu.py hold on another corpus, with more text, against a baseline of twice the steps? And on
 # what does it depend: the output layer's rate, the ratios, the warmup. Several hours on two CPU cores.
+include("shapes/llama_1m.py")
 out_dir = "out/study_cpu_long"
 
-model_type = "llama"
-n_layer = 4
-n_head = 4
-n_embd = 128
-n_inner = 384
-block_size = 128
-
-batch_size = 8
-gradient_accumulation_steps = 1  # x 8 sequences x 128 tokens = 1,024 tokens a step
+batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
 max_iters = 1000
 lr_decay_iters = max_iters
 warmup_iters = max_iters // 10

@@ -1,17 +1,10 @@
 # python compare.py config/study_optimizers.py
 # The demo's LLaMA by each optimizer, each blockwise at the best of its own sweep: 25 minutes on two cores.
+include("shapes/llama_1m.py")
 out_dir = "out/study_optimizers"
 dataset = "kjv"
 
-model_type = "llama"
-n_layer = 4
-n_head = 4
-n_embd = 128
-n_inner = 384
-block_size = 128
-
-batch_size = 8
-gradient_accumulation_steps = 1  # x 8 sequences x 128 tokens = 1,024 tokens a step
+batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
 max_iters = 1200
 lr_decay_iters = max_iters
 warmup_iters = max_iters // 10

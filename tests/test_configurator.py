@@ -1,5 +1,6 @@
 """The command line's grammar, types and error messages, and the settings that it fills."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -295,6 +296,22 @@ def test_a_mistake_is_one_line_and_status_2(file, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert error.count("\n") == expected
         assert ("ValueError: one two" in error) == (expected == 1)
+
+
+def test_a_file_includes_another_from_its_own_folder(file, tmp_path):
+    (tmp_path / "base").mkdir()
+    file("max_iters = 7\ninclude('more.py')\nlearning_rate = 1.0", "base/a.py")
+    file("warmup_iters = max_iters - 1", "base/more.py")
+    config, given, _ = parse(file("include('base/a.py')\nlearning_rate /= 4\nassert __file__.endswith('run.py')"))
+    assert (config.max_iters, config.warmup_iters, config.learning_rate) == (7, 6, 0.25)
+    assert given == {"max_iters", "warmup_iters", "learning_rate"}
+
+
+def test_mistakes_in_an_included_file_name_it(file):
+    file("n_layer = 1\nn_layer = 1 / 0", "a.py")
+    assert re.search(r"config file .*a\.py, line 2: ZeroDivisionError", refusal(file("include('a.py')")))
+    assert re.search(r"config file .*b\.py does not exist; did you mean .*a\.py", refusal(file("include('b.py')")))
+    assert "RecursionError" in refusal(file("include('run.py')"))
 
 
 # nanoGPT
