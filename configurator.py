@@ -86,7 +86,7 @@ class Namespace(dict):
 
 
 def run_file(path, kinds, values):
-    """The keys that a config file sets, as {key: value}; in it, include("FILE.py") runs another, found from its folder."""
+    """The keys that a config file sets, as {key: value}; in it, include("FILE.py") runs one found from its folder."""
     names = Namespace({**copy.deepcopy(values), "__name__": "config"})
 
     def run(file):

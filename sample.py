@@ -56,7 +56,7 @@ from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
 from blockwise.huggingface import Pretrained
 from blockwise.logger import warn
-from blockwise.tokenizer import Tokenizer
+from blockwise.tokenizer import Tokenizer, read_json
 from model import ModelConfig, Transformer
 
 
@@ -101,7 +101,7 @@ def pretrained(init_from):
     source = Pretrained(init_from)
     model = Transformer(ModelConfig(**source.shape, dropout=0.0))
     model.load_state_dict(source.weights(model.state_dict()))
-    return model, Tokenizer(source.tokenizer())
+    return model, Tokenizer(read_json(source.folder / "tokenizer.json", str(source.folder)))
 
 
 if __name__ == "__main__":

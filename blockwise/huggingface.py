@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -128,20 +127,6 @@ class Pretrained:
         if not x.is_floating_point():
             raise UserError(f"{files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
         return x
-
-    def tokenizer(self):
-        """The description of its tokenizer, for blockwise.tokenizer."""
-        path = self.folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{self.folder} lacks tokenizer.json: expected the tokenizer beside the model")
-        from tokenizers import Tokenizer
-
-        try:
-            text = path.read_text(encoding="utf-8")
-            ids = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-        except Exception as error:  # the library raises nothing more special
-            raise UserError(f"{path} is broken: {error}") from None
-        return {"tokenizer": str(path), "vocab_size": max(ids.values(), default=0) + 1, "json": text}
 
 
 def find_folder(init_from):
@@ -319,7 +304,7 @@ def write_folder(folder, state, config, tokenizer):
     state: a state dict; config: its ModelConfig as a dict; tokenizer: a blockwise.tokenizer.Tokenizer.
     """
     folder = Path(folder)
-    text, end, end_id = with_end_of_text(tokenizer_json(tokenizer), tokenizer.vocab_size, config["vocab_size"])
+    text, end, end_id = with_end_of_text(tokenizer.to_json(), tokenizer.vocab_size, config["vocab_size"])
     # Null where there is none: left out, both would be ids of the family's own vocabulary
     ids = {"bos_token_id": None if end == "</s>" else end_id, "eos_token_id": end_id}
     padding = list(range(tokenizer.vocab_size, config["vocab_size"]))
@@ -338,43 +323,6 @@ def write_folder(folder, state, config, tokenizer):
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which comes readable by its owner only
 
 
-def tokenizer_json(tokenizer):
-    """tokenizer.json, which gives the ids that `tokenizer`, a blockwise.tokenizer.Tokenizer, gives.
-
-    The special token in the text itself, "<|endoftext|>", becomes one id there and ordinary text here.
-    """
-    if "json" in tokenizer.description:
-        content = json.loads(tokenizer.description["json"])
-        if (content.get("post_processor") or {}).get("type") in (None, "ByteLevel"):
-            return tokenizer.description["json"]
-        return json.dumps({**content, "post_processor": None}, ensure_ascii=False)  # it would end a prompt with </s>
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    if tokenizer.name == "chars":
-        # Without an unknown token, a character that the vocabulary lacks is an error, as it is with ours
-        theirs = Tokenizer(models.WordLevel({c: i for i, c in enumerate(tokenizer.chars)}, unk_token=""))
-        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        theirs.decoder = decoders.Fuse()
-        return theirs.to_str()
-    bpe, specials = None, {}
-    if tokenizer.name == "gpt2":
-        bpe = tokenizer.bpe
-        specials = {bpe.encode_single_token(text): text for text in sorted(bpe.special_tokens_set)}
-        ranks = {bpe.decode_single_token_bytes(i): i for i in range(bpe.n_vocab) if i not in specials}
-    else:
-        ranks = {bytes([i]): i for i in range(256)}
-    spell = byte_characters()
-    vocabulary = {"".join(map(spell.__getitem__, token)): i for token, i in ranks.items()}
-    merges = [tuple("".join(map(spell.__getitem__, half)) for half in pair) for pair in merges_of(ranks)]
-    # The special tokens are in the vocabulary too, or they would be numbered anew
-    vocabulary |= {text: i for i, text in specials.items()}
-    theirs = Tokenizer(models.BPE(vocabulary, merges))
-    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bpe is not None)
-    theirs.decoder = decoders.ByteLevel()
-    theirs.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
-    return theirs.to_str()
-
-
 def with_end_of_text(text, n_ids, rows):
     """(tokenizer.json, token that ends a text, its id), the last two None where there is none and no room for one.
 
@@ -386,7 +334,7 @@ def with_end_of_text(text, n_ids, rows):
     for end in ("<|endoftext|>", "</s>"):
         if end in special:
             return text, end, special[end]
-    model, zero = content["model"], byte_characters()[0]
+    model, zero = content["model"], "\u0100"  # the byte 0, as byte-level vocabularies spell it
     byte_level = (content["decoder"] or {}).get("type") == "ByteLevel"
     if model["type"] == "BPE" and byte_level and zero not in json.dumps(model["merges"], ensure_ascii=False):
         end, end_id = "\0", model["vocab"].pop(zero)
@@ -398,33 +346,6 @@ def with_end_of_text(text, n_ids, rows):
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"].append({"id": end_id, "content": end, **plain, "special": True})
     return json.dumps(content, ensure_ascii=False, indent=1), end, end_id
-
-
-def byte_characters():
-    """[character of byte 0, ...]: GPT-2's spelling of bytes, printable ones as themselves, the rest from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-def merges_of(ranks):
-    """[(left, right), ...] in the order in which they apply, of {token bytes: rank}.
-
-    A token's last merge joins the two pieces that the merges before it leave of its bytes.
-    """
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        pieces = [bytes([b]) for b in token]
-        while len(pieces) > 2:
-            pairs = [ranks.get(a + b, rank) for a, b in pairwise(pieces)]
-            least = min(pairs)
-            if least >= rank:
-                raise UserError(f"token {token!r} of the tokenizer follows from no merge of the tokens before it")
-            at = pairs.index(least)
-            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-        if len(pieces) == 2:
-            merges.append(tuple(pieces))
-    return merges
 
 
 def folder_is_free(folder):

@@ -6,6 +6,7 @@ A trained one has the whole text of its tokenizer.json under "json", so that sam
 import codecs
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from blockwise import UserError
@@ -87,6 +88,38 @@ class Tokenizer:
             return self.trained.decode(ids, skip_special_tokens=False)
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(map(self._bytes_of, ids)))
 
+    def to_json(self):
+        """The text of a tokenizer.json of the tokenizers library that gives the ids that this one gives.
+
+        A special token in a text, "<|endoftext|>", is one id there and ordinary text here.
+        """
+        from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Trained
+
+        if "json" in self.description:
+            content = json.loads(self.description["json"])
+            if (content.get("post_processor") or {}).get("type") in (None, "ByteLevel"):
+                return self.description["json"]
+            return json.dumps({**content, "post_processor": None}, ensure_ascii=False)  # else </s> ends a prompt
+        if self.name == "chars":
+            # Without an unknown token, a character that the vocabulary lacks is an error, as it is here
+            theirs = Trained(models.WordLevel({c: i for i, c in enumerate(self.chars)}, unk_token=""))
+            theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            theirs.decoder = decoders.Fuse()
+            return theirs.to_str()
+        specials = {self.end_of_text: "<|endoftext|>"} if self.name == "gpt2" else {}
+        ranks = {self._bytes_of(i): i for i in range(self.vocab_size) if i not in specials}
+        alphabet = byte_alphabet()
+        spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
+        merges = [(spelled[left], spelled[right]) for left, right in merges_of(ranks)]
+        # The special tokens are in the vocabulary too, or they would be numbered anew
+        vocabulary = {spelled[token]: i for token, i in ranks.items()} | {text: i for i, text in specials.items()}
+        theirs = Trained(models.BPE(vocabulary, merges))
+        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.name == "gpt2")
+        theirs.decoder = decoders.ByteLevel()
+        theirs.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
+        return theirs.to_str()
+
 
 def tokenizer_named(word, text):
     """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, or bpe:N, which is trained on `text`."""
@@ -121,17 +154,26 @@ def pretrained(name, place, revision):
             raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
     else:
         path = fetched_tokenizer(place, revision)
+    found = read_json(path, name)
+    if "end_of_text" not in found:
+        raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
+    return found
+
+
+def read_json(path, name):
+    """The description, under `name`, of the tokenizer that a tokenizer.json holds."""
     from tokenizers import Tokenizer as Trained
 
     try:
         text = path.read_text(encoding="utf-8")
         ids = Trained.from_str(text).get_vocab(with_added_tokens=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
     ends = [ids[token] for token in ("</s>", "<|endoftext|>") if token in ids]
-    if not ends:
-        raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
-    return {"tokenizer": name, "vocab_size": max(ids.values()) + 1, "end_of_text": ends[0], "json": text}
+    end = {"end_of_text": ends[0]} if ends else {}
+    return {"tokenizer": name, "vocab_size": max(ids.values(), default=0) + 1, **end, "json": text}
 
 
 def fetched_tokenizer(repo, revision):
@@ -186,3 +228,23 @@ def gpt2_ranks():
             "TIKTOKEN_CACHE_DIR=DIR python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")', "
             "bring DIR here and set TIKTOKEN_CACHE_DIR to it"
         ) from None
+
+
+def merges_of(ranks):
+    """[(left, right), ...] in the order in which they apply, of {token bytes: rank}.
+
+    A token's last merge joins the two pieces that the merges before it leave of its bytes.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        pieces = [bytes([b]) for b in token]
+        while len(pieces) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in pairwise(pieces)]
+            least = min(pairs)
+            if least >= rank:
+                raise UserError(f"token {token!r} of the tokenizer follows from no merge of the tokens before it")
+            at = pairs.index(least)
+            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+        if len(pieces) == 2:
+            merges.append(tuple(pieces))
+    return merges

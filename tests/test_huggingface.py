@@ -26,9 +26,9 @@ import export
 import sample
 from blockwise import UserError
 from blockwise.corpus import write_dataset
-from blockwise.huggingface import Pretrained, byte_characters, folder_is_free, write_folder
+from blockwise.huggingface import Pretrained, folder_is_free, write_folder
 from blockwise.settings import TrainConfig
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer
+from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -351,7 +351,7 @@ def small_gpt2(monkeypatch):
     """A tokenizer in GPT-2's manner with few ranks, in place of the one that is fetched."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator([TEXT, "the cat sat on that mat and ate " * 9], vocab_size=300, show_progress=False)
-    byte_of = {char: i for i, char in enumerate(byte_characters())}
+    byte_of = {char: i for i, char in enumerate(byte_alphabet())}
     ranks = {bytes(byte_of[char] for char in token): i for token, i in trained.get_vocab().items()}
     pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     small = tiktoken.Encoding(
