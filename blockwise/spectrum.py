@@ -1,0 +1,194 @@
+"""Eigenvalues of a symmetric matrix that is known by its products alone. Everything here takes a matvec, never a model.
+
+A matvec maps a vector (n,) to the matrix times it, (n,), in the vector's own dtype and on its device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Edges of the bins on which spectra are compared: eigenvalues over the tenth largest, on a logarithmic axis that is
+# linear around zero. Twenty bins a decade from 1e-6 on, either side; beyond 1e3 all is one bin.
+DECADES, PER_DECADE = (-6, 3), 20
+
+
+@dataclass
+class Tridiagonal:
+    """What k steps of Lanczos leave: H Q = Q T + residual at the last column.
+
+    diagonal: (k,) and off_diagonal: (k - 1,), of T, float64 arrays; last: norm of the residual, 0 where the Krylov
+    space is invariant, so that T's eigenvalues are exact; basis: (k, n), the rows of Q^T.
+    """
+
+    diagonal: np.ndarray
+    off_diagonal: np.ndarray
+    last: float
+    basis: torch.Tensor
+
+    def eigen(self):
+        """Ritz values, ascending, (k,), and T's eigenvectors as columns, (k, k)."""
+        size = len(self.diagonal)
+        T = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
+        return np.linalg.eigh(T) if size else (np.empty(0), np.empty((0, 0)))
+
+    def residuals(self):
+        """||H x - theta x|| of each Ritz pair, (k,): a bound on the distance to the nearest eigenvalue."""
+        return self.last * np.abs(self.eigen()[1][-1])
+
+
+def lanczos(matvec, start, steps):
+    """At most `steps` steps of Lanczos from `start` (n,), with full re-orthogonalisation (Golub and Van Loan, 10.3).
+
+    Ends early, cleanly, where the Krylov space is invariant. Raises ValueError for a start of zero or more steps than
+    dimensions, FloatingPointError where a product is not finite.
+    """
+    n = len(start)
+    if not 1 <= steps <= n:
+        raise ValueError(f"{steps} Lanczos steps on {n} dimensions: expected 1 to {n}")
+    norm = start.norm().item()
+    if norm == 0:
+        raise ValueError("the start of Lanczos is zero")
+    basis = start.new_empty(steps, n)
+    basis[0] = start / norm
+    diagonal, off_diagonal, scale = [], [], 0.0
+    for k in range(steps):
+        w = matvec(basis[k])
+        if not torch.isfinite(w).all():
+            raise FloatingPointError("a product of the matrix is not finite")
+        diagonal.append(torch.dot(w, basis[k]).item())
+        for _ in range(2):  # the second pass takes what rounding left of the first
+            w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
+        beta = w.norm().item()
+        scale = max(scale, abs(diagonal[-1]) + beta)
+        if beta <= 10 * torch.finfo(w.dtype).eps * math.sqrt(n) * scale:  # nothing but rounding is left
+            beta = 0.0
+        if beta == 0 or k + 1 == steps:
+            break
+        off_diagonal.append(beta)
+        basis[k + 1] = w / beta
+    return Tridiagonal(np.array(diagonal), np.array(off_diagonal), beta, basis[: k + 1])
+
+
+@dataclass
+class Spectrum:
+    """A spectral density as a sum of points: stochastic Lanczos quadrature's nodes and weights, one array a probe."""
+
+    n: int
+    nodes: list
+    weights: list  # each sums to 1
+
+    def moment(self, power=1):
+        """tr(H^power) / n and its standard error over the probes (None for a single one)."""
+        each = [float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)]
+        error = np.std(each, ddof=1) / math.sqrt(len(each)) if len(each) > 1 else None
+        return float(np.mean(each)), error
+
+    def largest(self, rank=1):
+        """The rank-th largest Ritz value, the largest that any probe found; fewer values: the least of them."""
+        return max(float(np.sort(x)[-min(rank, len(x))]) for x in self.nodes)
+
+    @property
+    def smallest(self):
+        return min(float(x.min()) for x in self.nodes)
+
+    def histogram(self, edges, scale=1.0):
+        """Share of the eigenvalues, over `scale`, in each bin; what lies outside falls into the outermost. Sum 1."""
+        shares = np.zeros(len(edges) - 1)
+        for x, w in zip(self.nodes, self.weights, strict=True):
+            bins = np.clip(np.searchsorted(edges, x / scale, side="right") - 1, 0, len(shares) - 1)
+            np.add.at(shares, bins, w)
+        return shares / len(self.nodes)
+
+    def density(self, grid, sigma):
+        """The density on `grid`, each point blurred to a Gaussian of standard deviation sigma."""
+        total = np.zeros(len(grid))
+        for x, w in zip(self.nodes, self.weights, strict=True):
+            total += np.exp(-0.5 * ((grid[:, None] - x) / sigma) ** 2) @ w
+        return total / (len(self.nodes) * sigma * math.sqrt(2 * math.pi))
+
+
+def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dtype=torch.float32, progress=None):
+    """Stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017; arXiv 2402.16788, appendix B.2) -> Spectrum.
+
+    From each of `probes` random unit vectors (normalised Gaussian, drawn from `generator` on the CPU) `steps` steps of
+    Lanczos: nodes are the Ritz values, weights the squared first components of T's eigenvectors.
+    progress: called after each product.
+    """
+
+    def counted(v):
+        product = matvec(v)
+        if progress:
+            progress()
+        return product
+
+    nodes, weights = [], []
+    for _ in range(probes):
+        start = torch.randn(n, generator=generator, dtype=torch.float64).to(device, dtype)
+        values, vectors = lanczos(counted, start, steps).eigen()
+        nodes.append(values)
+        weights.append(vectors[0] ** 2)
+    return Spectrum(n, nodes, weights)
+
+
+@dataclass
+class Eigenvalue:
+    """One end of a spectrum. residual: ||H x - value x|| for the unit vector x; converged: it is small enough."""
+
+    value: float
+    vector: torch.Tensor
+    residual: float
+    products: int
+    converged: bool
+
+
+def power_iteration(matvec, start, products=1000, tolerance=1e-3):
+    """The eigenvalue of largest magnitude, by power iteration from `start` (n,).
+
+    Ends once the residual is at most `tolerance` times the value, or after that many products, not converged.
+    """
+    x = start / start.norm()
+    for count in range(1, products + 1):
+        product = matvec(x)
+        value = torch.dot(x, product).item()
+        residual = (product - value * x).norm().item()
+        converged = residual <= tolerance * abs(value)
+        if converged or count == products or not math.isfinite(value):
+            return Eigenvalue(value, x, residual, count, converged)
+        x = product / product.norm()
+
+
+def bin_edges():
+    """Edges of the common grid; see DECADES."""
+    outwards = np.logspace(*DECADES, (DECADES[1] - DECADES[0]) * PER_DECADE + 1)
+    return np.concatenate([[-np.inf], -outwards[::-1], outwards, [np.inf]])
+
+
+def js_distance(p, q):
+    """Jensen-Shannon distance of two distributions on the same bins: the root of the divergence, base 2, in [0, 1]."""
+    middle = (p + q) / 2
+
+    def divergence(a):
+        there = a > 0
+        return float(np.sum(a[there] * np.log2(a[there] / middle[there])))
+
+    return math.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2))
+
+
+def js_distances(spectra):
+    """Jensen-Shannon distance between each two spectra, (k, k), and JS0, their mean over the pairs.
+
+    Each is normalised by its tenth largest eigenvalue, as arXiv 2402.16788 draws them; the grid is `bin_edges`. That
+    paper's own formula is not published, and its values beyond 1 show that it is another one.
+    Raises ValueError for a spectrum whose tenth largest eigenvalue is not above zero.
+    """
+    histograms = []
+    for spectrum in spectra:
+        scale = spectrum.largest(10)
+        if scale <= 0:
+            raise ValueError(f"the tenth largest eigenvalue is {scale}: expected one above 0 to normalise by")
+        histograms.append(spectrum.histogram(bin_edges(), scale))
+    table = np.array([[js_distance(p, q) for q in histograms] for p in histograms])
+    pairs = table[np.triu_indices(len(table), 1)]
+    return table, float(pairs.mean()) if len(pairs) else 0.0

@@ -1,0 +1,165 @@
+"""Lanczos, quadrature, power iteration and distances against dense eigenvalues, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from blockwise.spectrum import (
+    Spectrum,
+    bin_edges,
+    js_distance,
+    js_distances,
+    lanczos,
+    power_iteration,
+    quadrature,
+)
+
+
+def matrix(values, seed=0):
+    """A symmetric matrix with these eigenvalues, in float64."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator(seed), dtype=torch.float64))
+    return q @ torch.diag(values) @ q.T
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def start(n, seed=1):
+    return torch.randn(n, generator=generator(seed), dtype=torch.float64)
+
+
+VALUES = np.concatenate([np.linspace(-1, 1, 76), [5.0, 20.0, 50.0, 100.0]])
+
+
+def test_all_steps_give_all_eigenvalues():
+    H = matrix(VALUES)
+    done = lanczos(lambda v: H @ v, start(80), 80)
+    assert np.allclose(done.eigen()[0], np.sort(VALUES), atol=1e-9)
+    assert done.last < 1e-9
+    eye = done.basis @ done.basis.T
+    assert torch.allclose(eye, torch.eye(len(eye), dtype=torch.float64), atol=1e-12)
+
+
+def test_ends_of_the_spectrum_come_first():
+    H = matrix(VALUES)
+    done = lanczos(lambda v: H @ v, start(80), 30)
+    assert done.eigen()[0][-4:] == pytest.approx([5, 20, 50, 100], rel=1e-6)
+    assert done.residuals()[-1] < 1e-6 < done.residuals().max()
+
+
+def test_a_residual_bounds_the_error():
+    H = matrix(VALUES)
+    done = lanczos(lambda v: H @ v, start(80), 12)
+    for value, bound in zip(done.eigen()[0], done.residuals(), strict=True):
+        assert np.abs(VALUES - value).min() <= bound + 1e-12
+
+
+def test_orthogonal_in_float32_where_plain_lanczos_is_not():
+    values = np.concatenate([np.linspace(0, 1e-3, 180), 10.0 ** np.arange(20) / 1e10])
+    H = matrix(values).float()
+    done = lanczos(lambda v: H @ v, start(200).float(), 100)
+    eye = done.basis @ done.basis.T
+    assert (eye - torch.eye(len(eye))).abs().max() < 1e-5
+    found = done.eigen()[0]
+    assert found[-1] == pytest.approx(1e9, rel=1e-5) and (found > 5e8).sum() == 1  # no ghost copies
+
+
+def test_a_small_krylov_space_ends_it_cleanly():
+    H = matrix([1.0] * 30 + [2.0] * 30 + [7.0] * 20)
+    done = lanczos(lambda v: H @ v, start(80), 50)
+    assert done.eigen()[0] == pytest.approx([1, 2, 7]) and done.last == 0
+    zero = lanczos(lambda v: 0 * v, start(80), 50)
+    assert zero.eigen()[0] == pytest.approx([0.0]) and len(zero.basis) == 1
+
+
+def test_what_lanczos_refuses():
+    H = matrix(VALUES)
+    with pytest.raises(ValueError, match="81 Lanczos steps on 80 dimensions"):
+        lanczos(lambda v: H @ v, start(80), 81)
+    with pytest.raises(ValueError, match="zero"):
+        lanczos(lambda v: H @ v, torch.zeros(80), 5)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        lanczos(lambda v: v * math.nan, start(80), 5)
+
+
+def test_quadrature_has_mass_one_and_the_moments():
+    H = matrix(VALUES)
+    calls = []
+    found = quadrature(lambda v: H @ v, 80, 40, 30, generator(), dtype=torch.float64, progress=lambda: calls.append(1))
+    assert len(calls) == 30 * 40 and all(w.sum() == pytest.approx(1) for w in found.weights)
+    for power in (1, 2, 3):
+        mean, error = found.moment(power)
+        assert abs(mean - np.mean(VALUES**power)) < 4 * error
+    assert found.largest() == pytest.approx(100, rel=1e-6) and found.smallest == pytest.approx(-1, rel=1e-2)
+    assert found.largest(4) == pytest.approx(5, rel=1e-6)
+
+
+def test_quadrature_is_the_generators():
+    H = matrix(VALUES)
+
+    def nodes(seed):
+        return np.concatenate(quadrature(lambda v: H @ v, 80, 10, 2, generator(seed), dtype=torch.float64).nodes)
+
+    assert (nodes(1) == nodes(1)).all() and (nodes(1) != nodes(2)).all()
+
+
+def test_the_standard_error_is_right():
+    """Over many quadratures the truth lies within two standard errors about as often as it should."""
+    H = matrix(VALUES)
+    hits = 0
+    for seed in range(100):
+        mean, error = quadrature(lambda v: H @ v, 80, 3, 10, generator(seed), dtype=torch.float64).moment()
+        hits += abs(mean - VALUES.mean()) < 2 * error
+    assert 80 <= hits <= 100
+
+
+def test_density_integrates_to_one():
+    H = matrix(VALUES)
+    found = quadrature(lambda v: H @ v, 80, 40, 4, generator(), dtype=torch.float64)
+    grid = np.linspace(-10, 110, 12001)
+    density = found.density(grid, 0.5)
+    assert density.sum() * 0.01 == pytest.approx(1, abs=1e-6)
+    assert (density * grid).sum() * 0.01 == pytest.approx(found.moment()[0], abs=1e-4)
+
+
+def test_power_iteration():
+    H = matrix([*np.linspace(-1, 1, 50), -8.0, 6.0])
+    found = power_iteration(lambda v: H @ v, start(52), 500, 1e-8)
+    assert found.converged and found.value == pytest.approx(-8, rel=1e-9)  # the largest magnitude, not the largest
+    assert torch.allclose(H @ found.vector, found.value * found.vector, atol=1e-6)
+    short = power_iteration(lambda v: H @ v, start(52), 3, 1e-8)
+    assert not short.converged and short.products == 3 and short.residual > 1e-8 * abs(short.value)
+    assert power_iteration(lambda v: 0 * v, start(52)).converged
+
+
+def test_js_distance():
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.5, 0.5])
+    assert js_distance(p, p) == 0
+    assert js_distance(np.array([1.0, 0]), np.array([0, 1.0])) == 1
+    assert js_distance(p, q) == js_distance(q, p) == pytest.approx(math.sqrt(0.5))
+
+
+def point(*values):
+    """A spectrum of eigenvalues that are known exactly."""
+    values = np.array(values, dtype=float)
+    return Spectrum(len(values), [values], [np.full(len(values), 1 / len(values))])
+
+
+def test_js_distances_do_not_see_the_scale():
+    values = np.linspace(0.1, 3, 40)
+    table, mean = js_distances([point(*values), point(*(1e4 * values)), point(*(values**6))])
+    assert table[0, 1] == pytest.approx(0, abs=1e-12) and 0.2 < table[0, 2] < 1
+    assert (table == table.T).all() and mean == pytest.approx((2 * table[0, 2] + table[0, 1]) / 3)
+    with pytest.raises(ValueError, match="tenth largest"):
+        js_distances([point(*range(-20, 1)), point(*values)])
+
+
+def test_a_histogram_has_bins_for_everything():
+    shares = point(-1e9, -1e-9, 0.0, 1e-9, 1e9, 0.5).histogram(bin_edges())
+    assert shares.sum() == pytest.approx(1)
+    assert shares[0] == shares[-1] == pytest.approx(1 / 6)
+    assert shares[len(shares) // 2] == pytest.approx(3 / 6)  # around zero
