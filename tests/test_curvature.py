@@ -1,0 +1,251 @@
+"""Diagonals and products against the explicit Hessian and Fisher of small models, in float64."""
+
+import copy
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+from blockwise.curvature import (
+    Batch,
+    Diagonal,
+    HessianProducts,
+    data_diagonal,
+    empirical_fisher_diagonal,
+    fisher_diagonal,
+    gradient,
+    hessian_diagonal,
+    probing,
+    sampled_labels,
+    untied,
+)
+from model import ModelConfig, Transformer
+
+V, T, N = 5, 4, 4
+MODELS = list(itertools.product(("gpt2", "llama"), (True, False)))
+
+
+def make(model_type, tied):
+    """A model of every kind of parameter (biases, grouped heads), with weights large enough to matter."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        model_type, V, T, n_layer=2, n_head=2, n_kv_head=1, n_embd=4, n_inner=6, bias=True, dropout=0.1,
+        rope_theta=10000.0, norm_eps=1e-5, tie_weights=tied,
+    )  # fmt: skip
+    model = Transformer(config).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, dtype=torch.float64))
+    return model
+
+
+def make_batch(number=0, windows=N):
+    tokens = torch.randint(0, V, (windows, T + 1), generator=torch.Generator().manual_seed(number + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], list(range(windows)), windows * T, number)
+
+
+def flat(tensors):
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@functools.cache
+def explicit_hessian(model_type, tied):
+    """Of the model and the batch that these tests share, by autograd's double backward, in one piece."""
+    model, batch = make(model_type, tied), make_batch()
+    names = [name for name, _ in model.named_parameters()]
+    params = [p.detach() for p in model.parameters()]
+    model.eval()
+
+    def loss(z):
+        pieces = z.split([p.numel() for p in params])
+        weights = {name: piece.view_as(p) for name, piece, p in zip(names, pieces, params, strict=True)}
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return functional_call(model, weights, (batch.x, batch.y))
+
+    return torch.autograd.functional.hessian(loss, flat(params))
+
+
+def explicit_fisher(model, batch):
+    """Diagonal of the mean over positions of J^T (diag p - p p^T) J, with J the Jacobian of a position's logits."""
+    params = list(model.parameters())
+    model.eval()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        logits = model(batch.x).flatten(0, 1)  # (B, V)
+    total = 0
+    for z in logits:
+        p = z.softmax(0).detach()
+        J = torch.stack([flat(torch.autograd.grad(z_v, params, retain_graph=True)) for z_v in z])  # (V, n)
+        total += p @ J.square() - (p @ J).square()
+    model.train()
+    return total / len(logits)
+
+
+def slices(model):
+    """{name: slice of the flat parameters}"""
+    ends = np.cumsum([p.numel() for p in model.parameters()])
+    return {
+        name: slice(end - p.numel(), end) for end, (name, p) in zip(ends, model.named_parameters(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("model_type,tied", MODELS)
+def test_products_are_the_explicit_hessians(model_type, tied):
+    """The whole matrix, and the diagonal block of every parameter tensor."""
+    model, batch = make(model_type, tied), make_batch()
+    H = explicit_hessian(model_type, tied)
+    assert (H - H.T).abs().max() < 1e-12
+    products = HessianProducts(model, batch, model.parameters())
+    for _ in range(5):
+        v = torch.randn(len(H), dtype=torch.float64)
+        assert torch.allclose(products(v), H @ v, atol=1e-10)
+    for (name, p), where in zip(model.named_parameters(), slices(model).values(), strict=True):
+        part = HessianProducts(model, batch, [p])
+        v = torch.randn(p.numel(), dtype=torch.float64)
+        assert torch.allclose(part(v), H[where, where] @ v, atol=1e-11), name
+
+
+@pytest.mark.parametrize("model_type,tied", MODELS)
+def test_estimates_are_within_four_standard_errors(model_type, tied):
+    """Of every block's explicit trace, by both estimators."""
+    model, batch = make(model_type, tied), make_batch()
+    params = list(model.parameters())
+    products = HessianProducts(model, batch, params)
+    truths = {"fisher": explicit_fisher(model, batch), "hessian": explicit_hessian(model_type, tied).diagonal()}
+    samples = {
+        "fisher": [fisher_diagonal(model, batch, params, 0, draw) for draw in range(200)],
+        "hessian": [hessian_diagonal(products, 0, batch.number, draw) for draw in range(200)],
+    }
+    for kind, truth in truths.items():
+        diagonal = Diagonal(model)
+        diagonal.add(samples[kind])
+        found = diagonal.by_block()
+        assert set(found) == {"Emb", "QK", "VO", "FFN", "Norm"} | (set() if tied else {"Head"})
+        for block, one in found.items():
+            members = [s for (name, s), b in zip(slices(model).items(), diagonal.block_of, strict=True) if b == block]
+            expected = sum(truth[s].sum().item() for s in members) / one.parameters
+            assert abs(one.mean - expected) < 4 * one.error, (kind, block)
+            assert one.error < 0.5 * max(abs(expected), truth.abs().mean().item()), (kind, block)
+
+
+def test_the_standard_error_covers():
+    """Of 50 estimates of ten draws, the truth lies within two of their standard errors in about 93 %."""
+    model, batch = make("llama", False), make_batch()
+    params = list(model.parameters())
+    truth = explicit_fisher(model, batch)
+    hits, blocks = 0, 0
+    for seed in range(50):
+        diagonal = Diagonal(model)
+        diagonal.add([fisher_diagonal(model, batch, params, seed, draw) for draw in range(10)])
+        for block, one in diagonal.by_block().items():
+            members = [s for (_, s), b in zip(slices(model).items(), diagonal.block_of, strict=True) if b == block]
+            expected = sum(truth[s].sum().item() for s in members) / one.parameters
+            hits += abs(one.mean - expected) < 2 * one.error
+            blocks += 1
+    assert 0.84 < hits / blocks < 0.99
+
+
+@pytest.mark.parametrize("micro", [1, 3, None])
+def test_the_cut_into_micro_batches_does_not_matter(micro):
+    model, batch = make("gpt2", True), make_batch()
+    params = list(model.parameters())
+    whole = HessianProducts(model, batch, params)
+    cut = HessianProducts(model, batch, params, micro)
+    for a, b in (
+        (fisher_diagonal(model, batch, params, 0, 0), fisher_diagonal(model, batch, params, 0, 0, micro)),
+        (data_diagonal(model, batch, params), data_diagonal(model, batch, params, micro)),
+        (hessian_diagonal(whole, 0, 0, 0), hessian_diagonal(cut, 0, 0, 0)),
+    ):
+        assert torch.allclose(flat(a), flat(b), rtol=1e-9, atol=1e-14)
+
+
+def test_processes_share_a_batch():
+    """Two halves, summed, are the whole: each process sees its own windows, and labels belong to windows."""
+    model, batch = make("llama", True), make_batch()
+    params = list(model.parameters())
+    halves = [
+        Batch(batch.x[i::2], batch.y[i::2], batch.windows[i::2], batch.positions, batch.number) for i in range(2)
+    ]
+    labels = [sampled_labels(model, half, 0, 0) for half in halves]
+    assert torch.equal(torch.stack(labels, 1).flatten(0, 1), sampled_labels(model, batch, 0, 0))
+    whole = gradient(model, batch, params)
+    first, second = (gradient(model, half, params) for half in halves)
+    added = [a + b for a, b in zip(first, second, strict=True)]
+    assert torch.allclose(flat(added), flat(whole), rtol=1e-10)
+
+    def total(mine):
+        return [m + other for m, other in zip(mine, second, strict=True)]
+
+    squared = data_diagonal(model, halves[0], params, total=total)
+    assert torch.allclose(flat(squared), flat(data_diagonal(model, batch, params)), rtol=1e-9)
+
+
+def test_labels_follow_the_model_and_their_key():
+    model, batch = make("llama", False), make_batch(windows=1)
+    with probing(model), torch.no_grad():
+        chances = model(batch.x)[0, -1].softmax(-1)
+    draws = torch.stack([sampled_labels(model, batch, 0, draw)[0, -1] for draw in range(3000)])
+    counts = torch.bincount(draws, minlength=V) / 3000
+    assert (counts - chances).abs().max() < 4 * 0.5 / math.sqrt(3000)
+    assert torch.equal(draws[:9], torch.stack([sampled_labels(model, batch, 0, draw)[0, -1] for draw in range(9)]))
+    batch.number = 9
+    assert not torch.equal(draws[:9], torch.stack([sampled_labels(model, batch, 0, draw)[0, -1] for draw in range(9)]))
+
+
+def test_data_labels_are_not_the_fisher():
+    """The same formula on fixed labels: B times the squared gradient, and nothing random."""
+    model, batch = make("gpt2", False), make_batch()
+    params = list(model.parameters())
+    expected = [batch.positions * g.square() for g in gradient(model, batch, params)]
+    assert torch.equal(flat(data_diagonal(model, batch, params)), flat(expected))
+
+
+def test_empirical_fisher_by_hand():
+    model, batch = make("gpt2", False), make_batch()
+    params = list(model.parameters())
+    singles = []
+    for i in range(N):
+        one = Batch(batch.x[i : i + 1], batch.y[i : i + 1], [i], T)
+        singles.append(flat(gradient(model, one, params)).square())
+    expected = T * torch.stack(singles).mean(0)
+    assert torch.allclose(flat(empirical_fisher_diagonal(model, batch, params)), expected, rtol=1e-10)
+
+
+def test_nothing_that_trains_is_touched():
+    model, batch = make("gpt2", True), make_batch()
+    params = list(model.parameters())
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    fisher_diagonal(model, batch, params, 0, 0)
+    hessian_diagonal(HessianProducts(model, batch, params), 0, 0, 0)
+    empirical_fisher_diagonal(model, batch, params)
+    assert model.training and all(p.grad is None for p in params)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_two_uses_of_a_tied_matrix():
+    """Gradients of the input and the output use add up to that of the tied matrix."""
+    model, batch = make("gpt2", True), make_batch()
+    apart = untied(model, copy.deepcopy)
+    assert set(Diagonal(apart).blocks) == {"Emb", "QK", "VO", "FFN", "Norm", "Head"}
+    tied = dict(zip(slices(model), gradient(model, batch, list(model.parameters())), strict=True))
+    both = dict(zip(slices(apart), gradient(apart, batch, list(apart.parameters())), strict=True))
+    assert torch.allclose(both["tok_emb.weight"] + both["lm_head.weight"], tied["tok_emb.weight"], rtol=1e-10)
+    again = make("gpt2", False)
+    assert untied(again, copy.deepcopy).lm_head.weight is not again.lm_head.weight
+
+
+def test_means_and_errors_by_hand():
+    """Two batches of two draws: the error is that of the batches' means."""
+    model = make("llama", False)
+    diagonal = Diagonal(model)
+    for values in ((1.0, 3.0), (5.0, 7.0)):
+        diagonal.add([[torch.full_like(p, value) for p in model.parameters()] for value in values])
+    for one in (*diagonal.by_block().values(), *diagonal.by_layer().values()):
+        assert (one.mean, one.error) == (4.0, pytest.approx(2.0))
+        assert one.geometric == pytest.approx(4.0) and one.positive == 1 and sum(one.histogram) == pytest.approx(1)
+    assert {layer for layer, _ in diagonal.by_layer()} == {None, 0, 1}
+    assert sum(one.parameters for one in diagonal.by_layer().values()) == sum(p.numel() for p in model.parameters())
