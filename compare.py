@@ -12,18 +12,22 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import curve, read_rows, speedups
-from blockwise.rundir import Lock, commit
+from blockwise.logger import warn
+from blockwise.rundir import InUse, Lock, write_file
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest
 from blockwise.study import around, needed, paired, sentence, spread, verdict
@@ -32,10 +36,14 @@ from configurator import configure
 ROOT = Path(__file__).resolve().parent
 FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
-# A floor that is one number for all runs, and one in proportion: base rates of arms may lie 32-fold apart
-FLOORS = {"absolute floor": "--min_lr_ratio=None", "relative floor": "--min_lr_ratio=0.05"}
-# What may differ between two runs that compute the same
-NOT_IDENTITY = ("out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile")
+# What may differ between two runs that compute the same; multipliers and floor are in the resolved config
+NOT_IDENTITY = (
+    "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
+    "min_lr_ratio",
+)  # fmt: skip
+# What the arms of a comparison must have in common: the budget, and what their losses are measured on
+COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval")
+SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
 
 
 @dataclass
@@ -47,7 +55,7 @@ class StudyConfig(TrainConfig):
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
     seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
     conditions: Annotated[dict[str, str], "name: words; the whole comparison is made under each (none: once)"] = field(default_factory=dict)
-    floors: Annotated[dict[str, str], "likewise, for where learning rates end (none: both at min_lr and at 0.05 learning_rate)"] = field(default_factory=dict)
+    floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's words (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
     extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
     jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
@@ -59,6 +67,11 @@ class StudyConfig(TrainConfig):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("extensions", self.extensions >= 0, "at least 0")
         self.check("max_iters", self.max_iters >= 1, "at least 1")
+        self.check("init_from", self.init_from == "scratch", "scratch, from where all runs of a study start")
+        self.check("eval_only", not self.eval_only, "False")
+        if self.twice:
+            often = 0 < self.eval_interval <= self.max_iters / 5
+            self.check("eval_interval", often, f"1 to {self.max_iters // 5}, to read a speedup from the curves")
         divides = self.gradient_accumulation_steps % self.processes == 0
         self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
 
@@ -88,34 +101,37 @@ class Study:
         self.folder = Path(config.out_dir)
         self.results = {}  # folder of a run -> its result; one that failed is tried again by the next call of compare.py
         check(config)
-        self.places = [
-            (", ".join(filter(None, (condition, floor))), f"{more} {words}")
-            for condition, more in (config.conditions or {"": ""}).items()
-            for floor, words in (config.floors or FLOORS).items()
-        ]
+        floors = config.floors or {
+            "absolute floor": f"--min_lr_ratio=None --min_lr={config.min_lr}",
+            "relative floor": "--min_lr_ratio=0.05",
+        }
+        places = list(product(config.conditions or {"": ""}, floors))
+        self.places = {(c, f): ", ".join(filter(None, (c, f))) for c, f in places}
         shared = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
         self.settings = {}  # (place, arm) -> TrainConfig
-        for place, words in self.places:
-            for arm, more in config.arms.items():
-                settings = settings_of(f"{words} {more}", shared, arm)
-                self.settings[place, arm] = settings
+        for (condition, floor), place in self.places.items():
+            for arm, words in config.arms.items():
+                words = f"{config.conditions.get(condition, '')} {words} {floors[floor]}"
+                settings = self.settings[place, arm] = settings_of(words, shared, arm)
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[place, arm + TWICE] = replace(settings, **doubled)
-            budgets = {arm: tokens_of(self.settings[place, arm]) for arm in config.arms}
-            if len(set(budgets.values())) > 1:
-                raise UserError(f"arms with unequal budgets in tokens: {budgets}; expected the same for all")
+            check_common({arm: self.settings[place, arm] for arm in config.arms})
+        self.places = list(self.places.values())
 
     def run_of(self, place, arm, rate, seed):
         config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
         identity = {k: v for k, v in asdict(config.resolved()).items() if k not in NOT_IDENTITY}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in arm)
-        folder = self.folder / "runs" / f"{name}-lr{rate:g}-seed{seed}-{digest}"
+        identity["data"] = fingerprint(config.data_dir, config.dataset)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"
         return Run(place, arm, rate, seed, replace(config, out_dir=str(folder)), folder)
 
     def arm(self, place, arm):
-        """(runs that this arm needs so far, {(rate, seed): loss} of those that are done, its best rate or None)."""
+        """(runs that this arm needs so far, {(rate, seed): loss} of those that are done, its best rate or None).
+
+        A run that failed has no loss: what it would have said is not known, and so nothing follows from it.
+        """
         grid, best = self.config.learning_rates.get(arm), None
         if arm.endswith(TWICE):
             runs, _, best = self.arm(place, arm.removesuffix(TWICE))
@@ -126,15 +142,24 @@ class Study:
         while True:  # each result may ask for more runs, whose results may be there already
             pairs, best = needed(grid, self.config.seeds, losses, self.config.extensions)
             runs = [self.run_of(place, arm, rate, seed) for rate, seed in pairs]
-            found = {(run.rate, run.seed): loss_of(self.result(run)) for run in runs if self.result(run)}
+            results = {(run.rate, run.seed): self.result(run) for run in runs}
+            found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
             if found.keys() == losses.keys():
                 return runs, losses, best
             losses = found
 
     def result(self, run):
         """{"status": "finished" | "diverged" | "failed", "loss", "curve", "seconds"}, or None if it is not done."""
-        if run.folder not in self.results and (run.folder / "result.json").is_file():
-            self.results[run.folder] = json.loads((run.folder / "result.json").read_text())
+        path = run.folder / "result.json"
+        if run.folder not in self.results and path.is_file():
+            try:
+                found = json.loads(path.read_text())
+                if not isinstance(found["curve"], list) or (found["status"] == "finished" and found["loss"] * 0 != 0):
+                    raise ValueError("not what a study writes")
+                self.results[run.folder] = {key: found[key] for key in ("status", "loss", "curve", "seconds")}
+            except (ValueError, KeyError, TypeError) as error:
+                warn(f"{path} is broken ({error}): the run is made again")
+                path.unlink()
         return self.results.get(run.folder)
 
     def runs(self):
@@ -158,6 +183,9 @@ class Study:
 
 def check(config):
     """Raises UserError for a study that does not say what to compare."""
+    for name in [*config.arms, *config.conditions, *config.floors]:
+        if not re.fullmatch(r"\w[\w .,:+/-]{0,59}", name):
+            raise UserError(f"the name {name!r}: expected up to 60 letters, digits, spaces and any of _ . , : + / -")
     if not config.arms:
         raise UserError("the study names no arms: expected arms = {NAME: WORDS, ...} in its file")
     if config.baseline not in config.arms:
@@ -172,17 +200,44 @@ def check(config):
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
 
 
+def check_common(arms):
+    """Raises UserError where arms of one comparison differ in budget or in what their losses are measured on."""
+    shared = {key: {arm: getattr(settings, key) for arm, settings in arms.items()} for key in COMMON}
+    shared["tokens a step"] = {arm: tokens_of(settings) // settings.max_iters for arm, settings in arms.items()}
+    shared["windows of an evaluation"] = {arm: s.eval_iters * s.batch_size for arm, s in arms.items()}
+    for key, values in shared.items():
+        if len(set(values.values())) > 1:
+            raise UserError(f"arms differ in {key}: {values}; expected the same for all")
+
+
 def settings_of(words, shared, arm):
     """TrainConfig of an arm: the shared keys, then its words."""
     try:
         words = shlex.split(words)
     except ValueError as error:
         raise UserError(f"arm {arm!r}: {words}: {error}") from None
-    settings, given, _ = configure(TrainConfig, words, "", start=shared)
-    for key in sorted(given & {"learning_rate", "seed", "init_from"}):
-        raise UserError(f"arm {arm!r} sets {key}: the study sets that itself")
+    check_words(words, f"arm {arm!r}: ")
+    settings, _, _ = configure(TrainConfig, words, "", start=shared)
     settings.resolved()  # a shape that does not divide is known before anything runs
     return settings
+
+
+def check_words(words, where=""):
+    for word in words:
+        if word.startswith(SET_BY_STUDY) and (where or not word.startswith("--out_dir=")):
+            raise UserError(f"{where}{word}: a study sets that itself; see learning_rates, seeds and out_dir")
+        if where and word in ("--help", "-h"):
+            raise UserError(f"{where}{word}: expected files and --key=value")
+
+
+@cache
+def fingerprint(data_dir, dataset):
+    """What tells a data set's content: the hashes in its meta.json; None where there are none."""
+    try:
+        splits = json.loads((Path(data_dir) / dataset / "meta.json").read_text())["splits"]
+        return {split: splits[split]["sha256"] for split in ("train", "val")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def tokens_of(config):
@@ -215,6 +270,8 @@ def slots(config):
     """Environments of the runs that go side by side: each has its share of the GPUs or of the cores."""
     import torch
 
+    if config.device.startswith("cuda:") or config.device == "mps":
+        return [{}] * (config.jobs or 1)
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
@@ -224,19 +281,19 @@ def slots(config):
         return [{"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(jobs)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jobs = config.jobs or max(cores // config.processes, 1)
-    return [{"OMP_NUM_THREADS": str(max(cores // (jobs * config.processes), 1))}] * jobs
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(cores // (jobs * config.processes), 1)))
+    return [{"OMP_NUM_THREADS": threads}] * jobs
 
 
 def start(run, processes, slot):
     """train.py on the run's job file; what it prints goes to log.txt in the run's folder."""
     write_job(run)
-    # as under a launcher, so that a run ends by itself when compare.py is killed
-    launched = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} if processes == 1 else {}
+    environment = {**os.environ, **slot, "LAUNCHED_BY": str(os.getpid())}  # the run ends by itself when we are killed
+    if processes == 1:
+        environment["RANK"] = "0"  # as under a launcher: it then notices at once
     with open(run.folder / "log.txt", "w") as log:
-        return subprocess.Popen(
-            command(run, processes), stdout=log, stderr=log, env={**os.environ, **slot, **launched},
-            start_new_session=True,
-        )  # fmt: skip
+        words = command(run, processes)
+        return subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
 def busy(run):
@@ -245,13 +302,13 @@ def busy(run):
     try:
         lock.acquire()
         lock.file.close()
-    except UserError:
+    except InUse:
         return True
     return False
 
 
-def outcome(run, seconds):
-    """The result of a run that has ended, by its metrics.jsonl."""
+def outcome(run, status, seconds):
+    """The result of a run that ended with this exit status, by its metrics.jsonl."""
     try:
         rows = read_rows(run.folder)
     except (OSError, ValueError):
@@ -260,19 +317,21 @@ def outcome(run, seconds):
     val = curve(rows, "val/loss")
     result = {"status": "failed", "loss": None, "curve": val, "seconds": seconds}
     if last.get("step") == run.config.max_iters and "val/loss" in last:
-        # a run that ends above where it began has only blown up
-        kept = math.isfinite(float(last["val/loss"])) and val[-1][1] <= val[0][1]
+        # a run that ends well above where it began has only blown up
+        kept = math.isfinite(float(last["val/loss"])) and val[-1][1] <= val[0][1] + 0.1
         result |= {"status": "finished", "loss": val[-1][1]} if kept else {"status": "diverged"}
-    elif not all(math.isfinite(float(last.get(key, 0))) for key in ("train/loss", "grad_norm")):
+    elif status and not all(math.isfinite(float(last.get(key, 0))) for key in ("train/loss", "grad_norm")):
         result["status"] = "diverged"
     return result
 
 
-def check_data(study):
-    """Raises UserError for a data set that is missing or broken, before anything runs."""
+def check_machine(study):
+    """Raises UserError for a device that is not there, a data set that is missing or broken, before anything runs."""
+    from blockwise.distributed import auto_device, find_device
     from blockwise.loader import Dataset
 
-    for kind in {(c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in study.settings.values()}:
+    find_device(auto_device(study.config.device))
+    for kind in dict.fromkeys((c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in study.settings.values()):
         Dataset.open(*kind).verify()
 
 
@@ -280,45 +339,55 @@ def run_all(study, stop):
     """Run what is needed until nothing is. Ends early, with the runs saved, once `stop` is true."""
     processes, free = study.config.processes, slots(study.config)
     running = {}  # Run -> (process, its slot, when it started)
-    side_by_side, speeds, todo = len(free), [], study.todo()
+    done = [run for run in study.runs() if study.result(run)]
+    for run in done:
+        discard_weights(run)  # of a call that was killed between a result and this
+    speeds = [tokens_of(run.config) / study.result(run)["seconds"] for run in done if study.result(run)["seconds"]]
+    side_by_side, waiting, todo = len(free), set(), study.todo()
     while (todo or running) and not stop:
         for run in todo:
-            if free and run not in running and not busy(run):
-                slot = free.pop()
-                running[run] = start(run, processes, slot), slot, time.monotonic()
+            if not free or run in running:
+                continue
+            if busy(run):
+                if run not in waiting:
+                    print(f"{run.label}: waiting for the process of an earlier call that trains it", flush=True)
+                waiting.add(run)
+                continue
+            fresh, slot = not (run.folder / "metrics.jsonl").exists(), free.pop()
+            running[run] = start(run, processes, slot), slot, time.monotonic() if fresh else None
         time.sleep(0.2)
         for run in [run for run, (process, _, _) in running.items() if process.poll() is not None]:
-            _, slot, began = running.pop(run)
+            process, slot, began = running.pop(run)
             free.append(slot)
-            result = outcome(run, time.monotonic() - began)
+            result = outcome(run, process.returncode, began and time.monotonic() - began)
             study.results[run.folder] = result
             if result["status"] != "failed":
-                keep(run, result)
-                speeds.append(tokens_of(run.config) / result["seconds"])
+                write_file(run.folder / "result.json", json.dumps(result))
+                discard_weights(run)
+                speeds += [tokens_of(run.config) / result["seconds"]] if began else []
             todo = study.todo()
-            print(f"{run.label}: {told(run, result)}; {left(study, speeds, side_by_side)}", flush=True)
+            said = told(run, result, process.returncode)
+            print(f"{run.label}: {said}; {left(study, speeds, side_by_side)}", flush=True)
     for process, _, _ in running.values():
         process.terminate()  # train.py saves and ends
     for process, _, _ in running.values():
         process.wait()
 
 
-def keep(run, result):
-    """Put a result on the disk for good; the weights have served their purpose, unless all were to be kept."""
-    path = run.folder / "result.json"
-    path.with_suffix(".tmp").write_text(json.dumps(result))
-    os.replace(path.with_suffix(".tmp"), path)
+def discard_weights(run):
+    """The weights of a run that is done have served their purpose, unless all were to be kept."""
     if run.config.keep_checkpoints != -1:
         for path in [*run.folder.glob("ckpt_*.json"), *run.folder.glob("ckpt_*")]:
             path.unlink(missing_ok=True)
 
 
-def told(run, result):
+def told(run, result, status):
     if result["status"] == "failed":
         lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()
-        return f"failed: {lines[-1] if lines else 'it said nothing'} (see {run.folder / 'log.txt'})"
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return f"failed, {how}: {lines[-1] if lines else 'it said nothing'} (see {run.folder / 'log.txt'})"
     loss = f"{result['loss']:.4f}" if result["status"] == "finished" else "diverged"
-    return f"{loss} in {result['seconds']:.0f} s"
+    return loss + (f" in {result['seconds']:.0f} s" if result["seconds"] else "")
 
 
 def left(study, speeds, side_by_side):
@@ -334,85 +403,109 @@ def left(study, speeds, side_by_side):
 
 def print_plan(study):
     config, runs = study.config, study.runs()
-    for place, _ in study.places:
+    for place in study.places:
         print(place)
         for arm in config.arms:
-            grid = sorted(config.learning_rates[arm])
-            floors = [study.run_of(place, arm, rate, config.seeds[0]).config.resolved().min_lr for rate in grid]
-            rates = ", ".join(f"{rate:g} (to {floor:g})" for rate, floor in zip(grid, floors, strict=True))
+            rates = [study.run_of(place, arm, rate, config.seeds[0]) for rate in sorted(config.learning_rates[arm])]
+            rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in rates)
             print(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
-    seeds, tokens = len(config.seeds), sum(tokens_of(run.config) for run in runs) + study.to_come()
-    single = {tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)}
-    twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
-    print(f"a run: {' or '.join(f'{n:,}' for n in sorted(single))} tokens; {seeds} seeds at each arm's best rate{twice}")
-    print(f"at least {tokens:,} tokens in all; a grid whose best rate lies at an end grows by up to {config.extensions}")
-    seconds = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
     todo = sum(tokens_of(run.config) for run in study.todo()) + study.to_come()
-    if seconds:
-        speed = median(n / s for n, s in seconds)
-        print(f"{len(seconds)} runs are done; the rest: {todo / speed / 3600:.1f} h over the number of runs side by side")
+    tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
+    single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
+    twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
+    print(f"a run: {' or '.join(f'{n:,}' for n in single)} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
+    print(f"at least {tokens:,} tokens in all; a grid whose best rate lies at an end grows by up to {config.extensions}")
+    timed = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
+    speeds = [tokens / seconds for tokens, seconds in timed if seconds]
+    if speeds:
+        hours = todo / median(speeds) / 3600
+        print(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
     else:
         print("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
 
 
+def floor_of(run):
+    floor = run.config.resolved().min_lr
+    return f"{floor:g}" + (", above it" if floor > run.rate else "")
+
+
 def summary(study):
     """Everything that study.json states: of each comparison and arm the sweep, the best, the seeds, the test."""
-    config, places = study.config, {}
-    for place, _ in study.places:
-        arms, final_losses = {}, {}
-        for arm in [a for p, a in study.settings if p == place]:
-            runs, losses, best = study.arm(place, arm)
-            at_best = [run for run in runs if run.rate == best and study.result(run)]
-            curves = {r.seed: study.result(r)["curve"] for r in at_best if study.result(r)["status"] == "finished"}
-            swept = sorted((run for run in runs if run.seed == config.seeds[0]), key=lambda run: run.rate)
-            final = {run.seed: losses[run.rate, run.seed] for run in at_best}
-            final_losses[arm] = final
-            mean, deviation = spread(final)
-            arms[arm] = {
-                "blockwise": study.settings[place, arm].blockwise,
-                "sweep": [
-                    {
-                        "learning_rate": run.rate, "floor": run.config.resolved().min_lr,
-                        "status": (study.result(run) or {"status": "not run"})["status"],
-                        "loss": (study.result(run) or {"loss": None})["loss"],
-                    }
-                    for run in swept
-                ],
-                "best": best, "at_an_end": best in (swept[0].rate, swept[-1].rate) if swept else None,
-                "losses": {seed: loss if math.isfinite(loss) else None for seed, loss in final.items()}, "mean": mean, "deviation": deviation, "curves": curves,
-            }  # fmt: skip
-        for arm in config.arms:
-            if arm != config.baseline:
-                arms[arm]["test"] = paired(final_losses[arm], final_losses[config.baseline])
-                twice = arms.get(config.baseline + TWICE, {"curves": {}})
-                arms[arm]["speedup"] = speedups(arms[arm]["curves"], twice["curves"])
-        places[place] = arms
+    config = study.config
+    places = {place: summary_of(study, place) for place in study.places}
     others = [arm for arm in config.arms if arm != config.baseline]
-    tests = {arm: [places[place][arm]["test"] for place in places] for arm in others}
+    tests = {arm: [arms[arm]["test"] for arms in places.values()] for arm in others}
+    verdicts = [verdict(arm, config.baseline, tests[arm]) for arm in others]
+    ends = [f"{arm} ({place})" for place, arms in places.items() for arm, one in arms.items() if one["at_an_end"]]
+    if ends:
+        verdicts.append(f"The best learning rate lies at an end of its grid, so it may be undertuned: {', '.join(ends)}.")
+    results = {run: study.result(run) or {"status": "not run"} for run in study.runs()}
     return {
-        "verdicts": [verdict(arm, config.baseline, tests[arm]) for arm in others],
+        "verdicts": verdicts,
         "places": places,
         "runs": [
             {"run": run.label, "folder": str(run.folder), "floor": run.config.resolved().min_lr}
-            | {key: (study.result(run) or {}).get(key) for key in ("status", "loss", "seconds")}
-            for run in study.runs()
+            | {key: result.get(key) for key in ("status", "loss", "seconds")}
+            for run, result in results.items()
         ],
         "study": asdict(config),
-        "commit": commit(),
+        "commits": sorted({commit for run in results if (commit := commit_of(run))}),
     }
+
+
+def summary_of(study, place):
+    """{arm: what is known of it in this comparison}"""
+    config, arms, losses = study.config, {}, {}
+    for arm in [a for p, a in study.settings if p == place]:
+        runs, known, best = study.arm(place, arm)
+        at_best = [run for run in runs if run.rate == best]
+        swept = sorted((run for run in runs if run.seed == config.seeds[0]), key=lambda run: run.rate)
+        complete = best is not None and all((run.rate, run.seed) in known for run in at_best)
+        losses[arm] = {run.seed: known[run.rate, run.seed] for run in at_best} if complete else None
+        mean, deviation = spread(losses[arm] or {})
+        arms[arm] = {
+            "role": "baseline" if arm == config.baseline else "twice" if arm.endswith(TWICE) else "arm",
+            "sweep": [sweep_point(run, study.result(run)) for run in swept],
+            "best": best, "at_an_end": best is not None and best in (swept[0].rate, swept[-1].rate),
+            "losses": {seed: loss if math.isfinite(loss) else None for seed, loss in (losses[arm] or {}).items()},
+            "mean": mean, "deviation": deviation,
+            "curves": {run.seed: study.result(run)["curve"] for run in at_best if math.isfinite(known.get((run.rate, run.seed), math.inf))},
+        }  # fmt: skip
+    twice = arms.get(config.baseline + TWICE, {"curves": {}})["curves"]
+    for arm in config.arms:
+        if arm != config.baseline:
+            both = losses[arm] and losses[config.baseline]
+            arms[arm]["test"] = paired(losses[arm], losses[config.baseline]) if both else None
+            arms[arm]["speedup"] = speedups(arms[arm]["curves"], twice)
+    return arms
+
+
+def sweep_point(run, result):
+    result = result or {"status": "not run", "loss": None}
+    floor = run.config.resolved().min_lr
+    return {"learning_rate": run.rate, "floor": floor, "status": result["status"], "loss": result["loss"]}
+
+
+def commit_of(run):
+    """The project's commit with which a run was made, by its config.json."""
+    try:
+        return json.loads((run.folder / "config.json").read_text())["commit"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def report(study, found):
     """report.md: the verdict first, then each comparison, then every run that did not end well."""
     config = study.config
-    tokens = tokens_of(study.settings[study.places[0][0], config.baseline])
-    lines = [f"# {study.folder.name}", "", *[f"**{line}**" for line in found["verdicts"]], ""]
+    tokens = tokens_of(study.settings[study.places[0], config.baseline])
+    lines = [f"# {study.folder.name}", "", *[f"**{line}**\n" for line in found["verdicts"]]]
     lines += [
         f"Final validation loss, in nats per token, of runs of {tokens:,} tokens. An arm's learning rate (that of Norm) is "
         f"the best of its own sweep, made with seed {config.seeds[0]} and judged by the same validation windows as the "
-        "result; a grid whose best lay at an end was extended. The floor is what the rate falls to. Gap: arm minus "
-        f"{config.baseline}, so below zero the arm is better; mean, interval and p are of the paired differences over "
-        f"seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty intervals misses by chance.",
+        f"result; a grid whose best lay at an end was extended, by up to {config.extensions} rates. The floor is what the "
+        f"rate falls to. Gap: arm minus {config.baseline}, so below zero the arm is better; mean, interval and p are of the "
+        f"paired differences over seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty "
+        "intervals misses by chance.",
         "",
     ]
     for place, arms in found["places"].items():
@@ -424,11 +517,12 @@ def report(study, found):
         lines += [f"- {arm}: {'; '.join(map(point, one['sweep']))}" for arm, one in arms.items()]
         lines += [""]
     lines += ["![loss against learning rate](learning_rates.png)", "", "![validation loss](curves.png)", ""]
-    bad = [run for run in found["runs"] if run["status"] in ("diverged", "failed")]
+    bad = [run for run in found["runs"] if run["status"] != "finished"]
     lines += ["## Runs that diverged or failed", ""]
     lines += [f"- {run['run']}: {run['status']}" for run in bad] or ["None."]
     arms = [f"{arm} (`{words.strip()}`)" if words.strip() else arm for arm, words in config.arms.items()]
-    lines += ["", f"Arms: {', '.join(arms)}. Made by commit {found['commit']}; every key is in study.json, every run's in its job.py.", ""]
+    lines += ["", f"Arms: {', '.join(arms)}. Runs made by commit {', '.join(found['commits']) or 'unknown'}."]
+    lines += ["Every key is in study.json; out_dir/runs has each run, with the job.py that repeats it.", ""]
     return "\n".join(lines)
 
 
@@ -444,12 +538,18 @@ def table_row(arm, one):
     cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]) + (f" ({lost} diverged)" if lost else "")]
     cells += [shown(one["deviation"])]
     if test is None:
-        cells += ["", "", "", ""]
+        cells += ["", "", ""]
     else:
         interval = "-" if test["low"] is None else f"{test['low']:+.4f} to {test['high']:+.4f}"
         cells += [shown(test["gap"], "+"), interval, "-" if test["p"] is None else f"{test['p']:.2g}"]
-        cells += [f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "not measured"]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([*cells, shown_speedup(speed) if one['role'] == 'arm' else ''])} |"
+
+
+def shown_speedup(speed):
+    if speed is None:
+        return "not measured"
+    seeds = "none of single seeds" if speed["low"] is None else f"{speed['low']:.2f} to {speed['high']:.2f}"
+    return f"{speed['ratio']:.2f}x ({seeds}" + (f", {speed['unread']} unread)" if speed["unread"] else ")")
 
 
 def shown(number, sign=""):
@@ -459,18 +559,16 @@ def shown(number, sign=""):
 def write(study):
     """study.json, report.md and the figures; returns the summary."""
     found = summary(study)
-    for name, text in (("study.json", json.dumps(found, indent=1)), ("report.md", report(study, found))):
-        path = study.folder / name
-        path.with_suffix(".tmp").write_text(text)
-        os.replace(path.with_suffix(".tmp"), path)
-    subprocess.run([sys.executable, str(ROOT / "plot.py"), "study", str(study.folder)], check=True)
+    write_file(study.folder / "study.json", json.dumps(found, indent=1))
+    write_file(study.folder / "report.md", report(study, found))
+    drawn = subprocess.run([sys.executable, str(ROOT / "plot.py"), "study", str(study.folder)])
+    if drawn.returncode:
+        warn(f"the figures were not drawn: python plot.py study {study.folder}")
     return found
 
 
 def main(argv):
-    for word in argv:
-        if word.startswith(("--learning_rate=", "--seed=", "--init_from=")):
-            raise UserError(f"{word}: a study sets that itself; see learning_rates and seeds")
+    check_words(argv)
     config, _, flags = configure(StudyConfig, argv, __doc__, FLAGS)
     study = Study(config)
     if "plan" in flags:
@@ -479,7 +577,7 @@ def main(argv):
     lock = Lock(config.out_dir)
     lock.acquire()
     stop = StopRequest()
-    check_data(study)
+    check_machine(study)
     print_plan(study)
     run_all(study, stop)
     if stop:

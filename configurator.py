@@ -127,8 +127,8 @@ def merge(key, value, kind, old, text=None, where=""):
     if get_origin(kind) is dict and isinstance(value, dict):
         names, member = get_args(kind)
         for entry in value:
-            if choices(names) and entry not in choices(names):
-                raise unknown(f"entry {entry!r} of {where}{key}", str(entry), choices(names))
+            if not isinstance(entry, str) or (choices(names) and entry not in choices(names)):
+                raise unknown(f"entry {entry!r} of {where}{key}", str(entry), choices(names) or old)
         return {**old, **{e: merge(f"{key}.{e}", v, member, old.get(e), where=where) for e, v in value.items()}}
     try:
         return convert(value, kind, text)

@@ -129,33 +129,36 @@ def study(args):
     """learning_rates.png and curves.png of a comparison, one panel for each condition."""
     folder = Path(args.folder)
     try:
-        found = json.loads((folder / "study.json").read_text())
-        places, baseline = found["places"], found["study"]["baseline"]
-    except OSError:
-        raise UserError(f"{folder} holds no study: expected study.json in it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'study.json'} is broken: {error}") from None
-    names = list(dict.fromkeys(arm for arms in places.values() for arm in arms))
-    others = iter(COLOURS * len(names))
-    black = {baseline: (0, (5, 2)), f"{baseline} (2x steps)": (0, (1, 1))}
-    style = {
-        arm: {"color": "black" if arm in black else next(others), "linestyle": black.get(arm, "-")} for arm in names
-    }
-    markers = dict(zip(names, "osD^v<>pP*Xh" * len(names), strict=False))
-    for name, draw in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
-        figure, panels = start_figure(len(places))
-        for axes, (place, arms) in zip(panels, places.items(), strict=True):
-            for arm, one in arms.items():
-                draw(axes, arm, one, {**style[arm], "marker": markers[arm]})
-            axes.set_title(place, fontsize="medium")
-            if draw is draw_bands:
-                axes.set_ylim(late_range(arms))
-        panels[0].legend(frameon=False)
-        write(figure, folder / name)
+        places = json.loads((folder / "study.json").read_text())["places"]
+        names = {arm: one["role"] for arms in places.values() for arm, one in arms.items()}
+        others = cycle(COLOURS)
+        black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
+        styles = {
+            arm: {"color": "black" if role in black else next(others), "linestyle": black.get(role, "-")}
+            for arm, role in names.items()
+        }
+        markers = dict(zip(names, cycle("osD^v<>pP*Xh"), strict=False))
+        for name, draw in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
+            figure, panels = start_figure(len(places))
+            for axes, (place, arms) in zip(panels, places.items(), strict=True):
+                for arm, one in arms.items():
+                    draw(axes, arm, one, {**styles[arm], "marker": markers[arm]})
+                axes.set_title(place.replace("$", r"\$"), fontsize="medium")
+                if axes.get_legend_handles_labels()[0] and (draw is draw_bands or axes is panels[0]):
+                    axes.legend(frameon=False)
+                if draw is draw_bands:
+                    axes.set_ylim(late_range(arms))
+                else:
+                    mark_rates(axes, arms)
+            write(figure, folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{folder / 'study.json'} is broken: {type(error).__name__}: {error}") from None
 
 
 def draw_sweep(axes, arm, one, style):
-    """Final loss against learning rate, one seed; the best is filled. A run that diverged is a cross at the top."""
+    """Final loss against learning rate, one seed; the best is filled. What has no loss stands at the top, in words."""
     points = [(p["learning_rate"], p["loss"]) for p in one["sweep"] if p["loss"] is not None]
     axes.set(xscale="log", xlabel="learning_rate (of Norm)", ylabel="final validation loss (nats per token)")
     if points:
@@ -163,14 +166,18 @@ def draw_sweep(axes, arm, one, style):
         best = [point for point in points if point[0] == one["best"]]
         axes.plot(*zip(*best, strict=True), markersize=7, **style) if best else None
     for point in one["sweep"]:
-        if point["status"] == "diverged":
-            axes.plot(
-                point["learning_rate"], 0.97, "x", color=style["color"], transform=axes.get_xaxis_transform()
-            )
+        if point["loss"] is None:
             axes.annotate(
-                "diverged", (point["learning_rate"], 0.97), (0, -10), xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points", ha="center", fontsize="x-small", color=style["color"],
+                point["status"], (point["learning_rate"], 0.99), xycoords=axes.get_xaxis_transform(), rotation=90,
+                ha="center", va="top", fontsize="x-small", color=style["color"],
             )  # fmt: skip
+
+
+def mark_rates(axes, arms):
+    """A tick at every learning rate that was tried."""
+    rates = sorted({point["learning_rate"] for one in arms.values() for point in one["sweep"]})
+    axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=45, ha="right", fontsize="small")
+    axes.minorticks_off()
 
 
 def draw_bands(axes, arm, one, style):
@@ -182,7 +189,6 @@ def draw_bands(axes, arm, one, style):
     label = f"{arm} at {one['best']:g}: {one['mean']:.3f}"
     axes.plot(steps, mean, label=label, color=style["color"], linestyle=style["linestyle"])
     axes.fill_between(steps, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
-    axes.legend(frameon=False)
 
 
 def late_range(arms):

@@ -59,17 +59,19 @@ def speedup(run, double):
 
 
 def speedups(curves, double):
-    """Speedup over a baseline with twice the steps: read on the mean curves, with the range over seeds, or None.
+    """Speedup over a baseline with twice the steps, read on the mean curves of the seeds that both have, or None.
 
-    curves, double: {seed: [(step, loss), ...]} of finished runs. Returns {"ratio", "from", "to", "loss", "low",
-    "high"}; low and high come from the seeds that both have, one by one.
+    curves, double: {seed: [(step, loss), ...]} of finished runs. Returns {"ratio", "from", "to", "loss", "seeds",
+    "low", "high", "unread"}; low and high are over single seeds, of which `unread` gave no reading.
     """
-    if not curves or not double:
+    seeds = [seed for seed in curves if seed in double]
+    if not seeds:
         return None
-    run, twice = ([(step, loss) for step, loss, _ in mean_curve(list(c.values()))] for c in (curves, double))
+    run, twice = ([point[:2] for point in mean_curve([c[seed] for seed in seeds])] for c in (curves, double))
     read = speedup(run, twice)
     if read is None:
         return None
-    single = [speedup(curves[seed], double[seed]) for seed in curves if seed in double]
-    ratios = [one[0] for one in single if one] or [read[0]]
-    return dict(zip(("ratio", "from", "to", "loss"), read, strict=True), low=min(ratios), high=max(ratios))
+    single = [speedup(curves[seed], double[seed]) for seed in seeds]
+    ratios = [one[0] for one in single if one]
+    extremes = {"low": min(ratios, default=None), "high": max(ratios, default=None), "unread": single.count(None)}
+    return dict(zip(("ratio", "from", "to", "loss"), read, strict=True), seeds=len(seeds), **extremes)

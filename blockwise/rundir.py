@@ -14,6 +14,10 @@ from blockwise import UserError
 RUN_FILES = ("ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "config.json")
 
 
+class InUse(UserError):
+    """Another process has the folder."""
+
+
 class Lock:
     """Exclusive right to write into `out_dir`. The kernel takes it back when the process ends, however it ends."""
 
@@ -21,13 +25,13 @@ class Lock:
         self.out_dir = Path(out_dir)
 
     def acquire(self):
-        """Raises UserError if another process has it, or if the folder cannot be made."""
+        """Raises InUse if another process has it, UserError if the folder cannot be made."""
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             self.file = open(self.out_dir / ".lock", "a+")  # noqa: SIM115
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"out_dir={self.out_dir} is in use by another run: wait, or choose another") from None
+            raise InUse(f"out_dir={self.out_dir} is in use by another run: wait, or choose another") from None
         except OSError as error:
             raise UserError(f"out_dir={self.out_dir} cannot be written: {error.strerror}") from None
 
@@ -50,9 +54,17 @@ def set_aside(out_dir):
 def write_config(config, torch_version):
     """config.json: every key, resolved, and what it ran with."""
     about = {"python": platform.python_version(), "torch": torch_version, "commit": commit()}
-    path = Path(config["out_dir"]) / "config.json"
-    path.with_suffix(".json.tmp").write_text(json.dumps({**config, **about}, indent=1) + "\n")
-    os.replace(path.with_suffix(".json.tmp"), path)
+    write_file(Path(config["out_dir"]) / "config.json", json.dumps({**config, **about}, indent=1) + "\n")
+
+
+def write_file(path, text):
+    """Write a file so that it is whole, on the disk, or what it was before."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def commit():

@@ -31,7 +31,11 @@ def learning_rate(schedule, step, *, peak, floor, warmup, end, decay=1 / 3, base
         rule of the code released with arXiv 2502.19002.
     """
     if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
+        ramp = peak * (step + 1) / (warmup + 1)
+        if schedule != "wsd":
+            return ramp
+        # its corners do not wait for a longer warmup
+        return min(ramp, learning_rate("wsd", step, peak=peak, floor=floor, warmup=0, end=end, decay=decay, base=base))
     if schedule == "constant":
         return peak
     if step >= end:

@@ -117,7 +117,7 @@ class TrainConfig:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
         self.check("rope_theta", self.rope_theta > 0, "above 0")
         self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
-        self.check("min_lr_ratio", self.min_lr_ratio is None or self.min_lr_ratio >= 0, "at least 0")
+        self.check("min_lr_ratio", self.min_lr_ratio is None or 0 <= self.min_lr_ratio <= 1, "in [0, 1]")
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
         self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
         self.check("out_dir", self.out_dir != "", "a folder's name")

@@ -28,13 +28,26 @@ class StopRequest:
 
 
 def end_with_launcher():
-    """Under torchrun, leave at once when it is gone: orphans would hold the run's lock and wait for each other."""
-    launcher = os.getppid()
+    """Leave at once when torchrun, or the study that started it (LAUNCHED_BY, a process id), is gone.
+
+    Orphans would hold the run's lock and wait for each other.
+    """
+    launcher, study = os.getppid(), int(os.environ.get("LAUNCHED_BY", 0))
 
     def watch():
-        while os.getppid() == launcher:
+        while os.getppid() == launcher and (not study or exists(study)):
             time.sleep(0.5)
         os._exit(1)
 
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or study:
         threading.Thread(target=watch, daemon=True).start()
+
+
+def exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

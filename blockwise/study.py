@@ -50,8 +50,10 @@ def needed(grid, seeds, losses, extensions):
 def around(best, rates):
     """A grid of three for the same arm at another budget: its best so far and a grid step on either side."""
     rates = sorted(rates)
-    step = rates[1] / rates[0] if len(rates) > 1 else 2.0
-    return [neat(best / step), best, neat(best * step)]
+    at = rates.index(best)
+    below = rates[at - 1] if at > 0 else neat(best / 2)
+    above = rates[at + 1] if at + 1 < len(rates) else neat(best * 2)
+    return [below, best, above]
 
 
 def paired(losses, baseline):
@@ -85,14 +87,16 @@ def spread(losses):
 
 
 def sense(test):
-    """-1 lower, 1 higher, 0 no difference seen, None where nothing can be said. test: of `paired`."""
-    if test["low"] is None:
+    """-1 lower, 1 higher, 0 no difference seen, None where nothing can be said. test: of `paired`, None: incomplete."""
+    if test is None or test["low"] is None:
         return None
     return -1 if test["high"] < 0 else 1 if test["low"] > 0 else 0
 
 
 def sentence(arm, baseline, test):
     """What one comparison says, in words."""
+    if test is None:
+        return f"{arm} against {baseline}: not complete, since runs failed or have not run"
     if test["gap"] is None:
         return f"{arm}: no pair of runs with {baseline} ended without diverging, so nothing can be said"
     side = "lower" if test["gap"] < 0 else "higher"
@@ -111,7 +115,7 @@ def verdict(arm, baseline, tests):
     found = [sense(test) for test in tests]
     judged = [one for one in found if one is not None]
     if not judged:
-        return f"{arm} against {baseline}: nothing can be said, for lack of seeds or of runs that did not diverge."
+        return f"{arm} against {baseline}: nothing can be said, for lack of seeds or of runs that ended well."
     gaps = sorted(abs(test["gap"]) for test, one in zip(tests, found, strict=True) if one)
     size = f"by {gaps[0]:.4f} to {gaps[-1]:.4f} nats per token" if gaps else ""
     missing = f" ({len(found) - len(judged)} more could not be judged)" if len(judged) < len(found) else ""

@@ -20,7 +20,7 @@ arms = {
     "head 1x": "--lr_mult.Head=1",
     "emb 20x": "--lr_mult.Emb=20 --lr_mult.Head=20 --lr_mult.QK=4 --lr_mult.VO=4 --lr_mult.FFN=4",
     "emb only": "config/arms/emb.py --lr_mult.Head=10",
-    "scaled warmup": "--warmup_scaled=True",
+    "scaled warmup": "--warmup_scaled=True --warmup_iters=25",  # 25 steps for Norm, 250 for Emb
 }
 learning_rates = {
     "adamw": [2e-3, 4e-3, 8e-3],

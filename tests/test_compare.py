@@ -1,5 +1,6 @@
 """Studies from the command line: what runs, what is never run twice, what stops and goes on, what is reported."""
 
+import argparse
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT, finish, start
 
 import compare
+import plot
 from blockwise import UserError
 from blockwise.checkpoint import manifests
 
@@ -21,7 +23,7 @@ n_layer, n_head, n_embd, block_size = 1, 2, 16, 16
 batch_size = 2
 gradient_accumulation_steps = 1
 eval_iters, eval_interval = 2, 2
-max_iters = lr_decay_iters = 4
+max_iters = lr_decay_iters = 10
 warmup_iters = 1
 min_lr = 1e-5
 arms = {"adamw": "--blockwise=False", "ours": "--lr_mult.Emb=20"}
@@ -41,8 +43,10 @@ rate, steps, blockwise = job["learning_rate"], job["max_iters"], job.get("blockw
 best = {best}
 last = 3 - 0.2 * blockwise + 0.1 * math.log2(rate / best) ** 2 + 0.01 * (job["seed"] % 2) * (1 + blockwise)
 rows = [{{"step": s, "val/loss": 5 + (last - 5) * s / steps}} for s in range(0, steps + 1, 2)]
+status = 0
 {extra}
 Path(job["out_dir"], "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+sys.exit(status)
 """
 
 
@@ -112,7 +116,8 @@ def test_a_best_at_the_edge_extends_the_grid(study, pretend, tmp_path):
 
 
 def test_a_run_that_diverges_is_a_result(study, pretend, tmp_path, capsys):
-    calls = pretend(extra="if rate > 3e-3: rows = rows[:1] + [{'step': 1, 'train/loss': 'NaN', 'grad_norm': 'NaN'}]")
+    nan = "{'step': 1, 'train/loss': 'NaN', 'grad_norm': 'NaN'}"
+    calls = pretend(extra=f"if rate > 3e-3: status, rows = 3, [*rows[:1], {nan}]")
     assert compare.main(study()) == 0
     before = calls()
     assert "diverged" in capsys.readouterr().out
@@ -133,12 +138,14 @@ def test_a_run_that_crashes_does_not_end_the_study_and_is_tried_again(study, pre
     flag = tmp_path / "mended"
     calls = pretend(extra=f"if rate == 1e-3 and not os.path.exists({str(flag)!r}): sys.exit('out of luck')")
     assert compare.main(study()) == 1
-    assert "failed: out of luck" in capsys.readouterr().out
-    assert "adamw at 0.001, seed 1 (relative floor): failed" in (tmp_path / "out" / "report.md").read_text()
+    assert "failed, exit status 1: out of luck" in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "adamw at 0.001, seed 1 (relative floor): failed" in report and "ours against adamw: not complete" in report
     before = calls()
+    assert len(before) == 6  # nothing follows from a loss that is not known: no other rates, no other seeds
     flag.touch()
     assert compare.main(study()) == 0
-    assert len(calls()) == len(before) + 2 and "None." in (tmp_path / "out" / "report.md").read_text()
+    assert len(calls()) == len(before) + 4 and "None." in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_twice_the_steps_give_the_speedup(study, pretend, tmp_path):
@@ -147,9 +154,9 @@ def test_twice_the_steps_give_the_speedup(study, pretend, tmp_path):
     arms = found(tmp_path)["places"]["relative floor"]
     doubled = arms["adamw (2x steps)"]
     assert [p["learning_rate"] for p in doubled["sweep"]] == [1e-3, 2e-3, 4e-3] and doubled["best"] == 2e-3
-    assert doubled["curves"]["1"][-1][0] == 8 and len(calls()) == 2 * 4 + 4
-    # straight lines from 5: the doubled one never comes down to the other's end, which passes 3.005 at step 3.64 of 4
-    assert arms["ours"]["speedup"]["ratio"] == pytest.approx(8 / (4 * (5 - 3.005) / (5 - 2.81)), rel=1e-3)
+    assert doubled["curves"]["1"][-1][0] == 20 and len(calls()) == 2 * 4 + 4
+    # straight lines from 5: the doubled one never comes down to the other's end, which passes 3.005 at step 9.1 of 10
+    assert arms["ours"]["speedup"]["ratio"] == pytest.approx(20 / (10 * (5 - 3.005) / (5 - 2.81)), rel=1e-3)
     assert "not measured" not in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -164,8 +171,8 @@ def test_conditions_times_floors(study, pretend, tmp_path):
 def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
     assert compare.main([*study("conditions = {'there is no such data': '--dataset=nowhere'}"), "--plan"]) == 0
     out = capsys.readouterr().out
-    assert "0.001 (to 5e-05), 0.002 (to 0.0001)" in out and "a run: 128 tokens" in out
-    assert "at least 1,024 tokens in all" in out
+    assert "0.001 (to 5e-05), 0.002 (to 0.0001)" in out and "a run: 320 tokens" in out
+    assert "at least 2,560 tokens in all" in out
     assert not (tmp_path / "out").exists()
 
 
@@ -176,8 +183,19 @@ def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
         ("", ["--arms.ours=--schedule=cosin"], "schedule: expected .* did you mean cosine"),
         ("", ["--arms.ours=--lr_mul=3"], "unknown key 'lr_mul'"),
         ("", ["--arms.ours=config/nowhere.py"], "config/nowhere.py does not exist"),
-        ("", ["--arms.ours=--learning_rate=1"], "arm 'ours' sets learning_rate"),
-        ("", ["--arms.ours=--max_iters=8"], "unequal budgets"),
+        ("", ["--arms.ours=--learning_rate=1"], "arm 'ours': --learning_rate=1: a study sets that itself"),
+        ("", ["--arms.ours=--help"], "arm 'ours': --help: expected files and --key=value"),
+        ("", ["--arms.ours=--max_iters=8"], "arms differ in max_iters: .*'adamw': 10, 'ours': 8"),
+        ("", ["--arms.ours=--batch_size=4"], "arms differ in tokens a step"),
+        ("", ["--arms.ours=--dataset=kjv"], "arms differ in dataset"),
+        ("", ["--arms.ours=--eval_iters=3"], "arms differ in windows of an evaluation"),
+        ("", ["--arms.a|b="], "the name 'a|b'"),
+        ("arms = {1: ''}", [], "unknown entry 1 of .*arms"),
+        ("init_from = 'hf:somewhere'", [], "init_from=hf:somewhere: expected scratch"),
+        ("twice = True", ["--eval_interval=3"], "eval_interval=3: expected 1 to 2"),
+        ("", ["--eval_only=True"], "eval_only"),
+        ("floors = {'x': '--min_lr_ratio=2'}", [], "min_lr_ratio=2.0: expected in"),
+        ("", ["--device=cuda:77"], "device=cuda:77"),
         ("", ["--arms.ours=--n_head=3"], "n_embd=16: expected a multiple of n_head=3"),
         ("", ["--baseline=adam"], "baseline=adam: no such arm; expected one of adamw, ours"),
         ("", ["--learning_rates.our=1e-3"], "unknown arm 'our'"),
@@ -205,12 +223,55 @@ def test_a_study_without_arms():
         compare.main([str(ROOT / "config/demo.py"), "--plan"])
 
 
+def test_a_damaged_result_is_made_again(study, pretend, tmp_path, capsys):
+    calls = pretend()
+    compare.main(study())
+    before = calls()
+    first, second = sorted((tmp_path / "out" / "runs").glob("*/result.json"))[:2]
+    first.write_text('{"sta')
+    second.write_text('{"status": "finished", "loss": null, "curve": [], "seconds": 1}')
+    assert compare.main(study()) == 0
+    assert len(calls()) == len(before) + 2 and "is broken" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_ends_the_study(study, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs").touch()
+    with pytest.raises((UserError, OSError), match="runs"):
+        compare.main(study())
+
+
+def test_equal_arms_run_once_and_other_data_is_another_run(study, pretend, tmp_path, data_dir):
+    calls = pretend()
+    compare.main(study("arms['again'] = '--blockwise=False'\nlearning_rates['again'] = [1e-3, 2e-3, 4e-3]"))
+    assert len(calls()) == 2 * 4
+    meta = data_dir / "tiny" / "meta.json"
+    compare.fingerprint.cache_clear()
+    text = meta.read_text()
+    assert json.loads(text)["splits"]["val"]["sha256"] == compare.fingerprint(str(data_dir), "tiny")["val"]
+
+
+def test_floors_are_the_same_for_all_arms(study, capsys):
+    """Whatever an arm's file says: wsd.py sets a floor of its own."""
+    words = study("floors = {}\nlearning_rates['wsd'] = [1e-3, 2e-3]", f"--arms.wsd={ROOT}/config/arms/wsd.py")
+    assert compare.main([*words, "--plan"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "0.001 (" in line]
+    assert [line.split("0.001 (")[1].split(")")[0] for line in lines] == ["to 1e-05"] * 3 + ["to 5e-05"] * 3
+
+
 def test_one_study_at_a_time(study, pretend, tmp_path):
     pretend()
     lock = compare.Lock(tmp_path / "out")
     lock.acquire()
     with pytest.raises(UserError, match="in use by another run"):
         compare.main(study())
+
+
+@pytest.mark.parametrize("text", ['{"places": {}}', '{"places": []}', '{"places": {"x": {"a": {}}}}', "[]", "{"])
+def test_figures_of_a_broken_study(tmp_path, text):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(UserError, match=r"study\.json is broken"):
+        plot.study(argparse.Namespace(folder=tmp_path))
 
 
 def test_killed_and_started_again(study, tmp_path):

@@ -482,7 +482,7 @@ def test_every_key_has_a_meaning():
         ("wd_mult.Emb=-1", "wd_mult.Emb=-1.0: expected at least 0"),
         ("rope_theta=0", "rope_theta=0.0: expected above 0"),
         ("norm_eps=0", "norm_eps=0.0: expected above 0"),
-        ("min_lr_ratio=-1", "min_lr_ratio=-1.0: expected at least 0"),
+        ("min_lr_ratio=-1", "min_lr_ratio=-1.0: expected in [0, 1]"),
         ("keep_checkpoints=1", "keep_checkpoints=1: expected -1 (all) or at least 2"),
         ("keep_checkpoints=-2", "keep_checkpoints=-2: expected -1 (all) or at least 2"),
         ("dataset=", "dataset=: expected a folder's name"),
