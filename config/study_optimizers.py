@@ -14,16 +14,17 @@ eval_iters = 25
 log_interval = 20
 
 arms = {
-    "adamw": "",
-    "adam_mini": "--optimizer=adam_mini",
-    "lion": "--optimizer=lion",
-    "muon": "--optimizer=muon",
+    "AdamW": "",
+    "Adam-mini": "--optimizer=adam_mini",
+    "Lion": "--optimizer=lion",
+    "Muon": "--optimizer=muon",
 }
+baseline = "AdamW"
 learning_rates = {
-    "adamw": [1.25e-4, 2.5e-4, 5e-4],
-    "adam_mini": [1.25e-4, 2.5e-4, 5e-4],
-    "lion": [2e-5, 4e-5, 8e-5],
-    "muon": [2.5e-4, 5e-4, 1e-3],
+    "AdamW": [1.25e-4, 2.5e-4, 5e-4],
+    "Adam-mini": [1.25e-4, 2.5e-4, 5e-4],
+    "Lion": [2e-5, 4e-5, 8e-5],
+    "Muon": [2.5e-4, 5e-4, 1e-3],
 }
 floors = {"relative floor": "--min_lr_ratio=0.05"}
-seeds = [1]
+seeds = [1]  # so without a verdict: it is to see that each trains, and at which learning rate
