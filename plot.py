@@ -176,7 +176,7 @@ def draw_sweep(axes, arm, one, style):
 def mark_rates(axes, arms):
     """A tick at every learning rate that was tried."""
     rates = sorted({point["learning_rate"] for one in arms.values() for point in one["sweep"]})
-    axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=45, ha="right", fontsize="small")
+    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45, ha="right", fontsize="small")
     axes.minorticks_off()
 
 
