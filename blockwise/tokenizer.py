@@ -12,6 +12,7 @@ from pathlib import Path
 from blockwise import UserError
 
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
+TOKENIZERS = "bytes, gpt2, bpe:N (trained on the training part), or a folder with a tokenizer.json"
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 LINE_END = re.compile(r"(?<=\S)(?=\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
 
@@ -122,11 +123,15 @@ class Tokenizer:
 
 
 def tokenizer_named(word, text):
-    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, or bpe:N, which is trained on `text`."""
+    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, bpe:N trained on `text`, or a path's."""
     if word in ("bytes", "gpt2"):
         return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word])
+    if word and Path(word).exists():
+        return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}"))
     if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
-        raise UserError(f"unknown tokenizer {word!r}: expected bytes, gpt2 or bpe:N with N from 257 to 65536")
+        raise UserError(
+            f"unknown tokenizer {word!r}: expected bytes, gpt2, bpe:N with N from 257 to 65536, or a tokenizer.json"
+        )
     return Tokenizer({"tokenizer": word, "vocab_size": int(word[4:]), "json": train_bpe(text, int(word[4:]))})
 
 
@@ -149,15 +154,23 @@ def train_bpe(text, vocab_size):
 def pretrained(name, place, revision):
     """The description of a published tokenizer that has a tokenizer.json: of a folder, or of a model of the hub."""
     if Path(place).exists():
-        path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
-        if not path.is_file():
-            raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
-    else:
+        path = json_in(place)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", place):
         path = fetched_tokenizer(place, revision)
+    else:
+        raise UserError(f"there is no folder {place}: expected one with a tokenizer.json, or a model of the hub")
     found = read_json(path, name)
     if "end_of_text" not in found:
         raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
     return found
+
+
+def json_in(place):
+    """The path of the tokenizer.json that a folder holds, or that is given itself."""
+    path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
+    return path
 
 
 def read_json(path, name):
