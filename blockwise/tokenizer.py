@@ -212,6 +212,8 @@ def without_special_tokens(spec):
     special = {token["content"] for token in spec.get("added_tokens", []) if token["special"]}
 
     def renamed(token):
+        if token == "\0":  # the end of a text in our exports, but in a text the byte, spelled as byte-level models do
+            return byte_alphabet()[0]
         return "\U0010ffff" + token if token in special else token  # a code point that is no character
 
     model, vocab = spec["model"], spec["model"]["vocab"]
@@ -219,7 +221,8 @@ def without_special_tokens(spec):
         vocab = {renamed(token): i for token, i in vocab.items()}
     else:
         vocab = [[renamed(token), score] for token, score in vocab]
-    added = [{**token, "content": renamed(token["content"])} for token in spec.get("added_tokens", [])]
+    added = [token for token in spec.get("added_tokens", []) if token["content"] != "\0"]
+    added = [{**token, "content": renamed(token["content"])} for token in added]
     model = {**model, "vocab": vocab, **({"unk_token": renamed(model["unk_token"])} if "unk_token" in model else {})}
     return {**spec, "model": model, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
 
