@@ -62,6 +62,10 @@ class Tokenizer:
         ids = self.trained.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
+        splits = spec.get("pre_tokenizer") or {}
+        as_gpt2 = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
+        plain = not spec.get("normalizer") and all(token["special"] for token in spec.get("added_tokens", []))
+        self.by_line = as_gpt2 and plain and not splits.get("add_prefix_space", True)
         self._bytes_of = None
         if (spec.get("decoder") or {}).get("type") == "ByteLevel":
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
@@ -75,7 +79,7 @@ class Tokenizer:
         if self.name == "gpt2":
             return self.bpe.encode(text, disallowed_special=())
         if self.name != "chars":
-            pieces = LINE_END.split(text) if self.name.startswith("bpe:") else [text]
+            pieces = LINE_END.split(text) if self.by_line else [text]
             return [i for e in self.encoder.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
