@@ -171,9 +171,8 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
                 names.append(name := f"{number:06d}")
                 stated = {split: part["documents"] for split, part in finished.get(name, {}).items()}
                 if stated != Counter(split for split, _ in batch):
-                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new worker begins with it blocked
-                    running.append((name, pool.submit(write_shard, work, name, batch)))
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                    with uninterrupted():  # it may start a worker
+                        running.append((name, pool.submit(write_shard, work, name, batch)))
                 if len(running) > 2 * workers:  # or else all of the text would wait in memory
                     name, shard = running.popleft()
                     finished[name] = shard.result()
@@ -182,6 +181,21 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
     finally:
         pool.shutdown(cancel_futures=True)  # lets the shards in work finish
     return [finished[name] for name in names]
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C waits for the end of this, and never reaches the processes that begin in it."""
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *about: came.append(about))  # the signal may find another thread
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def finished_shard(path):
