@@ -56,13 +56,14 @@ from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
 from blockwise.huggingface import Pretrained
 from blockwise.logger import warn
-from blockwise.tokenizer import Tokenizer, read_json
+from blockwise.tokenizer import Tokenizer, json_in, read_json
 from model import ModelConfig, Transformer
 
 
 def main(config):
     device = find_device(auto_device(config.device))
-    model, tokenizer = checkpoint_of(config.out_dir) if config.init_from == "resume" else pretrained(config.init_from)
+    loaded = checkpoint_of(config.out_dir) if config.init_from == "resume" else pretrained(config.init_from)
+    model, tokenizer, n_ids = loaded
     model.to(device).eval()
     if config.compile:
         model.compile()
@@ -78,30 +79,30 @@ def main(config):
     for _ in range(config.num_samples):
         tokens = torch.tensor([prompt], device=device)  # (1, T)
         with autocast(device, dtype):
-            new = model.generate(
-                tokens, config.max_new_tokens, config.temperature, config.top_k, generator, tokenizer.vocab_size
-            )
+            new = model.generate(tokens, config.max_new_tokens, config.temperature, config.top_k, generator, n_ids)
             print(tokenizer.decode(prompt + [token.item() for token in new]))
         print("---------------")
 
 
 def checkpoint_of(out_dir):
-    """Model and tokenizer of the newest checkpoint in a folder."""
+    """Model, tokenizer and number of ids of text of the newest checkpoint in a folder."""
     path = newest_checkpoint(out_dir, warn)
     if path is None:
         raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
     saved = load_checkpoint(path)
     model = Transformer(ModelConfig(**saved["model_config"]))
     model.load_state_dict(saved["model"])
-    return model, Tokenizer(saved["tokenizer"])
+    tokenizer = Tokenizer(saved["tokenizer"])
+    return model, tokenizer, tokenizer.vocab_size
 
 
 def pretrained(init_from):
-    """Model and tokenizer of a folder in Hugging Face's format, or on its hub."""
+    """The same of a folder in Hugging Face's format, or on its hub; an export may pad the vocabulary."""
     source = Pretrained(init_from)
     model = Transformer(ModelConfig(**source.shape, dropout=0.0))
     model.load_state_dict(source.weights(model.state_dict()))
-    return model, Tokenizer(read_json(source.folder / "tokenizer.json", str(source.folder)))
+    tokenizer = Tokenizer(read_json(json_in(source.folder), str(source.folder)))
+    return model, tokenizer, min(tokenizer.vocab_size, source.text_ids())
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     if "dry_run" in flags:
         world.on_master(dry_run, config, model_config, data, world)
         return 0
-    if saved and saved["step"] > config.max_iters:
+    if saved and saved["step"] > config.max_iters and not config.eval_only:
         say(f"{path} is past max_iters={config.max_iters}: nothing to do")
         return 0
 
@@ -204,7 +204,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     status = 0
 
     # The loop. Its last pass only evaluates and saves.
-    for step in range(start_step, config.max_iters + 1):
+    for step in range(start_step, max(start_step, config.max_iters) + 1):
         last = step == config.max_iters
         progress["step"] = step
         row = {"step": step, "tokens": progress["tokens"]}

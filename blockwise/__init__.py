@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 @contextmanager
 def exit_on_user_error():
-    """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and exit status 2.
+    """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and exit status 2; Ctrl-C one and 130.
 
     A mistake is a UserError, or a file that the system will not open, read or write.
     """
@@ -20,6 +20,12 @@ def exit_on_user_error():
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        leave("error: " + " ".join(str(error).split()), 2)
+    except KeyboardInterrupt as stop:
+        leave(str(stop) or "stopped", 130)
+
+
+def leave(line, status):
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    sys.exit(status)

@@ -9,14 +9,13 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
@@ -63,8 +62,9 @@ def tiny_shakespeare(source=None):
 
 def prepare_text(folder, text, tokenizer, source):
     """Split, tokenize (see tokenizer.Tokenizer) and write a text."""
-    ids = {split: tokenizer.encode(part) for split, part in split_text(text).items()}
-    write_dataset(folder, ids, tokenizer.description, source)
+    with sole_writer(folder):
+        ids = {split: tokenizer.encode(part) for split, part in split_text(text).items()}
+        write_dataset(folder, ids, tokenizer.description, source)
 
 
 def dataset_folder(data_dir, name):
@@ -72,6 +72,21 @@ def dataset_folder(data_dir, name):
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise UserError(f"--name={name}: expected letters, digits, '_', '.' and '-'")
     return Path(data_dir) / name
+
+
+@contextmanager
+def sole_writer(folder):
+    """Exclusive right to write a data set. The kernel takes it back when the process ends, however it ends."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(folder) / ".lock", "a")  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is being prepared by another process: wait, or choose another --name") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    with lock:
+        yield
 
 
 def write_documents(folder, documents, tokenizer, source, settings, workers, shard_mb):
@@ -89,25 +104,38 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
     work = folder / f"work-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     facts = {"revision": source.revision, **settings, "end_of_text": tokenizer.end_of_text}
     text_bytes = source.text_bytes(settings["max_docs"])
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder} is being prepared by another process") from None
+    with sole_writer(folder):
+        say_abandoned(folder, work)
+        try:
+            work.mkdir(exist_ok=True)
             check_space(work, text_bytes, workers, shard_bytes)
             shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes)
             facts["documents"] = {s: sum(shard[s]["documents"] for shard in shards if s in shard) for s in SPLITS}
             splits = {split: joined(work, shards, split) for split in SPLITS}
             write_dataset(folder, splits, description, source.name, **facts)
-        shutil.rmtree(work)
-    except OSError as error:
-        raise UserError(f"{work} cannot be written: {error.strerror}; {AGAIN}") from None
-    except BrokenProcessPool:
-        raise UserError(f"a worker was killed (out of memory? then use fewer --workers); {AGAIN}") from None
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; {AGAIN}")
+            shutil.rmtree(work)
+        except OSError as error:
+            raise UserError(f"{work} cannot be written: {error.strerror}{again(work)}") from None
+        except BrokenProcessPool:
+            raise UserError(f"a worker was killed (out of memory? then use fewer --workers){again(work)}") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped{again(work)}") from None
+
+
+def again(work):
+    return f"; {AGAIN}" if any(work.glob("*.json")) else ""
+
+
+def say_abandoned(folder, work):
+    """Name the shards of other settings: nobody is at work on them, and only the user knows whether to keep them."""
+    files = [path for path in folder.glob("work-*/*") if path.parent != work]
+    if files:
+        others, size = sorted({str(path.parent) for path in files}), sum(path.stat().st_size for path in files)
+        print(
+            f"shards of other settings lie in {', '.join(others)}: {size / 1e9:,.3f} GB, "
+            "kept for the command that made them; delete what is not wanted",
+            flush=True,
+        )
 
 
 def check_space(work, text_bytes, workers, shard_bytes):
@@ -130,10 +158,7 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
     """Write the shards that are not there yet; returns the manifests of all, {split: {tokens, sha256, documents}}."""
     for path in work.glob("*.tmp"):
         path.unlink()
-    finished = {}
-    for path in work.glob("*.json"):
-        with suppress(ValueError):  # cut off by a power failure
-            finished[path.stem] = json.loads(path.read_text())
+    finished = {path.stem: shard for path in work.glob("*.json") if (shard := finished_shard(path))}
     if finished:
         print(f"going on: {len(finished)} shards are finished", flush=True)
     # A new interpreter for each: a fork of a process with threads (pyarrow's) may hang.
@@ -144,8 +169,10 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
         with tqdm(total=text_bytes, unit="B", unit_scale=True, disable=None) as bar:
             for number, batch in enumerate(batches(documents, shard_bytes)):
                 names.append(name := f"{number:06d}")
-                if name not in finished:
-                    running.append((name, pool.submit(write_shard, work, name, batch)))
+                stated = {split: part["documents"] for split, part in finished.get(name, {}).items()}
+                if stated != Counter(split for split, _ in batch):
+                    with uninterrupted():  # it may start a worker
+                        running.append((name, pool.submit(write_shard, work, name, batch)))
                 if len(running) > 2 * workers:  # or else all of the text would wait in memory
                     name, shard = running.popleft()
                     finished[name] = shard.result()
@@ -154,6 +181,34 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
     finally:
         pool.shutdown(cancel_futures=True)  # lets the shards in work finish
     return [finished[name] for name in names]
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C waits for the end of this, and never reaches the processes that begin in it."""
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *about: came.append(about))  # the signal may find another thread
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a new process inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def finished_shard(path):
+    """A shard's manifest, if it is whole and its files have the size that it states; else None."""
+    try:
+        shard = json.loads(path.read_text())
+        for split in shard:
+            tokens, _, _ = (shard[split][key] for key in ("tokens", "sha256", "documents"))
+            if path.with_name(f"{path.stem}.{split}.bin").stat().st_size != 2 * tokens:
+                return None
+        return shard
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return None
 
 
 def batches(documents, shard_bytes):
@@ -170,11 +225,10 @@ def batches(documents, shard_bytes):
 
 
 def start_worker(tokenizer):
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """End with the parent, even if it is killed."""
     global worker_tokenizer
     worker_tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
 
@@ -204,20 +258,32 @@ def temporary(path):
 
 
 def joined(work, shards, split):
-    """A split's token ids, shard by shard. Raises UserError for a shard that is not what its manifest states."""
+    """A split's token ids, shard by shard. Raises UserError, after a look at all, if some are not as stated."""
     for number, shard in enumerate(shards):
         if split in shard:
             path = work / f"{number:06d}.{split}.bin"
-            data = path.read_bytes() if path.exists() else b""
+            data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != shard[split]["sha256"]:
-                (work / f"{number:06d}.json").unlink()
-                raise UserError(f"{path} is damaged, and will be made anew: give the same command again")
+                raise UserError(f"{discard_damaged(work, shards)}: give the same command again, which makes them anew")
             yield np.frombuffer(data, dtype="<u2")
+
+
+def discard_damaged(work, shards):
+    """Make unfinished all shards that are not what their manifests state; returns what there is to say of them."""
+    damaged = []
+    for number, shard in enumerate(shards):
+        for split, stated in shard.items():
+            path = work / f"{number:06d}.{split}.bin"
+            if hashlib.sha256(path.read_bytes()).hexdigest() != stated["sha256"]:
+                damaged.append(path)
+                path.with_name(f"{number:06d}.json").unlink(missing_ok=True)
+    more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
+    return f"{damaged[0]}{more} damaged"
 
 
 def tokenizer_suffix(tokenizer):
     """What the default name of a data set adds: nothing for bytes, "_gpt2", "_bpe4096"."""
-    return "" if tokenizer == "bytes" else "_" + tokenizer.replace(":", "")
+    return "" if tokenizer == "bytes" else "_" + Path(tokenizer).name.replace(":", "")
 
 
 def write_dataset(folder, splits, tokenizer, source, **facts):

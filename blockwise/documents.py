@@ -6,6 +6,7 @@ and a few documents cost one file. Form: .parquet with a text column, .jsonl or 
 """
 
 import argparse
+import codecs
 import gzip
 import hashlib
 import io
@@ -55,9 +56,10 @@ def add_arguments(parser, name, repo, revision, splits):
     parser.add_argument("--repo", default=repo, help=f"data set of the hub (default: {repo})")
     parser.add_argument("--revision", default=revision, help="its commit, branch or tag (default: a fixed commit)")
     published = ", its files or folders named train* and validation*" if "validation" in splits else ""
-    parser.add_argument("--source", help=f"instead: a file, or a folder{published}; .parquet, .jsonl, .json, .txt")
+    forms = ".parquet, .jsonl, .json, .txt"
+    parser.add_argument("--source", type=some, help=f"instead: a file, or a folder{published}; {forms}")
     if "validation" in splits:
-        parser.add_argument("--val_source", help="validation documents; then all of --source is for training")
+        parser.add_argument("--val_source", type=some, help="validation documents; all of --source is for training")
     parser.add_argument("--max_docs", type=positive, help="the first N documents (of each published split) only")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--shard_mb", type=number_up_to(1024), default=16, help="text in a shard (default: 16 MiB)")
@@ -65,16 +67,22 @@ def add_arguments(parser, name, repo, revision, splits):
     parser.add_argument("--data_dir", default=Path(__file__).parents[1] / "data", help="write to DATA_DIR/NAME")
 
 
+def some(text):
+    if not text:
+        raise argparse.ArgumentTypeError("expected a file or a folder, got nothing")
+    return text
+
+
 def positive(text):
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, of at most 18 digits, got {text}")
     return int(text)
 
 
 def number_up_to(most):
     def number(text):
         with suppress(ValueError):
-            if 0 < float(text) <= most:
+            if text.isascii() and 0 < float(text) <= most:
                 return float(text)
         raise argparse.ArgumentTypeError(f"expected a number above 0, at most {most}, got {text}")
 
@@ -200,6 +208,7 @@ def read_texts(path):
                 yield decoded(file.read(), path)
                 return
             for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield json_text(decoded(line, f"{path}, line {number}"), f"{path}, line {number}")
     except (OSError, EOFError, zlib.error) as error:
@@ -260,14 +269,31 @@ def json_text(line, place):
     return text
 
 
-def held_out(texts, fraction, seed):
+def held_out(texts, fraction, seed, max_docs=None):
     """("train" or "val", text), the choice by a hash of the document's number: the same for any max_docs.
 
     Document i is for validation if the first 8 bytes of SHA-256 of "SEED/I", big-endian, are below fraction * 2**64.
+    Raises UserError if a split gets none: before the first document where max_docs is small enough to try.
     """
-    for index, text in enumerate(texts):
+
+    def split_of(index):
         number = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")
-        yield ("val" if number < fraction * 2**64 else "train"), text
+        return "val" if number < fraction * 2**64 else "train"
+
+    def check(splits, count):
+        for split in {"train", "val"} - splits:
+            raise UserError(
+                f"none of {count} documents is for the {split} split: expected more of them, or another --val_fraction "
+                f"(it is {fraction:g})"
+            )
+
+    if max_docs and max_docs <= 1_000_000:
+        check(set(map(split_of, range(max_docs))), max_docs)
+    splits, count = set(), 0
+    for count, text in enumerate(texts, 1):
+        splits.add(split := split_of(count - 1))
+        yield split, text
+    check(splits, count)
 
 
 def published(source, max_docs):

@@ -4,10 +4,12 @@ Numbers and tensors are mapped, both ways; the code that computes is ours. LLaMA
 rotary layout included. GPT-2's linear layers are Conv1D there, stored (in, out), with Q, K and V in one.
 """
 
+import itertools
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from blockwise import UserError
 
 SUPPORTED = "expected gpt2 or llama"
 # What is fetched of a model on the hub: never a pickle
-PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json")
+PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", "generation_config.json", "tokenizer*.json")
 
 # Our modules -> theirs, inside a layer and outside. Q, K and V come in this order in GPT-2's one matrix.
 MODULES = {
@@ -86,22 +88,48 @@ class Pretrained:
     def __init__(self, init_from):
         self.folder = find_folder(init_from)
         self.shape = read_shape(self.folder)
+        self.files = tensor_files(self.folder)
+        self.stored = {name.removeprefix(PREFIX[self.shape["model_type"]]): name for name in self.files}
+        self._check_size()
+
+    def _check_size(self):
+        """Refuse a config.json whose sizes are not the tensors', before a model of its sizes is made."""
+        shape = self.shape
+        names = [("tok_emb", "vocab_size"), *([("pos_emb", "block_size")] if shape["model_type"] == "gpt2" else [])]
+        layers = ((f"blocks.{i}.mlp.up_proj", "n_inner") for i in range(shape["n_layer"]))
+        for name, rows in itertools.chain(names, layers):
+            (theirs,) = grouped([f"{name}.weight"], shape["model_type"])
+            with opened(self.files[self._name_of(theirs)]) as file:
+                found = file.get_slice(self._name_of(theirs)).get_shape()
+            expected = [shape[rows], shape["n_embd"]]
+            if sorted(found) != sorted(expected):
+                raise UserError(f"{self.folder}: tensor {theirs} is {found}, config.json says {expected}")
+
+    def _name_of(self, theirs):
+        if theirs not in self.stored:
+            raise UserError(f"{self.folder} lacks the tensor {theirs}, which its config.json asks for")
+        return self.stored[theirs]
+
+    def text_ids(self):
+        """How many ids its generation_config.json leaves after those at the end that it never generates: padding."""
+        path, rows = self.folder / "generation_config.json", self.shape["vocab_size"]
+        suppressed = read_json(path).get("suppress_tokens") if path.is_file() else None
+        while isinstance(suppressed, list) and rows - 1 in suppressed:
+            rows -= 1
+        return rows or self.shape["vocab_size"]
 
     def weights(self, like):
         """Its tensors as stored, as a state dict of our model; like: the model's own, for names and shapes.
 
         Fewer positions than the stored model has are its first ones.
         """
-        files = tensor_files(self.folder)
         model_type, tied = self.shape["model_type"], self.shape["tie_weights"]
-        stored = {name.removeprefix(PREFIX[model_type]): name for name in files}
-        state = {}
+        stored, state = dict(self.stored), {}
         for theirs, ours in grouped(like, model_type).items():
             if tied and theirs == "lm_head.weight":
                 continue
-            if theirs not in stored:
-                raise UserError(f"{self.folder} lacks the tensor {theirs}, which its config.json asks for")
-            x = self._read(files, stored.pop(theirs))
+            x = self._read(self._name_of(theirs))
+            del stored[theirs]
             rows = [self.shape["block_size"] if name == "pos_emb.weight" else len(like[name]) for name in ours]
             expected = [sum(rows), *like[ours[0]].shape[1:]]
             transposed = is_conv1d(theirs, x, model_type)
@@ -113,7 +141,7 @@ class Pretrained:
         if tied:
             state["lm_head.weight"] = state["tok_emb.weight"]
             again = stored.pop("lm_head.weight", None)
-            if again and not torch.equal(self._read(files, again), state["tok_emb.weight"]):
+            if again and not torch.equal(self._read(again), state["tok_emb.weight"]):
                 raise UserError(f"{self.folder}: config.json ties {again} to the embedding, but they differ")
         unexpected = [name for short, name in stored.items() if not BUFFERS.fullmatch(short)]
         if unexpected:
@@ -121,11 +149,11 @@ class Pretrained:
             raise UserError(f"{self.folder} has a tensor that a {model_type} model lacks: {unexpected[0]}{more}")
         return state
 
-    def _read(self, files, name):
-        with opened(files[name]) as file:
+    def _read(self, name):
+        with opened(self.files[name]) as file:
             x = file.get_tensor(name)
         if not x.is_floating_point():
-            raise UserError(f"{files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
+            raise UserError(f"{self.files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
         return x
 
 
@@ -172,7 +200,7 @@ def read_shape(folder):
     path = folder / "config.json"
     theirs = read_json(path)
     model_type = theirs.get("model_type")
-    if model_type not in MODULES:
+    if not isinstance(model_type, str) or model_type not in MODULES:
         raise UserError(f"{path}: model_type={model_type}, {SUPPORTED}")
     for key, values in FIXED[model_type].items():
         if theirs.get(key, values[0]) not in values:
@@ -188,16 +216,26 @@ def read_shape(folder):
     for key, value in shape.items():
         name = KEYS[model_type].get(key, key)
         if key == "norm_eps":
-            holds, expected = type(value) in (int, float) and value > 0, "a number above 0"
+            holds, expected = is_positive(value), "a finite number above 0"
         elif key == "tie_weights":
             holds, expected = type(value) is bool, "true or false"
         else:
-            holds, expected = key == "model_type" or (type(value) is int and value > 0), "a whole number above 0"
+            holds = key == "model_type" or (type(value) is int and 0 < value <= 2**22)
+            expected = "a whole number above 0, at most 2**22"  # of positions, which no tensor of LLaMA's bounds
         if not holds:
             raise UserError(f"{path}: {name}={value}, expected {expected}")
 
+    if shape["n_embd"] % shape["n_head"] or shape["n_head"] % shape["n_kv_head"]:
+        raise UserError(
+            f"{path}: {shape['n_head']} heads ({shape['n_kv_head']} for keys and values) do not divide a width of "
+            f"{shape['n_embd']} evenly"
+        )
     shape |= {"bias": True, "rope_theta": 10000.0} if model_type == "gpt2" else llama_shape(path, theirs, shape)
     return shape
+
+
+def is_positive(value):
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def llama_shape(path, theirs, shape):
@@ -215,8 +253,8 @@ def llama_shape(path, theirs, shape):
         rope |= part
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']}, only 1 is supported")
-    if type(rope["rope_theta"]) not in (int, float) or rope["rope_theta"] <= 0:
-        raise UserError(f"{path}: rope_theta={rope['rope_theta']}, expected a number above 0")
+    if not is_positive(rope["rope_theta"]):
+        raise UserError(f"{path}: rope_theta={rope['rope_theta']}, expected a finite number above 0")
     return {"bias": biases[0], "rope_theta": float(rope["rope_theta"])}
 
 
@@ -329,6 +367,8 @@ def with_end_of_text(text, n_ids, rows):
     Evaluation harnesses ask for it. Where the tokenizer has none, it is the byte 0, or the first id of the padding; the
     ids of text stay what they are.
     """
+    from tokenizers import Tokenizer
+
     content = json.loads(text)
     special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
     for end in ("<|endoftext|>", "</s>"):
@@ -339,13 +379,16 @@ def with_end_of_text(text, n_ids, rows):
     if model["type"] == "BPE" and byte_level and zero not in json.dumps(model["merges"], ensure_ascii=False):
         end, end_id = "\0", model["vocab"].pop(zero)
         model["vocab"][end] = end_id  # spelled as itself, so that the special token is the byte
-    elif model["type"] == "WordLevel" and n_ids < rows:
+    elif n_ids < rows:
         end, end_id = "<|endoftext|>", n_ids
     else:
         return text, None, None
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"].append({"id": end_id, "content": end, **plain, "special": True})
-    return json.dumps(content, ensure_ascii=False, indent=1), end, end_id
+    made = json.dumps(content, ensure_ascii=False, indent=1)
+    if Tokenizer.from_str(made).token_to_id(end) != end_id:  # a word of text, or the library numbers otherwise
+        return text, None, None
+    return made, end, end_id
 
 
 def folder_is_free(folder):

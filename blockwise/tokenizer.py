@@ -12,6 +12,7 @@ from pathlib import Path
 from blockwise import UserError
 
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
+TOKENIZERS = "bytes, gpt2, bpe:N (trained on the training part), or a folder with a tokenizer.json"
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 LINE_END = re.compile(r"(?<=\S)(?=\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
 
@@ -61,6 +62,10 @@ class Tokenizer:
         ids = self.trained.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
+        splits = spec.get("pre_tokenizer") or {}
+        as_gpt2 = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
+        plain = not spec.get("normalizer") and all(token["special"] for token in spec.get("added_tokens", []))
+        self.by_line = as_gpt2 and plain and not splits.get("add_prefix_space", True)
         self._bytes_of = None
         if (spec.get("decoder") or {}).get("type") == "ByteLevel":
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
@@ -74,7 +79,7 @@ class Tokenizer:
         if self.name == "gpt2":
             return self.bpe.encode(text, disallowed_special=())
         if self.name != "chars":
-            pieces = LINE_END.split(text) if self.name.startswith("bpe:") else [text]
+            pieces = LINE_END.split(text) if self.by_line else [text]
             return [i for e in self.encoder.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
@@ -122,11 +127,15 @@ class Tokenizer:
 
 
 def tokenizer_named(word, text):
-    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, or bpe:N, which is trained on `text`."""
+    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, bpe:N trained on `text`, or a path's."""
     if word in ("bytes", "gpt2"):
         return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word])
+    if word and Path(word).exists():
+        return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}"))
     if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
-        raise UserError(f"unknown tokenizer {word!r}: expected bytes, gpt2 or bpe:N with N from 257 to 65536")
+        raise UserError(
+            f"unknown tokenizer {word!r}: expected bytes, gpt2, bpe:N with N from 257 to 65536, or a tokenizer.json"
+        )
     return Tokenizer({"tokenizer": word, "vocab_size": int(word[4:]), "json": train_bpe(text, int(word[4:]))})
 
 
@@ -149,15 +158,23 @@ def train_bpe(text, vocab_size):
 def pretrained(name, place, revision):
     """The description of a published tokenizer that has a tokenizer.json: of a folder, or of a model of the hub."""
     if Path(place).exists():
-        path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
-        if not path.is_file():
-            raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
-    else:
+        path = json_in(place)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", place):
         path = fetched_tokenizer(place, revision)
+    else:
+        raise UserError(f"there is no folder {place}: expected one with a tokenizer.json, or a model of the hub")
     found = read_json(path, name)
     if "end_of_text" not in found:
         raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
     return found
+
+
+def json_in(place):
+    """The path of the tokenizer.json that a folder holds, or that is given itself."""
+    path = Path(place) / "tokenizer.json" if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise UserError(f"{place} has no tokenizer.json: transformers' save_pretrained writes it")
+    return path
 
 
 def read_json(path, name):
@@ -199,6 +216,8 @@ def without_special_tokens(spec):
     special = {token["content"] for token in spec.get("added_tokens", []) if token["special"]}
 
     def renamed(token):
+        if token == "\0":  # the end of a text in our exports, but in a text the byte, spelled as byte-level models do
+            return byte_alphabet()[0]
         return "\U0010ffff" + token if token in special else token  # a code point that is no character
 
     model, vocab = spec["model"], spec["model"]["vocab"]
@@ -206,7 +225,8 @@ def without_special_tokens(spec):
         vocab = {renamed(token): i for token, i in vocab.items()}
     else:
         vocab = [[renamed(token), score] for token, score in vocab]
-    added = [{**token, "content": renamed(token["content"])} for token in spec.get("added_tokens", [])]
+    added = [token for token in spec.get("added_tokens", []) if token["content"] != "\0"]
+    added = [{**token, "content": renamed(token["content"])} for token in added]
     model = {**model, "vocab": vocab, **({"unk_token": renamed(model["unk_token"])} if "unk_token" in model else {})}
     return {**spec, "model": model, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
 

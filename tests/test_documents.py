@@ -1,6 +1,5 @@
 """Large corpora: the scripts as they are run, on local files, with GPT-2's own ranks; kills, full disks, bad files."""
 
-import fcntl
 import gzip
 import hashlib
 import importlib.util
@@ -22,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiktoken
-from conftest import ROOT, finish, start, workers_of
+from conftest import ROOT, finish, kill_all, start, workers_of
 from pyarrow import parquet
 from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from blockwise import UserError
+from blockwise.corpus import sole_writer
 from blockwise.documents import held_out, hub_source, local_source, read_texts
 from blockwise.loader import Dataset
 from blockwise.tokenizer import GPT2, Tokenizer
@@ -86,7 +86,7 @@ def assert_refused(answer, *parts):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def ids_of(folder, split):
@@ -221,10 +221,10 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     shards = {path: path.stat().st_ino for path in work.glob("*.json")}
     assert 6 <= len(shards) < len(list_of_shards(text))
 
-    with open(work / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert_refused(prepare("openwebtext", *words), "being prepared by another process")
     few = (*words, "--workers=1", "--max_docs=3", "--val_fraction=0.9")  # other settings: none of these shards
+    with sole_writer(folder):
+        for settings in (words, few):
+            assert_refused(prepare("openwebtext", *settings), f"{folder} is being prepared by another process")
     assert prepare("openwebtext", *few) == (0, "")
     assert meta_of(folder)["documents"] == {"train": 2, "val": 1}
     shutil.copytree(folder, tmp_path / "few")
@@ -238,12 +238,17 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     for name in ("train.bin", "val.bin", "meta.json"):  # what was there is as it was
         assert (folder / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
 
-    shard = work / "000002.train.bin"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
-    assert_refused(prepare("openwebtext", *words), "000002.train.bin is damaged")
+    for number in (1, 3):
+        shard = work / f"{number:06d}.train.bin"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    assert_refused(prepare("openwebtext", *words), "000001.train.bin and 1 more damaged")
+    for name, manifest in {"000000": "{}", "000002": "null", "000004": '["train"]', "000005": '{"train": {}}'}.items():
+        (work / f"{name}.json").write_text(manifest)
+    (work / "000006.train.bin").unlink()
+    (work / "000007.train.bin").write_bytes(b"ab")
     process = start(*words, script=script)
     status, out, err = finish(process)
-    assert (status, err) == (0, "") and f"going on: {len(list_of_shards(text)) - 1} shards are finished" in out
+    assert (status, err) == (0, "") and f"going on: {len(list_of_shards(text)) - 8} shards are finished" in out
     assert contents(folder) == contents(tmp_path / "whole" / "openwebtext")
 
 
@@ -264,10 +269,91 @@ def finished_shards(folder, count):
     raise AssertionError(f"no {count} shards in a minute")
 
 
-def test_an_empty_split_is_refused(tmp_path, source):
-    words = (f"--source={source}", "--val_fraction=1e-9", "--workers=1", f"--data_dir={tmp_path}")
-    assert_refused(prepare("openwebtext", *words), "the val split of docs is empty")
+@pytest.mark.parametrize("fraction, split", [("1e-9", "val"), ("1", "train")])
+def test_an_empty_split_is_refused(tmp_path, source, fraction, split):
+    words = (f"--source={source}", f"--val_fraction={fraction}", "--workers=1", f"--data_dir={tmp_path}")
+    parts = (f"is for the {split} split", "expected more", "another --val_fraction")
+    assert_refused(prepare("openwebtext", *words, SHARDS), "none of 60 documents", *parts)
     assert not list(tmp_path.rglob("*.bin.tmp")) and not (tmp_path / "openwebtext" / "train.bin").exists()
+    shutil.rmtree(tmp_path / "openwebtext")
+    assert_refused(prepare("openwebtext", *words, SHARDS, "--max_docs=9"), "none of 9 documents", *parts)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_shards_of_other_settings_are_named(tmp_path, source):
+    """And those whose manifest lacks a split are made again, which only the documents tell."""
+    words = [f"--source={source}", f"--val_fraction={FRACTION}", "--workers=1", f"--data_dir={tmp_path}"]
+    process = start(*words, "--shard_mb=0.0005", script="data/openwebtext/prepare.py")
+    folder = tmp_path / "openwebtext"
+    finished_shards(folder, 3)
+    kill_all(process)
+    (work,) = folder.glob("work-*")
+    old = {path: path.stat().st_ino for path in work.iterdir()}
+    status, out, _ = finish(start(*words, SHARDS, script="data/openwebtext/prepare.py"))
+    assert status == 0 and f"shards of other settings lie in {work}: 0.000 GB" in out
+    assert {path: path.stat().st_ino for path in work.iterdir()} == old
+    expected = contents_of_files(folder)
+    for path in work.glob("*.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({"val": manifest["val"]} if "val" in manifest else {}))
+    status, out, _ = finish(start(*words, "--shard_mb=0.0005", script="data/openwebtext/prepare.py"))
+    assert status == 0 and "other settings" not in out and contents_of_files(folder) == expected
+
+
+def contents_of_files(folder):
+    return [(folder / name).read_bytes() for name in ("train.bin", "val.bin", "meta.json")]
+
+
+def test_a_small_data_set_waits_for_nobody(tmp_path):
+    with sole_writer(tmp_path / "kjv"):
+        assert_refused(prepare("kjv", f"--data_dir={tmp_path}"), "kjv is being prepared by another process")
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, source):
+    """Nothing is kept, so nothing is said of that."""
+    (tmp_path / "file").write_text("x")
+    status, error = prepare("openwebtext", f"--source={source}", f"--data_dir={tmp_path / 'file'}")
+    assert status == 2 and error == f"error: {tmp_path / 'file' / 'openwebtext'} cannot be written: Not a directory\n"
+
+
+@pytest.mark.parametrize("moment", ["start", "workers", "shards"])
+def test_ctrl_c_is_one_line(tmp_path, moment):
+    """SIGINT to the whole group, as a terminal sends it: while the tokenizer loads, while workers load it, later."""
+    write_jsonl(tmp_path / "x.jsonl", DOCS * 300)
+    words = [f"--source={tmp_path / 'x.jsonl'}", "--workers=2", f"--data_dir={tmp_path}", "--shard_mb=0.01"]
+    env = {}
+    if moment == "start":
+        shutil.copytree(os.environ["TIKTOKEN_CACHE_DIR"], tmp_path / "ranks")
+        pipe = max((tmp_path / "ranks").iterdir(), key=lambda path: path.name)
+        pipe.unlink()
+        os.mkfifo(pipe)
+        env = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "ranks")}
+    process = start(*words, script="data/openwebtext/prepare.py", env=env)
+    if moment == "start":
+        while not is_read(pipe):
+            time.sleep(0.001)
+    elif moment == "workers":
+        while not any("numpy" in maps_of(pid) for pid in workers_of(process.pid)):
+            time.sleep(0.001)
+    else:
+        finished_shards(tmp_path / "openwebtext", 2)
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = finish(process)
+    assert (status, err.count("\n")) == (130, 1) and err.startswith("stopped"), err
+    assert moment != "shards" or "shards that are finished are kept" in err
+
+
+def maps_of(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
+
+
+def is_read(pipe):
+    with suppress(OSError):
+        os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # stays open: the reader waits
+        return True
 
 
 # The choice for validation
@@ -301,6 +387,11 @@ def test_every_form_gives_the_same_documents(tmp_path, name):
         path.write_bytes(pa.compress(path.read_bytes(), codec="zstd", asbytes=True))
     assert list(local_source(path, ["train"]).texts("train")) == DOCS
     assert list(local_source(path, ["train"]).texts("train", 7)) == DOCS[:7]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+    assert list(read_texts(tmp_path / "x.jsonl")) == ["a", "b"]
 
 
 def test_files_come_in_the_order_of_their_names_and_hidden_ones_are_left_out(tmp_path):
@@ -376,8 +467,11 @@ def test_mistakes(tmp_path, source, t5, monkeypatch):
     assert "named train*" in refused("minipile", f"--source={source}")
     assert "named train*" in refused("c4", f"--source={source}", "--tokenizer=gpt2")
     assert "--val_source needs --source" in refused("minipile", "--val_source=x")
-    whole = ["--max_docs=0", "--max_docs=x", "--workers=0", "--workers=-1"]
-    for word in (*whole, "--shard_mb=0", "--shard_mb=nan", "--val_fraction=2", "--val_fraction=x", "--seed=x"):
+    assert "--source: expected a file or a folder" in refused("openwebtext", "--source=")
+    assert "--val_source: expected a file or" in refused("minipile", f"--source={source}", "--val_source=")
+    whole = ["--max_docs=0", "--max_docs=x", "--workers=0", "--workers=-1", f"--max_docs={'9' * 20}", "--max_docs=٣"]
+    others = ["--shard_mb=0", "--shard_mb=nan", "--shard_mb=٣", "--val_fraction=2", "--val_fraction=x", "--seed=x"]
+    for word in (*whole, *others):
         key, value = word.split("=")
         answer = refused("openwebtext", f"--source={source}", word)
         assert key in answer and value in answer
@@ -387,6 +481,7 @@ def test_mistakes(tmp_path, source, t5, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         assert "GB of disk" in refused("openwebtext", f"--source={source}")
+    assert "there is no folder /typo/dir" in refused("c4", f"--source={source}", "--tokenizer_path=/typo/dir")
     assert "no tokenizer.json" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
     (empty / "tokenizer.json").write_text("{}")
     assert "tokenizer.json is no sound" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")

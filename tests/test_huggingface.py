@@ -1,7 +1,9 @@
 """Models from and to Hugging Face: their weights in our model, ours in theirs, tokenizers, and what is refused."""
 
 import json
+import runpy
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import tiktoken
 import tokenizers
 import torch
-from conftest import finish, losses, metrics, out_dir, run, start
+from conftest import ROOT, finish, losses, metrics, out_dir, run, start
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -155,9 +157,11 @@ def test_shards(folders, tmp_path):
         loaded(tmp_path / "sharded")
 
 
+@pytest.mark.parametrize("case", ["llama", "llama, tied, grouped"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_becomes_float32(tmp_path, dtype):
-    randomised(THEIRS["llama"]()).to(dtype).save_pretrained(tmp_path / "half")
+def test_half_precision_becomes_float32(tmp_path, dtype, case):
+    """Rotary angles are computed, not stored: a model cast with .to(dtype) rounds its own, one that is loaded not."""
+    randomised(THEIRS[case]()).to(dtype).save_pretrained(tmp_path / "half")
     ours = loaded(tmp_path / "half")
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32))
@@ -229,6 +233,26 @@ UNSUPPORTED = {
     "scale_attn_by_inverse_layer_idx=True": ("gpt2", dict(scale_attn_by_inverse_layer_idx=True)),
     "add_cross_attention": ("gpt2", dict(add_cross_attention=True)),
     "n_layer=two, expected a whole number": ("gpt2", dict(n_layer="two")),
+    r"model_type=\['gpt2'\], expected": ("gpt2", dict(model_type=["gpt2"])),
+    "model_type={}, expected": ("gpt2", dict(model_type={})),
+    "layer_norm_epsilon=inf, expected a finite": ("gpt2", dict(layer_norm_epsilon=float("inf"))),
+    "layer_norm_epsilon=nan": ("gpt2", dict(layer_norm_epsilon=float("nan"))),
+    "layer_norm_epsilon=10000": ("gpt2", dict(layer_norm_epsilon=10**400)),
+    "n_embd=100000.*at most": ("gpt2", dict(n_embd=10**400)),
+    "lacks the tensor h.2.mlp.c_fc.weight": ("gpt2", dict(n_layer=10**6)),
+    "lacks the tensor layers.2.mlp.up_proj.weight": ("llama", dict(num_hidden_layers=10**6)),
+    r"wte.weight is \[256, 32\], config.json says \[4194304, 32\]": ("gpt2", dict(vocab_size=2**22)),
+    r"embed_tokens.weight is \[256, 32\], config.json says \[256, 4194304\]": (
+        "llama", dict(hidden_size=2**22, head_dim=None)
+    ),
+    r"wpe.weight is \[32, 32\], config.json says \[4194304, 32\]": ("gpt2", dict(n_positions=2**22)),
+    r"c_fc.weight is \[32, 128\], config.json says \[4194304, 32\]": ("gpt2", dict(n_inner=2**22)),
+    "max_position_embeddings=1000000000, expected": ("llama", dict(max_position_embeddings=10**9)),
+    "n_layer=1000000000, expected": ("gpt2", dict(n_layer=10**9)),
+    "3 heads .* do not divide": ("gpt2", dict(n_head=3)),
+    r"4 heads \(3 for": ("llama", dict(num_key_value_heads=3)),
+    "rope_theta=inf": ("llama", dict(rope_parameters={"rope_theta": float("inf")})),
+    "rope_theta=10000": ("llama", dict(rope_parameters={"rope_theta": 10**400})),
     "n_head=None": ("gpt2", dict(n_head=None)),
     "layer_norm_epsilon=0": ("gpt2", dict(layer_norm_epsilon=0)),
     "tie_word_embeddings=yes": ("gpt2", dict(tie_word_embeddings="yes")),
@@ -424,6 +448,9 @@ def test_tokenizer_of_the_library(tmp_path):
     made.add_special_tokens(["</s>"])
     _, theirs = read_back(tmp_path, {"tokenizer": "mine", "vocab_size": 3, "json": made.to_str()})
     assert theirs("the cat")["input_ids"] == [0, 1] and theirs.eos_token_id == 2
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    _, theirs = read_back(tmp_path, {"tokenizer": "mine", "vocab_size": 3, "json": made.to_str()})
+    assert theirs("abb")["input_ids"] == [2, 1] and theirs.eos_token_id == 3  # the first of the padding
     with pytest.raises(UserError, match=r"tokenizer\.json of mine is broken"):
         Tokenizer({"tokenizer": "mine", "vocab_size": 1, "json": "{}"})
 
@@ -474,6 +501,13 @@ def test_eval_only_on_a_resume_leaves_the_run_alone(small):
     before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
     assert run(*small, "--init_from=resume", "--eval_only=True", "--eval_iters=2") == 0
     assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
+
+
+def test_eval_only_past_max_iters(small, capsys):
+    run(*small, "--max_iters=4")
+    loss = metrics(small)[4]["val/loss"]
+    assert run(*small, "--init_from=resume", "--eval_only=True", "--max_iters=2") == 0
+    assert f"validation loss {loss}" in capsys.readouterr().out
 
 
 def test_training_from_weights_and_resuming(small, folders, tmp_path, capsys):
@@ -541,16 +575,56 @@ def test_sampling(small, folder, tmp_path, capsys):
     run(*small, "--vocab_size=300")
     export_to(small, tmp_path / "hf")
     assert text(f"--out_dir={out_dir(small)}") == text(f"--init_from=hf:{tmp_path / 'hf'}")
-    with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         text(f"--init_from=hf:{folder}")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"tokenizer\.json is broken"):
+    with pytest.raises(UserError, match=r"is no sound tokenizer\.json"):
         text(f"--init_from=hf:{folder}")
     many = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 1, "cat": 256}, unk_token="the"))
     many.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     many.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match="the tokenizer gives token id 256, the model has 256"):
         text(f"--init_from=hf:{folder}")
+
+
+def test_sampling_never_gives_the_padding(small, tmp_path, monkeypatch, capsys):
+    """Of characters, whose export has an end-of-text token in it."""
+    chars = "abcdefgh"
+    description = {"tokenizer": "chars", "vocab_size": 8, "chars": chars}
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(8, (400,), generator=rng).tolist()
+    write_dataset(tmp_path / "data" / "chars", {"train": ids, "val": ids}, description, "made up")
+    run(*small, f"--data_dir={tmp_path / 'data'}", "--dataset=chars", "--max_iters=1", "--vocab_size=12")
+    export_to(small, tmp_path / "hf")
+    ends = json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"]
+    assert ends == 8
+
+    def text(*words):
+        words = ("--device=cpu", "--start=a", "--num_samples=1", "--max_new_tokens=100", "--temperature=9", *words)
+        capsys.readouterr()
+        sample.main(configure(sample.SampleConfig, words, "")[0])
+        return capsys.readouterr().out
+
+    found = text(f"--init_from=hf:{tmp_path / 'hf'}")
+    assert found == text(f"--out_dir={out_dir(small)}") and set(found) <= {*chars, "-", "\n"}
+    for odd in (None, 5, ["x", {}], list(range(12))):  # of other hands
+        (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"suppress_tokens": odd}))
+        assert text(f"--init_from=hf:{tmp_path / 'hf'}")
+
+
+def test_data_by_a_models_own_tokenizer(small, tmp_path, monkeypatch):
+    """Of an export, by data/text/prepare.py: the run's own ids again."""
+    run(*small, "--max_iters=1")
+    export_to(small, tmp_path / "hf")
+    (tmp_path / "mine.txt").write_text(TEXT * 20, encoding="utf-8", newline="")
+    for path in (tmp_path / "hf", tmp_path / "hf" / "tokenizer.json"):
+        words = [str(tmp_path / "mine.txt"), "--name=mine", f"--data_dir={tmp_path}", f"--tokenizer={path}"]
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *words])
+        runpy.run_path(str(ROOT / "data/text/prepare.py"))["main"]()
+        data = (tmp_path / "mine" / "train.bin").read_bytes() + (tmp_path / "mine" / "val.bin").read_bytes()
+        assert data[::2] == (TEXT * 20).encode() + b"\n" * (not TEXT.endswith("\n"))
+    fresh = (*shapeless(small), f"--data_dir={tmp_path}", "--dataset=mine", f"--out_dir={tmp_path / 'fresh'}")
+    assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True", "--eval_iters=1") == 0
 
 
 def test_export_refuses(small, tmp_path):

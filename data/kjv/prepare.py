@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.corpus import dataset_folder, prepare_text, split_text, tokenizer_suffix
-from blockwise.tokenizer import tokenizer_named
+from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2, or bpe:N, trained on the training part")
+    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
     parser.add_argument("--name", help="of the data set (default: kjv, kjv_gpt2, kjv_bpe4096)")
     parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
     args = parser.parse_args()

@@ -30,7 +30,7 @@ def main():
     folder = dataset_folder(args.data_dir, args.name)
     tokenizer = Tokenizer(GPT2)
     source = find_source(args, ["train"])
-    documents = held_out(source.texts("train", args.max_docs), args.val_fraction, args.seed)
+    documents = held_out(source.texts("train", args.max_docs), args.val_fraction, args.seed, args.max_docs)
     settings = {"max_docs": args.max_docs, "seed": args.seed, "val_fraction": args.val_fraction}
     write_documents(folder, documents, tokenizer, source, settings, args.workers, args.shard_mb)
 

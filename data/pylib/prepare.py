@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.corpus import dataset_folder, prepare_text, read_text, split_text, tokenizer_suffix
-from blockwise.tokenizer import tokenizer_named
+from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -34,7 +34,7 @@ def library_text(folder):
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2, or bpe:N, trained on the training part")
+    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
     parser.add_argument("--name", help="of the data set (default: pylib, pylib_gpt2, pylib_bpe4096)")
     parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
     args = parser.parse_args()

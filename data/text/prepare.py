@@ -1,6 +1,6 @@
 """Your own UTF-8 text files as a data set; the last tenth is for validation.
 
-    python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096] [--data_dir=DIR]
+    python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096|DIR] [--data_dir=DIR]
 """
 
 import sys
@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
 from blockwise.corpus import dataset_folder, prepare_text, read_text, split_text
-from blockwise.tokenizer import tokenizer_named
+from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 
 
@@ -18,7 +18,7 @@ def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="joined in this order")
     parser.add_argument("--name", required=True, help="of the data set: train with --dataset=NAME")
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2, or bpe:N, trained on the training part")
+    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
     parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
     args = parser.parse_args()
     folder = dataset_folder(args.data_dir, args.name)
