@@ -134,7 +134,20 @@ def newest_checkpoint(out_dir, warn):
     Damaged ones are passed over, each with a call of warn(text). Raises UserError if all are damaged.
     """
     committed = manifests(out_dir)
-    for manifest in reversed(committed):
+    newest = next(whole(reversed(committed), warn), None)
+    if committed and newest is None:
+        raise UserError(f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts over, keeping the files")
+    return newest
+
+
+def whole_checkpoints(out_dir, warn):
+    """Paths of all checkpoints that are whole, oldest first; a call of warn(text) for each that is not."""
+    return list(whole(manifests(out_dir), warn))
+
+
+def whole(committed, warn):
+    """Those checkpoints of these manifests whose bytes are what the manifest states."""
+    for manifest in committed:
         weights = manifest.with_suffix(".pt")
         try:
             stated = json.loads(manifest.read_text())
@@ -143,12 +156,10 @@ def newest_checkpoint(out_dir, warn):
                 raise ValueError(f"it has {length} bytes instead of {stated['bytes']}")
             if digest != stated["sha256"]:
                 raise ValueError("its sha256 is not the one in its manifest")
-            return weights
         except (ValueError, KeyError, TypeError, OSError) as error:
-            warn(f"checkpoint {weights} is damaged ({error}); trying the one before")
-    if committed:
-        raise UserError(f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts over, keeping the files")
-    return None
+            warn(f"checkpoint {weights} is damaged ({error}); passed over")
+        else:
+            yield weights
 
 
 def set_aside_after(out_dir, step):

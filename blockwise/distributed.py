@@ -61,6 +61,15 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
+    def total(self, tensors):
+        """A list of tensors, each summed over the processes."""
+        if self.size == 1:
+            return tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
     def any(self, flag):
         return self.sum(float(bool(flag)))[0] > 0
 

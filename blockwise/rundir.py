@@ -11,7 +11,7 @@ from pathlib import Path
 from blockwise import UserError
 
 # In the order in which they are moved: the manifests first, so that an interrupted move leaves nothing to resume
-RUN_FILES = ("ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "config.json")
+RUN_FILES = ("ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "sharpness_*", "config.json")
 
 
 class InUse(UserError):

@@ -46,7 +46,7 @@ def test_a_leaf_imports_no_other_project_file(path):
 
 
 def test_entry_points_do_not_import_each_other():
-    entries = {"train", "sample", "export", "plot", "compare"}
+    entries = {"train", "sample", "export", "plot", "compare", "measure"}
     for name in entries | {"model", "configurator"}:
         assert not set(imports_of(ROOT / f"{name}.py")) & entries
 
