@@ -374,12 +374,11 @@ def compiled(model, warm_up, may_fail, world):
     except Exception as error:
         if not may_fail:
             raise
-        failure = error
+        failure = first_line(error)  # the error itself would keep this frame, and what its callers hold, alive
     if not world.any(failure):
         return fast
     if world.is_master:
-        reason = first_line(failure) if failure else "on another rank"
-        warn(f"torch.compile failed, going on without it: {reason}")
+        warn(f"torch.compile failed, going on without it: {failure or 'on another rank'}")
     return model
 
 
