@@ -12,7 +12,7 @@ def warn(text):
 
 
 def first_line(error):
-    return next(iter(str(error).splitlines()), "no reason given")
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
 class MetricsFile:
