@@ -306,3 +306,19 @@ def test_a_signal_saves_the_runs_and_ends(study, tmp_path):
     status, out, err = finish(process)
     assert (status, err) == (0, "") and "the same command goes on" in out
     assert len([folder for folder in runs.iterdir() if manifests(folder)]) == 2
+
+
+def test_runs_under_torchrun_end_with_a_study_that_is_killed(study, tmp_path):
+    more = "max_iters = lr_decay_iters = 100000\neval_interval = 0\ngradient_accumulation_steps = 2"
+    process = start(*study(more), "--processes=2", "--jobs=1", script="compare.py")
+    runs = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 90
+    while not list(runs.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    (folder,) = runs.iterdir()
+    deadline = time.monotonic() + 30
+    while compare.busy(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not compare.busy(argparse.Namespace(folder=folder))
