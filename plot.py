@@ -243,7 +243,7 @@ def in_order(blocks):
 
 
 def draw_bars(axes, found):
-    """Average sharpness with its standard error; the geometric mean as a white line across the bar."""
+    """Average sharpness with its standard error; the geometric mean as a dotted line across the bar."""
     names = in_order(found["blocks"])
     for at, block in enumerate(names):
         one = found["blocks"][block]
@@ -252,11 +252,12 @@ def draw_bars(axes, found):
         else:  # a trace of the Hessian may be negative: no bar on a logarithmic axis
             place = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "fontsize": 8}
             axes.annotate(f"{one['mean']:.1e}", (at, 0.02), **place)
-        if one["geometric"]:
+        if one["geometric"] and found["kind"] != "hessian":  # whose single entries are noise, of either sign
             axes.plot([at - 0.4, at + 0.4], [one["geometric"]] * 2, color="black", linestyle=":", linewidth=2)
     axes.set_xticks(range(len(names)), names)
     axes.set(yscale="log", ylabel="average sharpness (per parameter)")
-    axes.set_title("mean and standard error; dotted: geometric mean", fontsize="medium")
+    dotted = "" if found["kind"] == "hessian" else "; dotted: geometric mean"
+    axes.set_title(f"mean and standard error{dotted}", fontsize="medium")
 
 
 def draw_density(axes, found):
