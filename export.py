@@ -35,16 +35,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from blockwise.checkpoint import load_checkpoint, newest_checkpoint
+from blockwise.checkpoint import load_checkpoint, need_checkpoint
 from blockwise.huggingface import folder_is_free, write_folder
 from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer
 
 
 def main(config):
-    path = newest_checkpoint(config.out_dir, warn)
-    if path is None:
-        raise UserError(f"no checkpoint in out_dir={config.out_dir}: expected the out_dir of a run of train.py")
+    path = need_checkpoint(config.out_dir, warn)
     to = Path(config.to)
     if not folder_is_free(to):
         raise UserError(f"to={to} exists and is not an empty folder: choose another, or remove it")

@@ -66,7 +66,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from blockwise.checkpoint import load_checkpoint, newest_checkpoint, whole_checkpoints
+from blockwise.checkpoint import load_checkpoint, need_checkpoint, whole_checkpoints
 from blockwise.curvature import (
     LOG10_BINS,
     Batch,
@@ -96,9 +96,9 @@ def main(config):
         config = replace(config, **{key: getattr(config, key) or run.get(key) for key in keys})
         if config.dataset is None:
             raise UserError("dataset is not given: expected the data set that the model shall be measured on")
-        context = models[0][1]().config.block_size
-        if config.block_size > context:
-            raise UserError(f"block_size={config.block_size}: expected at most the model's context, {context}")
+        if config.block_size > run["block_size"]:
+            context = f"the model's context, {run['block_size']}"
+            raise UserError(f"block_size={config.block_size}: expected at most {context}")
         data = Dataset.open(config.data_dir or "data", config.dataset, config.block_size)
         sharpness(config, models, data.train, world)
     return 0
@@ -106,9 +106,7 @@ def main(config):
 
 def checkpoints_of(config):
     """([(step, function that makes the model), ...], the run's config)"""
-    newest = newest_checkpoint(config.out_dir, warn)
-    if newest is None:
-        raise UserError(f"no checkpoint in out_dir={config.out_dir}: expected the out_dir of a run of train.py")
+    newest = need_checkpoint(config.out_dir, warn)
     paths = [newest] if config.checkpoints == "newest" else whole_checkpoints(config.out_dir, warn)
 
     def make(path):

@@ -50,7 +50,7 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
 
 import torch
 
-from blockwise.checkpoint import load_checkpoint, newest_checkpoint
+from blockwise.checkpoint import load_checkpoint, need_checkpoint
 from blockwise.corpus import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
@@ -86,10 +86,7 @@ def main(config):
 
 def checkpoint_of(out_dir):
     """Model, tokenizer and number of ids of text of the newest checkpoint in a folder."""
-    path = newest_checkpoint(out_dir, warn)
-    if path is None:
-        raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(need_checkpoint(out_dir, warn))
     model = Transformer(ModelConfig(**saved["model_config"]))
     model.load_state_dict(saved["model"])
     tokenizer = Tokenizer(saved["tokenizer"])

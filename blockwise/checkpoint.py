@@ -140,6 +140,14 @@ def newest_checkpoint(out_dir, warn):
     return newest
 
 
+def need_checkpoint(out_dir, warn):
+    """The same for a command that goes on from a run: raises UserError also if there is none."""
+    path = newest_checkpoint(out_dir, warn)
+    if path is None:
+        raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
+    return path
+
+
 def whole_checkpoints(out_dir, warn):
     """Paths of all checkpoints that are whole, oldest first; a call of warn(text) for each that is not."""
     return list(whole(manifests(out_dir), warn))
