@@ -105,19 +105,19 @@ class Study:
             "absolute floor": f"--min_lr_ratio=None --min_lr={config.min_lr}",
             "relative floor": "--min_lr_ratio=0.05",
         }
-        places = list(product(config.conditions or {"": ""}, floors))
-        self.places = {(c, f): ", ".join(filter(None, (c, f))) for c, f in places}
         shared = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
         self.settings = {}  # (place, arm) -> TrainConfig
-        for (condition, floor), place in self.places.items():
+        self.places = []  # names of the comparisons: a condition with a floor each
+        for (condition, before), (floor, behind) in product((config.conditions or {"": ""}).items(), floors.items()):
+            place = ", ".join(filter(None, (condition, floor)))
+            self.places.append(place)
             for arm, words in config.arms.items():
-                words = f"{config.conditions.get(condition, '')} {words} {floors[floor]}"
+                words = f"{before} {words} {behind}"
                 settings = self.settings[place, arm] = settings_of(words, shared, arm)
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[place, arm + TWICE] = replace(settings, **doubled)
             check_common({arm: self.settings[place, arm] for arm in config.arms})
-        self.places = list(self.places.values())
 
     def run_of(self, place, arm, rate, seed):
         config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
@@ -245,7 +245,7 @@ def tokens_of(config):
 
 
 def loss_of(result):
-    """What the sweep sees: a run that diverged, or failed, is worse than any that did not."""
+    """What the sweep sees: a run that diverged is worse than any that did not."""
     return result["loss"] if result["status"] == "finished" else math.inf
 
 
