@@ -460,8 +460,9 @@ def print_start(config, groups, micro_steps, tokens_per_step, world, say):
 
 def state_sizes(config, groups):
     """What the optimizer's state takes, beside AdamW's, as words."""
-    own, adamw = (state_bytes(name, groups, *optimizer_settings(config)) for name in (config.optimizer, "adamw"))
-    return f"state {own / 1e6:,.0f} MB" + (f" (adamw: {adamw / 1e6:,.0f} MB)" if config.optimizer != "adamw" else "")
+    sizes = {name: state_bytes(name, groups, *optimizer_settings(config)) for name in {config.optimizer, "adamw"}}
+    beside = f" (adamw: {sizes['adamw'] / 1e6:,.0f} MB)" if config.optimizer != "adamw" else ""
+    return f"state {sizes[config.optimizer] / 1e6:,.0f} MB{beside}"
 
 
 def optimizer_settings(config):
