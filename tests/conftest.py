@@ -116,3 +116,18 @@ def out_dir(words):
 def losses(words):
     """{step: (train loss, val loss)}, None where a row has none."""
     return {step: (row.get("train/loss"), row.get("val/loss")) for step, row in metrics(words).items()}
+
+
+# Of a prepared data set
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def ids_of(folder, split):
+    return np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
+
+
+def meta_of(folder):
+    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))

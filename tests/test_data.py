@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
-from conftest import ROOT
+from conftest import ROOT, contents, ids_of, meta_of
 from tokenizers import Tokenizer as Trained
 from tokenizers import pre_tokenizers
 
@@ -36,18 +36,6 @@ def prepare(name, *words):
     command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return answer.returncode, answer.stderr
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-
-def ids_of(folder, split):
-    return np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
-
-
-def meta_of(folder):
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

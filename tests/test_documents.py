@@ -17,11 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
-import numpy as np
 import pyarrow as pa
 import pytest
 import tiktoken
-from conftest import ROOT, finish, kill_all, start, workers_of
+from conftest import ROOT, contents, finish, ids_of, kill_all, meta_of, start, workers_of
 from pyarrow import parquet
 from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -83,18 +82,6 @@ def assert_refused(answer, *parts):
     assert status == 2, error
     assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
     assert all(part in error for part in parts), error
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-
-def ids_of(folder, split):
-    return np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
-
-
-def meta_of(folder):
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
 
 
 def tokens_of(docs):
