@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from blockwise.products import linear, product
+
 # Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
 # faults then cost as much as the products.
 LOSS_ROWS = 1024
@@ -67,11 +69,16 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 def joined(x, *linears):
     """The outputs of several linear layers on one input, by one matrix product."""
     weight = torch.cat([layer.weight for layer in linears])
     bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
-    return F.linear(x, weight, bias).split([layer.out_features for layer in linears], dim=-1)
+    return linear(x, weight, bias).split([layer.out_features for layer in linears], dim=-1)
 
 
 def rotary_table(config):
@@ -105,10 +112,10 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.D = config.head_width
         kv_width = config.n_kv_head * self.D
-        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=config.bias)
-        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=config.bias)
-        self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.k_proj = Linear(config.n_embd, kv_width, bias=config.bias)
+        self.v_proj = Linear(config.n_embd, kv_width, bias=config.bias)
+        self.o_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm, self.qk_clip = config.qk_norm, config.qk_clip
         if config.qk_norm:  # one gain for all heads, before the rotation, as in Qwen3 and Gemma 3
             self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps)
@@ -147,9 +154,9 @@ class MLP(nn.Module):
         self.dropout = config.dropout
         self.gated = config.model_type == "llama"
         if self.gated:
-            self.gate_proj = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.up_proj = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.down_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+            self.gate_proj = Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.up_proj = Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.down_proj = Linear(config.n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x):
         if self.gated:
@@ -205,22 +212,26 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, matrix, targets, softcap, z_loss):
-        loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), torch.zeros_like(matrix)
+        loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), None
         pieces = (z.split(LOSS_ROWS) for z in (x, targets.unsqueeze(1), dx))
         for h, y, dh in zip(*pieces, strict=True):
-            logits = softcapped(h @ matrix.T, softcap)  # (rows, V)
-            p = F.log_softmax(logits, dim=-1)
-            right = p.gather(1, y)  # (rows, 1)
-            loss -= right.sum()
-            p.exp_()
+            p = softcapped(product(h, matrix), softcap)  # logits (rows, V), from here on changed in place
+            slope = 1 - (p / softcap).square() if softcap else None
+            top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
+            p -= top
+            loss -= p.gather(1, y).sum()
+            total = p.exp_().sum(dim=-1, keepdim=True)  # (rows, 1)
+            loss += total.log().sum()
             if z_loss:
-                p *= 1 + 2 * z_loss * (logits.gather(1, y) - right)  # log Z
-            p.scatter_add_(1, y, p.new_full((1, 1), -1.0).expand_as(y))  # gradient of the logits
+                p *= 1 + 2 * z_loss * (top + total.log())  # log Z
+            p.scatter_add_(1, y, -total)
             if softcap:
-                p *= 1 - (logits / softcap).square()
-            torch.mm(p, matrix, out=dh)
-            dmatrix.addmm_(p.T, h)
-        ctx.save_for_backward(dx, dmatrix)
+                p *= slope
+            # p is the gradient of the logits now, but for a division by the total
+            torch.div(product(p, matrix.T), total, out=dh)
+            piece = product((h / total).T, p.T)  # (C, V)
+            dmatrix = piece if dmatrix is None else dmatrix.add_(piece)
+        ctx.save_for_backward(dx, dmatrix.T)
         return loss / len(x)
 
     @staticmethod
@@ -247,7 +258,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.layers_at_work = config.n_layer  # fewer in an architecture warm-up (blockwise.archwarmup)
         self.norm_f = norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.tok_emb.weight
         self.apply(self._init)

@@ -1,0 +1,64 @@
+"""Float32 matrix products on AMD's processors by oneDNN.
+
+There torch's own products go to MKL, whose kernels for other makers' processors reach half of oneDNN's rate. oneDNN is
+in torch too, behind an operator without a derivative, which this file gives it. Everywhere else, and where a product is
+too small to pay for the call, torch's own are used. N rows, C inputs, M outputs.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+LEAST_ROWS = 64  # below, the call itself, 15 us, takes longer than what it saves
+
+
+def on_amd():
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "AuthenticAMD" in info.read_text()
+
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and on_amd()
+
+# An operator of our own around it: inductor compiles the original for constant weights only
+library = torch.library.Library("blockwise", "DEF")
+library.define("product(Tensor x, Tensor weight) -> Tensor")
+library.impl("product", lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""), "CPU")
+torch.library.register_fake("blockwise::product", lambda x, w: x.new_empty(len(x), len(w)), lib=library)
+
+
+def pays(x):
+    """Whether products of the rows of x, (..., C), go to oneDNN."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return ONEDNN and plain and x.numel() >= LEAST_ROWS * x.size(-1)
+
+
+def linear(x, weight, bias=None):
+    """F.linear: x (..., C), weight (M, C), bias (M,) or None -> (..., M). Differentiable any number of times."""
+    if not pays(x):
+        return F.linear(x, weight, bias)
+    y = Product.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias
+
+
+def product(x, weight):
+    """x @ weight.T, (N, C) and (M, C) -> (N, M), outside of autograd. oneDNN copies a transposed x."""
+    return torch.ops.blockwise.product(x, weight) if pays(x) else x @ weight.T
+
+
+class Product(torch.autograd.Function):
+    """x @ weight.T as `product` has it; its gradients are such products again."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors  # (N, C), (M, C); grad: (N, M)
+        dx = Product.apply(grad, weight.T) if ctx.needs_input_grad[0] else None
+        dweight = None
+        if ctx.needs_input_grad[1]:  # the narrower one is copied
+            dweight = Product.apply(x.T, grad.T).T if x.size(1) < grad.size(1) else Product.apply(grad.T, x.T)
+        return dx, dweight
