@@ -16,7 +16,7 @@ def build_optimizer(name, groups, betas, head_width=None):
 
     adamw      torch.optim.AdamW (arXiv 1711.05101)
     adam_mini  AdamMini, below; needs head_width, the rows of a Q or K matrix that belong to one head
-    lion       lion_pytorch's Lion (arXiv 2302.06675); betas: of the update, of the momentum
+    lion       Lion, below; betas: of the update, of the momentum
     muon       MuonWithAdamW, below; betas: of its AdamW part
     sgd        torch.optim.SGD; betas[0] is its momentum, and weight_decay * p is added to the gradient
     """
@@ -26,9 +26,7 @@ def build_optimizer(name, groups, betas, head_width=None):
     if name == "adam_mini":
         return AdamMini(groups, betas, head_width)
     if name == "lion":
-        from lion_pytorch import Lion  # here, so that only who asks for it needs it
-
-        return Lion(groups, betas=betas)  # its own lr must be above 0; the groups bring theirs, which may be 0
+        return Lion(groups, betas)
     if name == "muon":
         return MuonWithAdamW(groups, betas)
     if name == "sgd":  # not fused: if float16 overflows in its first step, the fused one keeps unset momentum
@@ -48,6 +46,31 @@ def keep_state(optimizer, old):
 def adamw(groups, betas):
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, betas=betas, fused=fused)
+
+
+class Lion(torch.optim.Optimizer):
+    """p <- (1 - lr wd) p - lr sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g (arXiv 2302.06675)."""
+
+    def __init__(self, groups, betas):
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            if not params:
+                continue
+            grads, m = [p.grad for p in params], [self.state[p]["exp_avg"] for p in params]
+            update = torch._foreach_lerp(m, grads, 1 - beta1)
+            torch._foreach_sign_(update)
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, update, alpha=-lr)
+            torch._foreach_lerp_(m, grads, 1 - beta2)
 
 
 class AdamMini(torch.optim.Optimizer):

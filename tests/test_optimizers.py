@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, losses, metrics, out_dir, run
 from torch.nn import Parameter
 
+import train
 from blockwise import UserError
 from blockwise.blocks import LR_MULT, param_groups
 from blockwise.checkpoint import load_optimizer
@@ -148,6 +149,21 @@ def test_parameters_without_a_gradient_stay(optimizer):
     assert {name for name, p in named.items() if torch.equal(p, before[name])} == {
         "norm.weight", "layers.0.self_attn.o_proj.weight",
     }  # fmt: skip
+
+
+def test_lion_is_the_package():
+    package = pytest.importorskip("lion_pytorch")
+    ours, theirs = random_parameters(), random_parameters()
+    optimizers = [
+        build("lion", ours, betas=(0.95, 0.98), weight_decay=0.5),
+        package.Lion(param_groups(list(theirs.items()), 0.01, weight_decay=0.5), betas=(0.95, 0.98)),
+    ]
+    for step in range(20):
+        for named, optimizer in zip((ours, theirs), optimizers, strict=True):
+            set_gradients(named, torch.Generator().manual_seed(step))
+            optimizer.step()
+    for name, p in ours.items():
+        torch.testing.assert_close(p, theirs[name], rtol=1e-5, atol=1e-6)
 
 
 def test_adam_mini_is_its_authors(capsys):
@@ -295,7 +311,8 @@ def test_resume_with_another_optimizer_starts_it_afresh(small, capsys):
     assert list(metrics(small)) == list(range(9))
 
 
-def test_the_state_is_told_at_the_start(small, capsys):
+def test_the_state_is_told_at_the_start(small, capsys, monkeypatch):
+    monkeypatch.setattr(train, "resident_memory", lambda device: 0)
     wide = ("--n_embd=256", "--vocab_size=2048", "--eval_interval=0", "--max_iters=1")
     run(*small, *wide, "--optimizer=adam_mini")
     assert "optimizer: adam_mini, state 8 MB (adamw: 17 MB)" in capsys.readouterr().out
