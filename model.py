@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from blockwise.products import linear, product
 
@@ -245,9 +246,11 @@ class CrossEntropy(torch.autograd.Function):
 class Transformer(nn.Module):
     """Decoder-only language model. `model(tokens)` gives logits, `model(tokens, targets)` the mean loss in nats."""
 
-    def __init__(self, config):
+    def __init__(self, config, activation_checkpointing=False):
+        """activation_checkpointing: keep what enters a block; the backward pass computes the rest anew (1604.06174)."""
         super().__init__()
         self.config = config
+        self.activation_checkpointing = activation_checkpointing
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         if config.model_type == "gpt2":
             self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
@@ -287,7 +290,10 @@ class Transformer(nn.Module):
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
         x = F.dropout(x, self.config.dropout, self.training)
         for block in islice(self.blocks, self.layers_at_work):
-            x = block(x, rotary, cache)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, use_reentrant=False)
+            else:
+                x = block(x, rotary, cache)
         if cache is not None:
             cache.length += T
         x = self.norm_f(x)

@@ -47,7 +47,14 @@ from blockwise.checkpoint import (
 )
 from blockwise.curvature import Batch, Live
 from blockwise.distributed import World, auto_device, auto_dtype
-from blockwise.hardware import autocast, peak_flops, peak_memory_mb, training_memory
+from blockwise.hardware import (
+    autocast,
+    free_memory,
+    peak_flops,
+    peak_memory_mb,
+    resident_memory,
+    training_memory,
+)
 from blockwise.huggingface import Pretrained, is_hugging_face
 from blockwise.loader import Dataset, eval_starts, micro_seed, probe_batch, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
@@ -121,7 +128,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     # The model
     set_up_torch(config)
     torch.manual_seed(config.seed)
-    raw_model = Transformer(model_config)
+    raw_model = Transformer(model_config, config.activation_checkpointing)
     if saved:
         raw_model.load_state_dict(saved["model"])
     elif pretrained:
@@ -537,6 +544,24 @@ def optimizer_settings(config):
     return (config.beta1, config.beta2), config.n_embd // config.n_head
 
 
+def print_memory(config, model_config, groups, world):
+    """The estimated peak of a step, and the batch size whose estimate is what is free now."""
+    state = state_bytes(config.optimizer, groups, *optimizer_settings(config))
+    held, free = resident_memory(world.device), free_memory(world.device)
+    micro_steps, dtype = config.gradient_accumulation_steps // world.size, getattr(torch, config.dtype)
+    (once, logging), (twice, _) = (
+        training_memory(
+            lambda: Transformer(model_config, config.activation_checkpointing),
+            batch_size, config.block_size, micro_steps, world.device, dtype,
+        )
+        for batch_size in (config.batch_size, 2 * config.batch_size)
+    )  # fmt: skip
+    print(f"memory of a process, estimated: {(held + state + max(once, logging)) / 1e6:,.0f} MB")
+    if free:
+        largest = int(config.batch_size * (1 + (free - state - once) / (twice - once)))
+        print(f"free now: {free / 1e6:,.0f} MB, enough for batch_size={max(largest, 0)}, estimated")
+
+
 def dry_run(config, model_config, data, world):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is."""
     print(json.dumps(asdict(config), indent=1))
@@ -550,12 +575,8 @@ def dry_run(config, model_config, data, world):
         print(f"{block:<6}{tensors:>8}{counts[block]:>14,}{group['lr']:>10.1e}")
     print(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts.values()):>14,}")
     print(f"tokens per step: {config.gradient_accumulation_steps * config.batch_size * config.block_size:,}")
-    dtype = getattr(torch, config.dtype)
-    needed = state_bytes(config.optimizer, groups, *optimizer_settings(config)) + training_memory(
-        lambda: Transformer(model_config), config.batch_size, config.block_size, world.device, dtype
-    )
     print(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
-    print(f"memory of a process, estimated: {needed / 1e6:,.0f} MB")
+    print_memory(config, model_config, groups, world)
     data.verify()
     print(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
 

@@ -3,10 +3,13 @@
 import re
 import resource
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Dense bf16 or fp16 rate from the makers' data sheets, in 1e12 operations per second. The first match counts.
 PEAK_TFLOPS = (
@@ -15,6 +18,11 @@ PEAK_TFLOPS = (
     ("A10G", 70), ("A10", 125), ("A40", 150), ("A6000", 155), ("RTX 4090", 165), ("RTX 3090", 71),
     ("V100", 125), ("T4", 65),
 )  # fmt: skip
+
+
+# Measured with glibc on models of 1 to 30 million parameters; docs/performance.md has estimates beside measurements
+HEAP = 1.3
+FIRST_STEP = 45e6
 
 
 def peak_flops(device, dtype):
@@ -49,26 +57,68 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
 
 
-def training_memory(make_model, batch_size, block_size, device, dtype):
-    """Estimate of a training step's peak, in bytes, without the optimizer's state; nothing is allocated.
+def training_memory(make_model, batch_size, block_size, micro_steps, device, dtype):
+    """Estimates of what tensors take in bytes, but for the optimizer's state: while gradients are made; while logging.
 
-    Counts weights, gradients, and every tensor that the backward pass of one micro-step of (batch_size, block_size)
-    tokens keeps. make_model: builds the model on the default device.
+    Found by following the storages of up to two micro-steps of (batch_size, block_size) tokens, of which nothing is
+    allocated. make_model: builds the model on the default device.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and wanted for a dry run only
 
-    kept = {}  # address of a storage -> the storage, held so that its address is not taken again
-
-    def keep(tensor):
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with FakeTensorMode(), torch.device(device), autocast(device, dtype):
+    with FakeTensorMode(), torch.device(device), LiveBytes(HEAP if device.type == "cpu" else 1.0) as live:
         model = make_model()
-        tokens = torch.zeros(batch_size, block_size, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(tokens, tokens)
-        for tensor in [*model.parameters(), *model.buffers()]:
-            kept.pop(tensor.untyped_storage()._cdata, None)
+        for _ in range(min(micro_steps, 2)):  # from the second on there are gradients all the time
+            tokens = torch.zeros(batch_size, block_size, dtype=torch.int64)
+            with autocast(device, dtype):
+                loss = model(tokens, tokens)
+            loss.backward()
+            del loss
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return 2 * weights + sum(storage.nbytes() for storage in kept.values())
+    return live.peak, 4 * weights  # beside the weights their gradients, what they were before the update, and its size
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside, `now` and `peak` count the bytes of the storages that operators made and that still live.
+
+    heap: what the C library takes for a byte of a block below 32 MB, which comes from its heap; the heap has gaps.
+    """
+
+    def __init__(self, heap=1.0):
+        super().__init__()
+        self.heap = heap
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+                self.add(tensor.untyped_storage())
+        return result
+
+    def add(self, storage):
+        size = storage.nbytes() * (self.heap if storage.nbytes() < 1 << 25 else 1)
+        self.known.add(storage)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.free, size)
+
+    def free(self, size):
+        self.now -= size
+
+
+def resident_memory(device):
+    """Bytes that a process holds beside tensors: what it has now, and what its first step loads; none on a GPU."""
+    status = Path("/proc/self/status")
+    if device.type == "cuda" or not status.exists():
+        return 0
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024 + FIRST_STEP
+
+
+def free_memory(device):
+    """Bytes that this process could still take on `device`, or None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    found = device.type == "cpu" and info.exists() and re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())
+    return int(found[1]) * 1024 if found else None

@@ -106,6 +106,7 @@ class TrainConfig:
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on CUDA, eager where it fails)"] = "auto"
+    activation_checkpointing: Annotated[bool, "keep only what enters a transformer block and compute the rest anew: less memory, slower"] = False
     backend: Annotated[Literal["auto", "nccl", "gloo"], "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
     seed: Annotated[int, "everything random follows from it"] = 1337
     nan_policy: Annotated[Literal["stop", "skip"], "at a loss or gradient norm that is not finite: stop, or skip the step (10 in a row stop)"] = "stop"

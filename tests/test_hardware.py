@@ -1,0 +1,70 @@
+"""The memory estimate: what lives at the peak is counted, and what is freed is not."""
+
+import re
+
+import pytest
+import torch
+from conftest import losses, metrics, run
+from torch import nn
+
+from blockwise import hardware
+from blockwise.hardware import LiveBytes, training_memory
+
+
+def test_live_bytes_counts_what_lives():
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        assert live.now == 4000
+        b = a.view(10, 100)[2:]  # the same storage
+        c = a + 1
+        assert (live.now, live.peak) == (8000, 8000)
+        del c
+        assert (live.now, live.peak) == (4000, 8000)
+        del a
+        assert live.now == 4000  # b holds it
+        del b
+        assert (live.now, live.peak) == (0, 8000)
+    with LiveBytes(heap=2.0) as live:
+        torch.zeros(1000)
+        assert live.peak == 8000
+
+
+class OneLayer(nn.Module):
+    """Input (B, T) -> a loss; C is so wide that its tensors outweigh all else."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Embedding(4, 1 << 20)
+
+    def forward(self, x, y):
+        return self.up(x).exp().mean()
+
+
+def test_the_peak_of_a_step_by_hand(monkeypatch):
+    monkeypatch.setattr(hardware, "HEAP", 1.0)
+    weights, activation = 4 * 4 << 20, 6 * 4 << 20
+    peaks = [
+        training_memory(OneLayer, 2, 3, micro_steps, torch.device("cpu"), torch.float32)[0] for micro_steps in (1, 2, 3)
+    ]
+    # exp's output, the gradient of it, and that of its input; from the second micro-step on, a gradient of the weights
+    assert peaks == pytest.approx([weights + 3 * activation, *[2 * weights + 3 * activation] * 2], abs=1000)
+
+
+def estimate(capsys, *words):
+    run(*words, "--dry_run")
+    out = capsys.readouterr().out
+    return int(re.search(r"estimated: ([\d,]+) MB", out)[1].replace(",", "")), out
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else(small, tmp_path, capsys):
+    wide = (*small, "--n_layer=6", "--n_embd=64", "--block_size=64", "--batch_size=64")
+    usual, out = estimate(capsys, *wide)
+    less, _ = estimate(capsys, *wide, "--activation_checkpointing=True")
+    assert less < usual - 50
+    assert re.search(r"free now: [\d,]+ MB, enough for batch_size=\d+", out)
+    words = (*small, "--activation_checkpointing=True", f"--out_dir={tmp_path / 'checkpointed'}")
+    run(*small)
+    run(*words)
+    assert losses(words) == losses(small)  # dropout included
+    same = ("grad_norm", "update_rms/QK")
+    assert all(metrics(words)[step][key] == metrics(small)[step][key] for step in range(8) for key in same)
