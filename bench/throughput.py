@@ -1,16 +1,24 @@
-"""Tokens per second of a whole optimizer step: our LLaMA against Hugging Face's with torch.optim.AdamW, eager.
+"""Speed and memory of whole optimizer steps: ours beside the same model in other hands, eager and compiled.
 
-    python bench/throughput.py [--rounds=9] [--layers=4 --heads=4 --width=128 --block=256 --vocab=4096 --batch=16]
+    python bench/throughput.py --model=llama                      # against Hugging Face's LLaMA
+    python bench/throughput.py --model=gpt2 --peer_path=nanoGPT   # against a checkout of nanoGPT, else bench/nano.py
+    python bench/throughput.py --all --rounds=7                   # both; fills this machine's table in the document
+    python bench/throughput.py --model=llama --largest_batch      # CUDA: the largest batch that fits, side by side
 
-Both sides see the same shape and tokens, in float32 on the CPU. They take turns, and the figure to quote is the
-median of the ratios, round by round: the machine's own drift cancels. Peak memory is that of a fresh process each.
-Also measured: the optimizer step with groups against one group, what train.py does around a step that it logs, and
-the rate as a share of a large matrix product's.
+Every side has a process of its own, builds the model, takes three steps that do not count, and then takes turns with
+the others: the figure to quote is the median of the ratios, round by round, so that the machine's drift cancels. Peak
+memory is that of these processes. Both sides clip gradients and take the AdamW step; in float32 on a CPU, under bf16
+autocast on CUDA. The rate of a large matrix product is measured in turns too, torch's own and that of
+blockwise/products.py; shares are of the larger.
 """
 
+import importlib.util
+import json
+import os
+import platform
+import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -18,178 +26,338 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from blockwise import exit_on_user_error
+from blockwise import UserError, exit_on_user_error
 from configurator import ArgumentParser
 
+SHAPE = ("layers", "heads", "width", "block", "vocab", "batch")
+SHAPES = {  # by device, of the steps that are compared
+    "cpu": {"llama": (4, 4, 128, 256, 4096, 16), "gpt2": (6, 6, 384, 256, 50304, 4)},
+    "cuda": {"llama": (8, 16, 1024, 1024, 50304, 8), "gpt2": (12, 12, 768, 1024, 50304, 12)},
+}
+PEERS = {"llama": "hugging face", "gpt2": "nanogpt"}
+PRODUCTS = ("torch's product", "our product")
+BETAS, DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 
-def our_step(args):
-    """Returns a function that takes one step of ours, and its model."""
+
+# One side, in its own process
+
+
+def ours(args, device):
     import torch
+    from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
     from blockwise.blocks import param_groups
+    from blockwise.optimizers import build_optimizer
     from model import ModelConfig, Transformer
 
-    torch.manual_seed(0)
-    model = Transformer(
-        ModelConfig(
-            "llama", args.vocab, args.block, args.layers, args.heads, args.heads, args.width, 4 * args.width,
-            bias=False, dropout=0.0, rope_theta=10000.0, norm_eps=1e-6, tie_weights=False,
-        )
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as train.py does
+    llama = args.model == "llama"
+    config = ModelConfig(
+        args.model, args.vocab, args.block, args.layers, args.heads, args.heads, args.width, 4 * args.width,
+        bias=False, dropout=0.0, rope_theta=10000.0, norm_eps=1e-6 if llama else 1e-5, tie_weights=not llama,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-5, weight_decay=0.1), betas=(0.9, 0.95), fused=True)
-    x, y = tokens(args)
+    model = Transformer(config).to(device)
+    optimizer = build_optimizer("adamw", param_groups(model, lr=1e-5, weight_decay=DECAY), BETAS)
+    parameters = list(model.parameters())
 
-    def step():
-        model(x, y).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    def update():
+        norm = get_total_norm([p.grad for p in parameters])
+        clip_grads_with_norm_(parameters, CLIP, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, model
+    run = torch.compile(model) if args.compile else model
+    return run, update, model.flops_per_token()
 
 
-def peer_step(args):
-    """The same of Hugging Face's model, with its own loss and torch's AdamW as it comes."""
+def hugging_face(args, device):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=args.vocab, hidden_size=args.width, intermediate_size=4 * args.width, use_cache=False,
             num_hidden_layers=args.layers, num_attention_heads=args.heads, max_position_embeddings=args.block,
             bos_token_id=None, eos_token_id=None,
         )
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
-    x, _ = tokens(args)
+    ).to(device)  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=BETAS, weight_decay=DECAY)
+    run = torch.compile(model) if args.compile else model
+    return lambda x, y: run(input_ids=x, labels=x).loss, clipped(model, optimizer), None
 
-    def step():
-        model(input_ids=x, labels=x).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+def nanogpt(args, device):
+    import torch
+
+    path = Path(args.peer_path) / "model.py" if args.peer_path else ROOT / "bench" / "nano.py"
+    spec = importlib.util.spec_from_file_location("peer", path)
+    peer = sys.modules["peer"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    config = peer.GPTConfig(
+        block_size=args.block, vocab_size=args.vocab, n_layer=args.layers, n_head=args.heads, n_embd=args.width,
+        dropout=0.0, bias=False,
+    )  # fmt: skip
+    model = peer.GPT(config).to(device)
+    optimizer = model.configure_optimizers(DECAY, 1e-5, BETAS, device)
+    run = torch.compile(model) if args.compile else model
+    return lambda x, y: run(x, y)[1], clipped(model, optimizer), None
+
+
+def clipped(model, optimizer):
+    import torch
+
+    def update():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, model
+    return update
 
 
-SIDES = {"ours": our_step, "hugging face": peer_step}
-
-
-def tokens(args):
+def large_product(args, device):
+    """A function that multiplies two large matrices, and the operations that this takes."""
     import torch
 
-    chunk = torch.randint(args.vocab, (args.batch, args.block + 1), generator=torch.Generator().manual_seed(0))
-    return chunk[:, :-1].contiguous(), chunk[:, 1:].contiguous()  # (B, T) each
+    from blockwise.products import product
+
+    n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    return (lambda: a @ b) if args.side == PRODUCTS[0] else (lambda: product(a, b)), 2 * n**3
 
 
-def seconds(function, repeats=1):
+def serve(args):
+    """Prints what the side is; then, for each line read, one measured time in seconds; at the end, peak MB."""
     started = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - started) / repeats
-
-
-def in_turns(a, b, rounds, repeats=1):
-    """Median seconds of each and the median of b / a, in alternation after two rounds that do not count."""
-    times = [(seconds(a, repeats), seconds(b, repeats)) for _ in range(rounds + 2)][2:]
-    ratios = sorted(tb / ta for ta, tb in times)
-    return median(ta for ta, _ in times), median(tb for _, tb in times), median(ratios), ratios[0], ratios[-1]
-
-
-def product_rate():
-    """Floating-point operations per second of a large float32 matrix product."""
     import torch
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(8))
+    from blockwise.hardware import autocast, peak_memory_mb
 
+    device = args.device
+    torch.manual_seed(0)
+    flops = None
+    if args.side in PRODUCTS:
+        step, flops = large_product(args, device)
+    else:
+        build = {"ours": ours, "hugging face": hugging_face, "nanogpt": nanogpt}[args.side]
+        loss_of, update, flops_per_token = build(args, device)
+        flops = flops_per_token and flops_per_token * args.batch * args.block
+        tokens = torch.randint(args.vocab, (args.batch, args.block + 1), generator=torch.Generator().manual_seed(0))
+        x, y = (z.contiguous().to(device) for z in (tokens[:, :-1], tokens[:, 1:]))  # (B, T) each
+        precision = autocast(torch.device(device), torch.bfloat16 if device == "cuda" else torch.float32)
 
-def report_memory(args):
-    import torch
+        def step():
+            with precision:
+                loss = loss_of(x, y)
+            loss.backward()
+            update()
+            return loss
 
-    from blockwise.hardware import peak_memory_mb
-
-    step, _ = SIDES[args.memory](args)
-    for _ in range(3):
+    first = step()
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    warm = time.perf_counter() - started
+    for _ in range(2):
         step()
-    print(peak_memory_mb(torch.device("cpu")))
+    synchronize()
+    loss = first.item() if first.dim() == 0 else None
+    say({"first_step_s": warm, "first_loss": loss, "flops": flops, "threads": torch.get_num_threads()})
+    for _ in sys.stdin:
+        started, steps = time.perf_counter(), 0
+        while steps == 0 or time.perf_counter() - started < 0.3:
+            step()
+            synchronize()
+            steps += 1
+        say((time.perf_counter() - started) / steps)
+    say(peak_memory_mb(torch.device(device)))
 
 
-def optimizer_cost(model, rounds):
-    """Seconds of one AdamW step with a group per block type, with one group, and the ratio."""
+def say(value):
+    print(json.dumps(value), flush=True)
+
+
+# All sides, in turns
+
+
+class Side:
+    """A process that takes a measured step when asked."""
+
+    def __init__(self, name, args, **changes):
+        self.name = name
+        compiled = name.endswith(" compiled")
+        words = {key: getattr(args, key) for key in (*SHAPE, "model", "device", "peer_path")}
+        words |= {"side": name.removesuffix(" compiled"), **changes}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *(f"--{key}={value}" for key, value in words.items() if value is not None)]
+            + ["--compile"] * compiled,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if changes else None, text=True,
+        )  # fmt: skip
+        self.times = []
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f"{self.name}: its process ended")
+        return json.loads(line)
+
+    def measure(self):
+        print(file=self.process.stdin, flush=True)
+        self.times.append(self.answer())
+
+    def close(self):
+        self.process.stdin.close()
+        peak = self.answer()
+        self.process.wait()
+        return peak
+
+
+def compare(args):
+    """One shape's sides in turns; returns all that was measured, as a dict."""
+    peer = PEERS[args.model]
+    names = [f"{side}{mode}" for side in ("ours", peer) for mode in ("", " compiled")]
+    sides, facts = [], {}
+    for name in (*PRODUCTS, *names):  # one after the other, so that the time to the first step is its own
+        sides.append(Side(name, args))
+        facts[name] = sides[-1].answer()
+    for _ in range(args.rounds):
+        for side in sides:
+            side.measure()
+    peaks = {side.name: side.close() for side in sides}
+    times = {side.name: side.times for side in sides}
+    rates = [max(facts[name]["flops"] / times[name][i] for name in PRODUCTS) for i in range(args.rounds)]
+    step_flops = facts["ours"]["flops"]
+    rows = {
+        name: {
+            "ms": 1000 * median(times[name]), "tokens_per_s": args.batch * args.block / median(times[name]),
+            "share": median(step_flops / t / rate for t, rate in zip(times[name], rates, strict=True)),
+            "peak_mb": peaks[name], **{key: facts[name][key] for key in ("first_step_s", "first_loss")},
+        }
+        for name in names
+    }  # fmt: skip
+    ratios = {}
+    for mine in names[:2]:
+        for theirs in names[2:]:
+            r = sorted(b / a for a, b in zip(times[mine], times[theirs], strict=True))
+            memory = peaks[mine] / peaks[theirs]
+            ratios[f"{mine} / {theirs}"] = {"median": median(r), "low": r[0], "high": r[-1], "memory": memory}
+    return {
+        "model": args.model, "shape": {key: getattr(args, key) for key in SHAPE}, "rounds": args.rounds,
+        "device": args.device, "dtype": "bfloat16" if args.device == "cuda" else "float32",
+        "threads": facts["ours"]["threads"], "peer": args.peer_path or peer, "rows": rows, "ratios": ratios,
+        "product_gflops": {name: median(facts[name]["flops"] / t for t in times[name]) / 1e9 for name in PRODUCTS},
+    }  # fmt: skip
+
+
+def largest_batch(args, name):
+    """The largest batch that takes three steps: doubled until it fails, then bisected."""
+
+    def fits(batch):
+        side = Side(name, args, batch=batch)
+        side.process.stdin.close()
+        return bool(side.process.stdout.readline()) and side.process.wait() == 0
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def machine(device):
     import torch
 
-    from blockwise.blocks import param_groups
-
-    for p in model.parameters():
-        p.grad = torch.randn_like(p) * 1e-3
-    groups = torch.optim.AdamW(param_groups(model, lr=1e-5, weight_decay=0.1), fused=True)
-    one = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1, fused=True)
-    return in_turns(one.step, groups.step, 5 * rounds, repeats=20)[:3]
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "commit": commit.strip() or None}
+    return {"name": name, "cores": os.cpu_count(), **versions}
 
 
-def loop_overhead(args, model, rounds):
-    """Seconds that train.py spends around a step whose row it logs: batch, seed, block norms, relative updates, row."""
-    import numpy as np
-    import torch
+def cpu_name():
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor()
 
-    from blockwise.blocks import param_groups
-    from blockwise.loader import Split, micro_seed, train_batch
-    from blockwise.logger import MetricsFile, console_line
-    from train import norm_of_gradients, relative_update
 
-    groups = param_groups(model, lr=1e-5)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.bin"
-        np.random.default_rng(0).integers(args.vocab, size=1_000_000).astype("<u2").tofile(path)
-        split = Split(path, 1_000_000, args.vocab, checked=True)
-        metrics = MetricsFile(Path(folder) / "metrics.jsonl", 0)
+def table(results):
+    """What was measured, as lines of Markdown."""
+    first = results["comparisons"][0]
+    on = results["machine"]
+    yield f"{on['name']}, {first['threads']} threads of {on['cores']} cores, {first['dtype']}, torch {on['torch']}, "
+    yield f"Python {on['python']}, commit {on['commit']}, {first['rounds']} rounds."
+    for result in results["comparisons"]:
+        shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
+        default, rule = (result["product_gflops"][name] for name in PRODUCTS)
+        yield f"\n**{result['model']}**: {shape}. A large product: torch's {default:,.0f} GFLOP/s, ours {rule:,.0f}.\n"
+        yield "| side | ms a step | tokens/s | share of product rate | peak MB | first step after | first loss |"
+        yield "|---|---|---|---|---|---|---|"
+        for name, row in result["rows"].items():
+            yield (
+                f"| {name} | {row['ms']:,.0f} | {row['tokens_per_s']:,.0f} | {100 * row['share']:.0f} % | "
+                f"{row['peak_mb']:,.0f} | {row['first_step_s']:.0f} s | {row['first_loss']:.3f} |"
+            )
+        yield "\n| comparison | as fast, median (range) | peak memory |\n|---|---|---|"
+        for name, r in result["ratios"].items():
+            yield f"| {name} | {r['median']:.2f}x ({r['low']:.2f} to {r['high']:.2f}) | {r['memory']:.2f}x |"
 
-        def around_a_step():
-            train_batch(split, 1337, 0, 0, args.batch, args.block)
-            torch.manual_seed(micro_seed(1337, 0, 0))
-            before = [[p.detach().clone() for p in group["params"]] for group in groups]
-            row = {f"grad_norm/{group['block']}": norm_of_gradients(group) for group in groups}
-            row |= {f"update_rms/{g['block']}": relative_update(g, old) for g, old in zip(groups, before, strict=True)}
-            row |= {"step": 0, "train/loss": 1.0, "lr/Norm": 1.0, "grad_norm": 1.0, "step_ms": 1.0}
-            row |= {"tokens_per_s": 1.0, "mfu": None}
-            metrics.write(row)
-            console_line(row, 1000)
 
-        return median(seconds(around_a_step, repeats=5) for _ in range(rounds))
+def into_document(lines, path, key):
+    """Put lines between the document's markers for `key`, a machine and its threads; new ones go to the end."""
+    begin, end = f"<!-- measured: {key} -->", f"<!-- end: {key} -->"
+    text = path.read_text()
+    if begin not in text:
+        text += f"\n{begin}\n{end}\n"
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    defaults = {"rounds": 9, "layers": 4, "heads": 4, "width": 128, "block": 256, "vocab": 4096, "batch": 16}
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", choices=SIDES, help="print one side's peak memory in MB and exit")
+    parser.add_argument("--model", choices=PEERS, default="llama")
+    parser.add_argument("--rounds", type=int, default=9)
+    for name in SHAPE:
+        parser.add_argument(f"--{name}", type=int, help="of the shape; by default that of the table")
+    parser.add_argument("--device", help="cpu or cuda; by default cuda if there is one")
+    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--peer_path", help="a nanoGPT checkout")
+    parser.add_argument("--out", help="write what was measured to this JSON file")
+    parser.add_argument("--all", action="store_true", help="both models; into docs/performance.json and .md")
+    parser.add_argument("--largest_batch", action="store_true", help="CUDA: the largest batch that fits, for each side")
+    parser.add_argument("--side", help="one side alone, which steps once for every line that it reads")
+    parser.add_argument("--compile", action="store_true", help="of --side")
     args = parser.parse_args()
-    if args.memory:
-        return report_memory(args)
+    if args.side:
+        return serve(args)
 
-    import torch
+    from blockwise.distributed import auto_device
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {vars(args)}")
-    (ours, model), (peer, _) = our_step(args), peer_step(args)
-    a, b, ratio, low, high = in_turns(ours, peer, args.rounds)
-    size = args.batch * args.block
-    print(f"{'':<14}{'ms a step':>10}{'tokens/s':>10}{'peak MB':>9}")
-    for name, took in (("ours", a), ("hugging face", b)):
-        words = [f"--{k}={v}" for k, v in vars(args).items() if k != "memory"]
-        memory = subprocess.run(
-            [sys.executable, __file__, *words, f"--memory={name}"], capture_output=True, text=True, check=True
-        ).stdout
-        print(f"{name:<14}{1000 * took:>10.0f}{size / took:>10,.0f}{float(memory):>9.0f}")
-    print(f"ours is {ratio:.2f}x as fast (median of {args.rounds} rounds, {low:.2f} to {high:.2f})")
-    share = model.flops_per_token() * size / a / product_rate()
-    print(f"ours runs at {100 * share:.0f} % of a large matrix product's rate")
-    one, groups, ratio = optimizer_cost(model, args.rounds)
-    print(f"AdamW step: {1000 * groups:.2f} ms with groups, {1000 * one:.2f} ms with one: {ratio:.3f}x")
-    around = loop_overhead(args, model, args.rounds)
-    print(f"train.py around a logged step: {1000 * around:.1f} ms, {100 * around / a:.1f} % of the step")
+    args.device = args.device or auto_device("auto")
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    given = {name: getattr(args, name) for name in SHAPE}
+    comparisons = []
+    for model in PEERS if args.all else [args.model]:
+        args.model = model
+        for name, default in zip(SHAPE, SHAPES[args.device][model], strict=True):
+            setattr(args, name, given[name] or default)
+        if args.largest_batch:
+            for name in ("ours", "ours compiled", PEERS[model], f"{PEERS[model]} compiled"):
+                print(f"{model}: {name} fits a batch of {largest_batch(args, name)}", flush=True)
+        else:
+            comparisons.append(compare(args))
+    if not comparisons:
+        return
+    results = {"machine": machine(args.device), "comparisons": comparisons}
+    print("\n".join(table(results)))
+    key = f"{args.device}, {comparisons[0]['threads']} threads"
+    if args.all:
+        path = ROOT / "docs" / "performance.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**known, key: results}, indent=1) + "\n")
+        into_document(table(results), ROOT / "docs" / "performance.md", key)
+    if args.out:
+        Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
