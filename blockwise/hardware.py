@@ -113,12 +113,3 @@ def resident_memory(device):
     if device.type == "cuda" or not status.exists():
         return 0
     return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024 + FIRST_STEP
-
-
-def free_memory(device):
-    """Bytes that this process could still take on `device`, or None where that is not known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    found = device.type == "cpu" and info.exists() and re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())
-    return int(found[1]) * 1024 if found else None
