@@ -21,7 +21,7 @@ from blockwise.products import linear, product
 
 # Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
 # faults then cost as much as the products.
-LOSS_ROWS = 1024
+LOSS_ROWS = 512
 
 
 @dataclass(frozen=True)
