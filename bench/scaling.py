@@ -10,7 +10,6 @@ processes take more sequences at once: their time is to stay what it was while t
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ BASE = {"n_layer": 2, "n_head": 2, "n_embd": 128, "block_size": 128, "batch_size
 SWEEPS = {
     "n_layer": (2, 4, 8, 16), "n_embd": (64, 128, 256, 512), "block_size": (128, 256, 512, 1024),
     "batch_size": (4, 8, 16, 32), "vocab_size": (1024, 4096, 16384, 32768),
+    "processes": (1, 2),
 }  # fmt: skip
 
 
@@ -54,16 +54,15 @@ def train(folder, steps, processes=1, **keys):
 
 
 def keys_of(**changes):
-    keys = {**BASE, **changes}
     return {
-        **keys, "model_type": "llama", "device": "cpu", "eval_interval": 0, "eval_iters": 1, "log_interval": 1,
-        "learning_rate": 1e-4,
+        **BASE, "model_type": "llama", "device": "cpu", "eval_interval": 0, "eval_iters": 1, "log_interval": 1,
+        "learning_rate": 1e-4, "gradient_accumulation_steps": 1, **changes,
     }  # fmt: skip
 
 
 def expected(**changes):
     """(operations, bytes of tensors) of a step."""
-    config = TrainConfig(**keys_of(**changes), gradient_accumulation_steps=1).resolved()
+    config = TrainConfig(**keys_of(**changes)).resolved()
     model_config = ModelConfig(**{key: asdict(config)[key] for key in ModelConfig.__dataclass_fields__})
     with torch.device("meta"):
         model = Transformer(model_config)
@@ -84,14 +83,19 @@ def exponent(values, results):
 
 
 def sweep(folder, key, values, steps, floor):
-    """Print and return the points of one sweep: value, ms, MB beside the floor."""
+    """Print and return a sweep's points (value, ms, MB beside the floor), their exponents, and those expected."""
     points = []
     for value in values:
-        rows = train(folder, steps, gradient_accumulation_steps=1, **keys_of(**{key: value}))
+        if key == "processes":  # one micro-step each
+            rows = train(folder, steps, value, **keys_of(gradient_accumulation_steps=value))
+        else:
+            rows = train(folder, steps, **keys_of(**{key: value}))
         points.append((value, median(row["step_ms"] for row in rows), rows[-1]["mem_mb"] - floor))
-    theory = [expected(**{key: value}) for value in values]
     slopes = [exponent(values, [point[i] for point in points]) for i in (1, 2)]
-    ideals = [exponent(values, [pair[i] for pair in theory]) for i in (0, 1)]
+    ideals = [0.0, 0.0]
+    if key != "processes":
+        theory = [expected(**{key: value}) for value in values]
+        ideals = [exponent(values, [pair[i] for pair in theory]) for i in (0, 1)]
     print(
         f"{key:<12}time ^{slopes[0]:.2f}, expected {ideals[0]:.2f}; "
         f"memory ^{slopes[1]:.2f}, expected {ideals[1]:.2f}   "
@@ -110,9 +114,11 @@ def draw(results, path):
     figure, axes = plt.subplots(2, len(results), figsize=(3 * len(results), 6), sharex="col")
     for column, (key, (points, slopes, ideals)) in zip(axes.T, results.items(), strict=True):
         for row, (ax, unit) in enumerate(zip(column, ("ms a step", "MB beside the floor"), strict=True)):
-            values, results = [point[0] for point in points], [point[row + 1] for point in points]
-            ax.loglog(values, results, "o-")
-            ax.loglog(values, [results[-1] * (v / values[-1]) ** ideals[row] for v in values], "--", color="grey")
+            values, measured = [point[0] for point in points], [point[row + 1] for point in points]
+            ax.loglog(values, measured, "o-")
+            ax.loglog(values, [measured[-1] * (v / values[-1]) ** ideals[row] for v in values], "--", color="grey")
+            ax.set_xticks(values, values)
+            ax.minorticks_off()
             ax.set_title(f"{slopes[row]:.2f} (expected {ideals[row]:.2f})", fontsize=9)
             ax.set_ylabel(unit)
         column[1].set_xlabel(key)
@@ -124,8 +130,8 @@ def draw(results, path):
 def long_run(folder, steps):
     """Peak memory at step 200 and at the end, with evaluation, checkpoints and curvature on. Returns the growth."""
     rows = train(
-        folder, steps, **keys_of(eval_interval=50, eval_iters=4, log_interval=50, n_embd=64),
-        gradient_accumulation_steps=2, sharpness_interval=100, curvature_interval=100,
+        folder, steps, sharpness_interval=100, curvature_interval=100,
+        **keys_of(eval_interval=50, eval_iters=4, log_interval=50, n_embd=64, gradient_accumulation_steps=2),
     )  # fmt: skip
     early = next(row for row in rows if row["step"] >= 200)
     growth = rows[-1]["mem_mb"] / early["mem_mb"] - 1
@@ -146,14 +152,9 @@ def main():
         if args.long_run:
             sys.exit(long_run(folder, args.long_run) > 0.02)
         tiny = {"n_layer": 1, "n_embd": 16, "block_size": 16, "batch_size": 1, "vocab_size": 256}
-        floor = train(folder, args.steps, gradient_accumulation_steps=1, **keys_of(**tiny))[-1]["mem_mb"]
+        floor = train(folder, args.steps, **keys_of(**tiny))[-1]["mem_mb"]
         print(f"torch {torch.__version__}; a process without a model to speak of: {floor:.0f} MB")
         results = {key: sweep(folder, key, values, args.steps, floor) for key, values in SWEEPS.items()}
-        for processes in (1, 2):
-            rows = train(folder, args.steps, processes, gradient_accumulation_steps=processes, **keys_of())
-            print(f"{processes} processes, {os.environ.get('OMP_NUM_THREADS', 'all')} threads each: "
-                  f"{median(row['step_ms'] for row in rows):.0f} ms, "
-                  f"{median(row['tokens_per_s'] for row in rows):,.0f} tokens/s")  # fmt: skip
         draw(results, args.out)
 
 
