@@ -2,6 +2,7 @@
 
     python bench/scaling.py [--out=scaling.png] [--steps=8]   # a LLaMA on the CPU, one quantity at a time
     python bench/scaling.py --long_run=2000                   # does a long run with everything on stay as large?
+    python bench/scaling.py --two_processes=7                 # 2 processes of 1 thread against 1 process of 2 threads
 
 Each point is a run of train.py on random tokens: the median of its rows' step_ms, the last mem_mb, without the memory
 of the smallest model. Exponents are slopes in log-log over the larger half of the values. Expected are those of the
@@ -10,6 +11,7 @@ processes take more sequences at once: their time is to stay what it was while t
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,12 +43,14 @@ SWEEPS = {
 }  # fmt: skip
 
 
-def train(folder, steps, processes=1, **keys):
+def train(folder, steps, processes=1, threads=None, **keys):
     """The rows of a run of train.py with these keys, those of its first three steps left out."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
     words = [f"--{key}={value}" for key, value in keys.items()]
     words += [f"--data_dir={folder}", f"--out_dir={folder}/out", "--dataset=random", f"--max_iters={steps}"]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    run = subprocess.run([sys.executable, *launch, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, *launch, "train.py", *words]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if run.returncode:
         raise UserError(f"train.py {' '.join(words)}: {run.stderr.strip().splitlines()[-1:]}")
     rows = map(json.loads, (Path(folder) / "out" / "metrics.jsonl").read_text().splitlines())
@@ -140,17 +144,32 @@ def long_run(folder, steps):
     return growth
 
 
+def two_processes(folder, steps, rounds):
+    """Tokens a second of two processes with a thread each, over those of one process with two threads, in turns."""
+    keys = keys_of(n_layer=4, n_head=4, vocab_size=4096, block_size=256, gradient_accumulation_steps=2)
+    ratios = []
+    for _ in range(rounds):
+        ms = [median(row["step_ms"] for row in train(folder, steps, n, 2 // n, **keys)) for n in (1, 2)]
+        ratios.append(ms[0] / ms[1])
+    ratios.sort()
+    print(f"two processes of one thread are {median(ratios):.2f}x as fast as one of two ", end="")
+    print(f"({ratios[0]:.2f} to {ratios[-1]:.2f}, {rounds} rounds)")
+
+
 def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="scaling.png")
     parser.add_argument("--steps", type=int, default=8, help="of each run; the first three do not count")
     parser.add_argument("--long_run", type=int, help="steps of the long run, above 200")
+    parser.add_argument("--two_processes", type=int, metavar="ROUNDS")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ids = np.random.default_rng(0).integers(256, size=200_000).tolist()
         write_dataset(Path(folder) / "random", {"train": ids, "val": ids[:20_000]}, BYTES, "random bytes")
         if args.long_run:
             sys.exit(long_run(folder, args.long_run) > 0.02)
+        if args.two_processes:
+            return two_processes(folder, args.steps, args.two_processes)
         tiny = {"n_layer": 1, "n_embd": 16, "block_size": 16, "batch_size": 1, "vocab_size": 256}
         floor = train(folder, args.steps, **keys_of(**tiny))[-1]["mem_mb"]
         print(f"torch {torch.__version__}; a process without a model to speak of: {floor:.0f} MB")

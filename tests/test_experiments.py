@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import heterogeneity as het
 import quadratic as quad
+import ratios
 
 from blockwise import UserError
 
@@ -185,3 +186,40 @@ def test_mnist_out_of_reach(monkeypatch):
 def test_mistakes(key, value):
     with pytest.raises(UserError, match=f"{key}="):
         het.HeterogeneityConfig(**{key: value})
+
+
+def study_of_draws(folder, n=40):
+    """A finished study whose losses are parabolas about known rates; S_block is chosen so that p = 0.5 fits exactly."""
+    wanted = {"Emb": 8e-3, "QK": 2e-3, "Norm": 5e-4}
+    random, arms, places, runs = np.random.default_rng(0), {"adamw": ""}, {"adamw": {"mean": 9.0}}, []
+    for i in range(n):
+        factors = {block: np.exp(random.uniform(-1, 1)) for block in wanted}
+        arm, run = f"draw {i:02}", folder / str(i)
+        words = [f"--lr_mult.{block}={wanted[block] * factor / 1e-3}" for block, factor in factors.items()]
+        arms[arm] = " ".join([*words, f"--warmup_iters={10 + i}"])
+        places[arm] = {"mean": 4 + sum(0.3 * np.log(f) ** 2 for f in factors.values()), "best": 1e-3}
+        runs.append({"run": f"{arm} at 0.001, seed 1 (a floor)", "folder": str(run)})
+        run.mkdir()
+        rows = [{"step": s, **{f"sharpness/{b}": (5e-4 / w) ** 2 for b, w in wanted.items()}} for s in (0, 50)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100}]))
+    found = {"places": {"a floor": places}, "study": {"arms": arms, "baseline": "adamw"}, "runs": runs}
+    (folder / "study.json").write_text(json.dumps(found))
+
+
+def test_what_the_rates_want_to_be(tmp_path, capsys):
+    study_of_draws(tmp_path)
+    ratios.main(tmp_path)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {row[0]: row[1:] for row in rows if row}
+    assert [float(rows[block][1]) for block in ("Emb", "QK", "Norm")] == pytest.approx([8e-3, 2e-3, 5e-4], rel=0.02)
+    assert float(rows["warmup_iters"][3]) < 1e-3 < float(rows["Emb"][3])
+    assert rows["2%"] == ["256", "16", "1", "0.50", "+1.00"]
+    assert (tmp_path / "ratios.png").stat().st_size > 5000
+
+
+def test_too_few_draws_are_said(tmp_path):
+    study_of_draws(tmp_path, 10)
+    with pytest.raises(UserError, match="10 draws of 4 factors: expected at least 11"):
+        ratios.main(tmp_path)
+    with pytest.raises(UserError, match="the folder of a finished study"):
+        ratios.main(tmp_path / "0")
