@@ -26,7 +26,7 @@ from typing import Annotated
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.archwarmup import layer_schedule
-from blockwise.curves import SPIKE_HEIGHT, SPIKE_ROWS, curve, read_rows, speedups, spikes
+from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, curve, read_rows, speedups, spikes
 from blockwise.logger import warn
 from blockwise.rundir import InUse, Lock, write_file
 from blockwise.settings import TrainConfig
@@ -516,8 +516,9 @@ def report(study, found):
         f"paired differences over seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty "
         "intervals misses by chance.",
         "",
-        f"Spikes, one number a seed: how often the training loss stood more than {SPIKE_HEIGHT} nats above the median of "
-        f"the {SPIKE_ROWS} logged steps before it; steps in a row are one spike.",
+        f"Spikes, one number a seed: how often the training loss stood more than {SPIKE_HEIGHT} nats, and more than "
+        f"{SPIKE_DEVIATIONS} standard deviations, above the median of the {SPIKE_ROWS} logged steps before it; steps in a "
+        "row are one spike.",
         "",
     ]
     for place, arms in found["places"].items():

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +135,12 @@ def study(args):
     try:
         places = json.loads((folder / "study.json").read_text())["places"]
         names = {arm: one["role"] for arms in places.values() for arm, one in arms.items()}
-        others = cycle(COLOURS)
+        others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
-        styles = {
-            arm: {"color": "black" if role in black else next(others), "linestyle": black.get(role, "-")}
-            for arm, role in names.items()
-        }
+        styles = {}
+        for arm, role in names.items():
+            line, colour = (black[role], "black") if role in black else next(others)
+            styles[arm] = {"color": colour, "linestyle": line}
         markers = dict(zip(names, cycle("osD^v<>pP*Xh"), strict=False))
         for name, draw in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
             figure, panels = start_figure(len(places))

@@ -7,6 +7,7 @@ from statistics import median
 
 # A spike: a training loss so many nats above the median of so many logged steps before it
 SPIKE_HEIGHT, SPIKE_ROWS = 0.3, 20
+SPIKE_DEVIATIONS = 6  # small batches alone scatter the loss by more than the height
 
 
 def read_rows(folder):
@@ -22,17 +23,25 @@ def curve(rows, key):
 
 
 def spikes(rows):
-    """How often the training loss spikes. Logged steps in a row that stand above it count as one spike.
+    """How often the training loss spikes: stands above the median of the SPIKE_ROWS logged steps before it.
 
-    A loss that is not finite is a spike too. Only logged steps are seen: log_interval=1 for all of them.
+    By more than SPIKE_HEIGHT nats, and by more than SPIKE_DEVIATIONS of their standard deviations. Steps in a row count
+    as one spike. A loss that is not finite is a spike too. Only logged steps are seen: log_interval=1 for all of them.
     """
     losses = [float(row["train/loss"]) for row in rows if "train/loss" in row]
     count, above = 0, False
     for i, loss in enumerate(losses):
         before = [x for x in losses[max(i - SPIKE_ROWS, 0) : i] if math.isfinite(x)]
-        was, above = above, bool(before) and not loss <= median(before) + SPIKE_HEIGHT
+        height = max(SPIKE_HEIGHT, SPIKE_DEVIATIONS * deviation(before)) if before else 0.0
+        was, above = above, bool(before) and not loss <= median(before) + height
         count += above and not was
     return count
+
+
+def deviation(values):
+    """The standard deviation by the median absolute deviation, which a few outliers do not move."""
+    middle = median(values)
+    return 1.4826 * median(abs(value - middle) for value in values)
 
 
 def mean_curve(curves):

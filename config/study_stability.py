@@ -1,6 +1,6 @@
 # python compare.py config/study_stability.py
-# What helps at a learning rate that is deliberately too high, where the loss of the plain run spikes again and again? A
-# deep and narrow LLaMA, without gradient clipping, which is a remedy of its own and so an arm.
+# What helps at a learning rate that is deliberately too high? A deep and narrow LLaMA, without gradient clipping, which
+# is a remedy of its own and so an arm. At this size the loss then neither spikes nor diverges: it stays high.
 include("shapes/llama_1m.py")
 out_dir = "out/study_stability"
 dataset = "kjv_bpe4096"  # with bytes the loss only settles at a high level

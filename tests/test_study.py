@@ -148,5 +148,7 @@ def test_spikes_by_hand():
     assert count(*[3.0] * 30) == count(*[5 - i / 10 for i in range(30)]) == count(*[3.0] * 30, up - 1e-5) == 0
     assert count(3.0, up) == count(*[3.0] * 30, up, 9.0, up, 3.0) == 1  # in a row they are one
     assert count(*[3.0] * 30, up, 3.0, up) == 2
+    noise = [3 + (-1) ** i * 0.2 for i in range(30)]  # a standard deviation of 0.3 by the median absolute one
+    assert count(*noise, 4.7) == 0 and count(*noise, 4.9) == 1
     assert count(*[3.0] * 30, *[9.0] * 30) == 1  # a level that stays becomes the course
     assert count(3.0, 3.0, "NaN") == count(3.0, "inf", 3.0) == count(3.0, "NaN", 3.0, 3.0) == 1
