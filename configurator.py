@@ -68,8 +68,11 @@ def parse_word(word, kinds, values, flags):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    if dot and get_origin(kinds[key]) is not dict:
+    if dot and not table(kinds[key]):
         raise UserError(f"--{name}: {key} has no entries, expected --{key}={describe(kinds[key])}")
+    if dot and not isinstance(values[key], dict):
+        whole = f"--{key}=\"{{'{entry}': {text}}}\""
+        raise UserError(f"--{name}: {key}={values[key]} has no entries; expected a dict in its place: {whole}")
     return {key: merge(key, {entry: value} if dot else value, kinds[key], values[key], text)}
 
 
@@ -124,8 +127,9 @@ def merge(key, value, kind, old, text=None, where=""):
     text: what was typed, where it was typed. Raises UserError for a wrong type, and for an entry of a dict whose keys
     are a Literal (its type then says which there are) that is none of these.
     """
-    if get_origin(kind) is dict and isinstance(value, dict):
-        names, member = get_args(kind)
+    if table(kind) and isinstance(value, dict):
+        names, member = get_args(table(kind))
+        old = old if isinstance(old, dict) else {}
         for entry in value:
             if not isinstance(entry, str) or (choices(names) and entry not in choices(names)):
                 raise unknown(f"entry {entry!r} of {where}{key}", str(entry), choices(names) or old)
@@ -138,6 +142,12 @@ def merge(key, value, kind, old, text=None, where=""):
         near = did_you_mean([name for word in words if word not in names for name in close(str(word), names)])
         shown = repr(value) if text is None else text
         raise UserError(f"{where}{key}: expected {describe(kind)}, got {shown}{near}") from None
+
+
+def table(kind):
+    """The dict type that a kind is, or that a union has as a member; None without one."""
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]
+    return next((member for member in members if get_origin(member) is dict), None)
 
 
 def convert(value, kind, text=None):

@@ -3,6 +3,7 @@
     python measure.py sharpness --out_dir=out/demo/blockwise                      # by block type, with error bars
     python measure.py sharpness --out_dir=out/demo/blockwise --checkpoints=all    # and how it evolved
     python measure.py sharpness --out_dir=out/demo/blockwise --estimator=hessian --batches=8
+    python measure.py sharpness --out_dir=out/demo/blockwise --suggest            # the multipliers that follow from it
     python measure.py spectrum --out_dir=out/demo/blockwise --layers=0,3          # eigenvalues, matrix by matrix
     python measure.py spectrum --out_dir=out/demo/blockwise --blocks=QK,VO,FFN    # or block type by block type
     python measure.py curvature --out_dir=out/demo/blockwise --checkpoints=all    # largest eigenvalues, and the threshold
@@ -13,6 +14,7 @@ curvature over its number of parameters. A block's spectrum is that of its own d
 
 import sys
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from blockwise import UserError, exit_on_user_error
@@ -23,6 +25,8 @@ from configurator import close, configure, did_you_mean
 @dataclass
 class MeasureConfig:
     """The keys that every command of measure.py has."""
+
+    flags = MappingProxyType({})
 
     out_dir: Annotated[str, "folder of the run, and where the results go"] = "out"
     init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID"] = "resume"
@@ -49,11 +53,21 @@ class SharpnessConfig(MeasureConfig):
     """The keys of measure.py sharpness."""
 
     command = "sharpness"
+    flags = MappingProxyType({"suggest": "print the multipliers that lr_mult=auto sets by this sharpness"})
     estimator: Annotated[Literal["fisher", "hessian", "empirical"], "fisher: Gauss-Newton-Bartlett; hessian: Hutchinson; empirical: Fisher of per-sequence gradients"] = "fisher"
     labels: Annotated[Literal["sampled", "data"], "of fisher: drawn from the model; data: the same formula on the data's, which is no Fisher"] = "sampled"
     split_tied: Annotated[bool, "measure the input and the output use of a tied embedding apart, as Emb and Head"] = False
     batches: Annotated[int, "independent batches; two at least for an error that holds for other data"] = 4
     draws: Annotated[int, "of labels, or of Hutchinson's signs, per batch"] = 4
+    auto_mult_max: Annotated[float, "of suggest: largest multiplier; the smallest is 1"] = 10.0
+    auto_mult_power: Annotated[float, "of suggest: p of (sharpness of Norm / sharpness of the block)^p"] = 0.7
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.auto_mult_max < 1:
+            raise UserError(f"auto_mult_max={self.auto_mult_max}: expected at least 1")
+        if self.auto_mult_power <= 0:
+            raise UserError(f"auto_mult_power={self.auto_mult_power}: expected above 0")
 
     @property
     def kind(self):
@@ -100,7 +114,8 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
         if command not in (*COMMANDS, "--help", "-h"):
             near = did_you_mean(close(command, COMMANDS))
             raise UserError(f"unknown command {command!r}: expected {' or '.join(COMMANDS)}, then --key=value{near}")
-        config, _, _ = configure(COMMANDS.get(command, MeasureConfig), sys.argv[2:] if command in COMMANDS else ["--help"], __doc__)
+        cls = COMMANDS.get(command, MeasureConfig)
+        config, _, flags = configure(cls, sys.argv[2:] if command in COMMANDS else ["--help"], __doc__, cls.flags)
 
 import copy
 import json
@@ -109,6 +124,7 @@ import time
 import zlib
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,8 +132,9 @@ import torch
 from tqdm import tqdm
 
 from blockwise.archwarmup import layers_at, put_to_work
+from blockwise.automult import as_words, multipliers, multipliers_at
 from blockwise.blocks import blocks_of, param_groups
-from blockwise.checkpoint import load_checkpoint, need_checkpoint, whole_checkpoints
+from blockwise.checkpoint import load_checkpoint, load_optimizer, need_checkpoint, whole_checkpoints
 from blockwise.curvature import (
     LOG10_BINS,
     Batch,
@@ -148,7 +165,7 @@ LANCZOS_STEPS = 100  # per probe, where a block has as many parameters
 POWER_PRODUCTS = 100  # of power iteration, which checks the eigenvalue of largest magnitude
 
 
-def main(config):
+def main(config, flags=()):
     device = auto_device(config.device)
     with World.start(device, "nccl" if device.startswith("cuda") else "gloo") as world:
         models, run = checkpoints_of(config) if config.init_from == "resume" else pretrained(config)
@@ -156,11 +173,14 @@ def main(config):
         config = replace(config, **{key: getattr(config, key) or run.get(key) for key in keys})
         if config.dataset is None:
             raise UserError("dataset is not given: expected the data set that the model shall be measured on")
+        if "suggest" in flags and config.split_tied:
+            raise UserError("split_tied=True: expected False with --suggest, since one matrix has one learning rate")
         if config.block_size > run["block_size"]:
             context = f"the model's context, {run['block_size']}"
             raise UserError(f"block_size={config.block_size}: expected at most {context}")
         data = Dataset.open(config.data_dir or "data", config.dataset, config.block_size)
-        measure = {"sharpness": sharpness, "spectrum": spectrum, "curvature": curvature}[config.command]
+        sharpness_too = partial(sharpness, suggest="suggest" in flags)
+        measure = {"sharpness": sharpness_too, "spectrum": spectrum, "curvature": curvature}[config.command]
         measure(config, models, data.train, world)
         if world.is_master:
             plot = Path(__file__).parent / "plot.py"
@@ -205,13 +225,22 @@ def probe(config, split, number, world):
     return Batch(x.to(world.device), y.to(world.device), windows, config.batch_size * config.block_size, number)
 
 
-def sharpness(config, models, split, world):
-    """Measure every model; rank 0 writes a JSON file for each, and draws."""
+def only_at_work(config, step, model):
+    """The checkpoint of this step, by which the layers that an architecture warm-up has locked take no part."""
+    saved = load_checkpoint(Path(config.out_dir) / f"ckpt_{step:08d}.pt")
+    put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), step))
+    return saved
+
+
+def sharpness(config, models, split, world, suggest):
+    """Measure every model; rank 0 writes a JSON file for each, and draws. suggest: say the multipliers that follow."""
     repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # nothing is drawn in these
     samples = len(models) * config.batches * repeats
     with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
         for step, make in models:
             model = make().to(world.device)
+            if config.init_from == "resume":
+                only_at_work(config, step, model)
             model = untied(model, copy.deepcopy) if config.split_tied else model
             diagonal, started = Diagonal(model), time.perf_counter()
             for number in range(config.batches):
@@ -224,12 +253,12 @@ def sharpness(config, models, split, world):
                     progress.update()
                 diagonal.add(drawn)
             if world.is_master:
-                write_sharpness(config, step, diagonal, repeats, time.perf_counter() - started)
+                write_sharpness(config, step, diagonal, repeats, time.perf_counter() - started, suggest)
 
 
 def samples_of(config, model, batch, repeats, world):
     """One sample of the diagonal for each draw."""
-    params, micro = list(model.parameters()), config.micro_batch
+    params, micro = [p for p in model.parameters() if p.requires_grad], config.micro_batch
     if config.kind == "data_labels":
         yield data_diagonal(model, batch, params, micro, world.total)
     elif config.kind == "empirical":
@@ -243,7 +272,7 @@ def samples_of(config, model, batch, repeats, world):
             yield hessian_diagonal(products, config.seed, batch.number, draw)
 
 
-def write_sharpness(config, step, diagonal, draws, seconds):
+def write_sharpness(config, step, diagonal, draws, seconds, suggest):
     blocks = {block: asdict(one) for block, one in diagonal.by_block().items()}
     layers = [
         {"layer": layer, "block": block, "mean": one.mean, "error": one.error, "parameters": one.parameters}
@@ -254,6 +283,10 @@ def write_sharpness(config, step, diagonal, draws, seconds):
         "positions": config.batch_size * config.block_size, "dataset": config.dataset, "seed": config.seed,
         "seconds": seconds, "blocks": blocks, "layers": layers, "log10_bins": LOG10_BINS.tolist(),
     }  # fmt: skip
+    if suggest:
+        means = {block: one["mean"] for block, one in blocks.items()}
+        suggested = multipliers(means, config.auto_mult_power, config.auto_mult_max, step)
+        found["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
     path = Path(config.out_dir) / f"sharpness_{config.kind}_{step:08d}.json"
     write_file(path, json.dumps(found, indent=1) + "\n")
     tqdm.write(f"step {step}, {config.kind}: average sharpness by block")
@@ -261,6 +294,8 @@ def write_sharpness(config, step, diagonal, draws, seconds):
         error = "" if one["error"] is None else f" +- {one['error']:.1e}"
         geometric = "-" if one["geometric"] is None else f"{one['geometric']:.2e}"
         tqdm.write(f"  {block:<5} {one['mean']:.3e}{error}   geometric mean {geometric}   {one['parameters']:,} parameters")
+    if suggest:
+        tqdm.write(as_words(suggested))
 
 
 def spectrum(config, models, split, world):
@@ -383,8 +418,7 @@ def curvature(config, models, split, world):
             model, started = make().to(world.device), time.perf_counter()
             scales, optimizer = {}, {}
             if config.init_from == "resume":
-                saved = load_checkpoint(Path(config.out_dir) / f"ckpt_{step:08d}.pt")
-                put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), step))
+                saved = only_at_work(config, step, model)
                 scales, optimizer = ({}, {}) if alone else met_by_optimizer(config, saved, model)
             identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
             found = {"hessian": top(config, step, model, identity, batch, world, progress)}
@@ -406,11 +440,11 @@ def met_by_optimizer(config, saved, model):
         instead = "auto (none, as sgd steps) or none" if run.optimizer == "sgd" else "none, for the Hessian alone"
         problem = f"the checkpoint of step {step} is of {run.optimizer}, which has no second moments like Adam's"
         raise UserError(f"preconditioner={config.preconditioner}: {problem}; expected {instead}")
-    groups = param_groups(model, run.learning_rate, run.lr_mult)
+    groups = param_groups(model, run.learning_rate, multipliers_at(run, step, saved.get("auto_mult")))
     if {group["block"] for group in groups} <= set(config.exclude):
         raise UserError(f"exclude={','.join(config.exclude)}: expected to leave a block of the model")
     optimizer = build_optimizer(run.optimizer, groups, (run.beta1, run.beta2), run.n_embd // run.n_head)
-    optimizer.load_state_dict(saved["optimizer"])
+    load_optimizer(optimizer, saved["optimizer"])
     for group in optimizer.param_groups:
         group["lr"] = block_rate(run, step, group["lr_mult"])
     scales = scaling(optimizer.param_groups, preconditioner(optimizer), config.exclude)
@@ -456,4 +490,4 @@ def write_curvature(config, step, found, seconds):
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main(config))
+        sys.exit(main(config, flags))

@@ -489,6 +489,8 @@ def lr(words):
     outs = [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
     words = [word for word in words if not word.startswith("--out=")]
     config = configure(TrainConfig, words, about)[0].resolved()
+    if config.lr_mult == "auto":
+        raise UserError("lr_mult=auto: expected numbers; a run measures them, and its rows have them as lr_mult/QK ...")
     names = {}  # multiplier -> the blocks that have it, which run at one rate
     for block, mult in config.lr_mult.items():
         if block != "Head" or not config.tie_weights:

@@ -10,7 +10,7 @@ Any number of config files and --key=value; order counts, later wins.
 import sys
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, TrainConfig
+from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig
 from blockwise.signals import StopRequest, end_with_launcher
 from configurator import configure
 
@@ -34,6 +34,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from blockwise import automult
 from blockwise.archwarmup import layer_schedule, layers_at, make_identity, put_to_work, told
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import (
@@ -97,7 +98,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     saved = load_checkpoint(path) if path else None
     pretrained = None
     if saved:
-        config = continued(config, given, saved["config"], path, say)
+        config = continued(config, given, saved, path, say)
     elif is_hugging_face(config.init_from):
         world.on_master(Pretrained, config.init_from)  # one download; then all find it
         pretrained = Pretrained(config.init_from)
@@ -117,9 +118,12 @@ def train(config, given, flags, stop, world, compile_may_fail):
         )
     model_config = ModelConfig(**{f.name: getattr(config, f.name) for f in fields(ModelConfig)})
     layers = saved.get("layers", [[0, config.n_layer]]) if saved else layer_schedule(config)
+    measured = saved.get("auto_mult") if saved and config.lr_mult == "auto" else None
+    plan = told(layers, saved["step"] if saved else 0)
+    plan += f"\n{automult.told(config, measured)}" if config.lr_mult == "auto" else ""
     if "dry_run" in flags:
         world.on_master(dry_run, config, model_config, data, world)
-        say(told(layers, saved["step"] if saved else 0))
+        say(plan)
         return 0
     if saved and saved["step"] > config.max_iters and not config.eval_only:
         say(f"{path} is past max_iters={config.max_iters}: nothing to do")
@@ -142,13 +146,17 @@ def train(config, given, flags, stop, world, compile_may_fail):
         """The parameters at work in a step; groups of them, one per block type; an optimizer (Muon splits them)."""
         put_to_work(raw_model, layers_at(layers, step))
         parameters = [p for p in raw_model.parameters() if p.requires_grad]
-        groups = param_groups(raw_model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult)
+        mult = automult.multipliers_at(config, step, progress["auto_mult"])
+        groups = param_groups(raw_model, config.learning_rate, mult, config.weight_decay, config.wd_mult)
         return parameters, groups, build_optimizer(config.optimizer, groups, *optimizer_settings(config))
 
     # What a checkpoint holds besides the weights
-    parameters, groups, optimizer = at_work(saved["step"] if saved else 0)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     progress = {"step": 0, "tokens": 0, "best_val_loss": None, "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None}
+    if saved:
+        progress = {key: saved[key] for key in progress}
+    progress["auto_mult"] = measured
+    parameters, groups, optimizer = at_work(progress["step"])
+    scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
     if saved:
         if saved["config"]["optimizer"] == config.optimizer:
             load_optimizer(optimizer, saved["optimizer"])
@@ -156,7 +164,6 @@ def train(config, given, flags, stop, world, compile_may_fail):
             say(f"  {config.optimizer} starts without a state: the checkpoint's is of another optimizer")
         if saved["scaler"]:  # empty where float16 was off
             scaler.load_state_dict(saved["scaler"])
-        progress = {key: saved[key] for key in progress}
     live = live_curvature(config, raw_model, data.train, world)
     live.vector = saved.get("eigenvector") if saved and config.curvature_interval else None
     start_step = progress["step"]
@@ -175,7 +182,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     micro_steps = config.gradient_accumulation_steps // world.size
     tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
-    print_start(config, groups, told(layers, start_step), micro_steps, tokens_per_step, world, say)
+    print_start(config, groups, plan, micro_steps, tokens_per_step, world, say)
     dtype = getattr(torch, config.dtype)
     precision = autocast(device, dtype)
     peak = peak_flops(device, dtype)
@@ -266,13 +273,22 @@ def train(config, given, flags, stop, world, compile_may_fail):
                     say(f"validation loss {val_loss}")
             break
 
+        # The sharpness of every block; under lr_mult=auto the multipliers follow from it
+        if due(step, config.sharpness_interval):
+            row |= live.sharpness(step, optimizer.param_groups)
+        if step == config.auto_mult_step:
+            batches = (probe(config, data.train, number, world) for number in range(automult.PROBES))
+            progress["auto_mult"], found = automult.measure(config, live, groups, batches, world.on_master)
+            row |= found
+            say(f"step {step}: {automult.told(config, progress['auto_mult'])}")
+
         # Every block's learning rate
+        mult = automult.multipliers_at(config, step, progress["auto_mult"])
         for group in optimizer.param_groups:
+            group["lr_mult"] = mult[group["block"]]
             group["lr"] = block_rate(config, step, group["lr_mult"])
 
         # The curvature of the loss where this step starts
-        if due(step, config.sharpness_interval):
-            row |= live.sharpness(step, optimizer.param_groups)
         if due(step, config.curvature_interval):
             row |= live.curvature(optimizer.param_groups, preconditioner(optimizer))
 
@@ -398,16 +414,21 @@ def started_from(config, given, shape, say):
     return config
 
 
-def continued(config, given, old, path, say):
+def continued(config, given, saved, path, say):
     """config for a run that goes on from `path`: the architecture is the checkpoint's, all else is the command's."""
+    old = saved["config"]
     config = with_architecture(config, given, old, path)
     say(f"resuming from {path}")
     if config.arch_warmup and not old.get("arch_warmup"):
         raise UserError(f"arch_warmup=True: {path} began with all of its layers; expected --init_from=scratch")
-    for key in ARCH_WARMUP if old.get("arch_warmup") else ():
+    kept = ARCH_WARMUP if old.get("arch_warmup") else ()
+    kept += AUTO_MULT if config.lr_mult == old["lr_mult"] == "auto" else ()
+    for key in kept:
         if key in given and getattr(config, key) != old[key]:
-            say(f"  {key} stays {old[key]}: the checkpoint holds the steps at which its layers are put to work")
+            say(f"  {key} stays {old[key]}: the checkpoint holds what follows from it")
         config = replace(config, **{key: old[key]})
+    if config.lr_mult == "auto" and not (saved.get("auto_mult") or config.eval_only):
+        automult.check_ahead(config, saved["step"])
     for key, value in asdict(config).items():
         if key != "init_from" and key in old and value != old[key]:
             say(f"  {key} was {old[key]}, is {value}")
@@ -466,12 +487,17 @@ def evaluate(model, split, config, world, precision, stop):
     return None if total is None else world.sum(total)[0] / config.eval_iters
 
 
-def live_curvature(config, model, split, world):
-    """What measures the raw model in training: on windows that are the same for any number of processes."""
+def probe(config, split, number, world):
+    """This process's part of a batch to measure on, whose windows are the same for any number of processes."""
     windows = list(range(world.rank, config.curvature_batch_size, world.size))
-    x, y = probe_batch(split, config.seed, 0, windows, config.block_size)  # (N, T) each
+    x, y = probe_batch(split, config.seed, number, windows, config.block_size)  # (N, T) each
     positions = config.curvature_batch_size * config.block_size
-    batch = Batch(to_device(x, world.device), to_device(y, world.device), windows, positions)
+    return Batch(to_device(x, world.device), to_device(y, world.device), windows, positions, number)
+
+
+def live_curvature(config, model, split, world):
+    """What measures the raw model in training."""
+    batch = probe(config, split, 0, world)
     method = {"krylov": largest_eigenvalue, "power": power_iteration}[config.curvature_method]
 
     def solve(matvec, start):
@@ -517,13 +543,13 @@ def start_profiler(config):
     return profiler
 
 
-def print_start(config, groups, layers, micro_steps, tokens_per_step, world, say):
+def print_start(config, groups, plan, micro_steps, tokens_per_step, world, say):
     """The first things one wants from a log: the groups, and what one step is."""
     say(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}")
     for group in groups:
         tensors, numbers = len(group["params"]), sum(p.numel() for p in group["params"])
         say(f"{group['block']:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}")
-    say(layers)
+    say(plan)
     say(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     say(
         f"a step: {tokens_per_step:,} tokens = {world.size} processes x {micro_steps} micro-steps "
@@ -567,7 +593,8 @@ def dry_run(config, model_config, data, world):
     print(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
         model = Transformer(model_config)
-    groups = param_groups(model, config.learning_rate, config.lr_mult, config.weight_decay, config.wd_mult)
+    mult = automult.multipliers_at(config, 0, None)
+    groups = param_groups(model, config.learning_rate, mult, config.weight_decay, config.wd_mult)
     counts = {group["block"]: sum(p.numel() for p in group["params"]) for group in groups}
     print(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}")
     for group in groups:

@@ -255,13 +255,16 @@ class Live:
         self.names = {p: name for name, p in model.named_parameters()}
         self.vector = None
 
-    def sharpness(self, step, groups):
-        """sharpness/BLOCK of every block, on labels that belong to the step."""
+    def sharpness(self, draw, groups, batches=None):
+        """sharpness/BLOCK of every block, on labels of this number: the mean over `batches` (None: its own alone)."""
         blocks = {}
         for group in groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
-        found = fisher_sharpness(self.model, blocks, self.batch, self.seed, [step], self.micro, self.total)
-        return {f"sharpness/{block}": value for block, value in found.items()}
+        found = [
+            fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.total)
+            for batch in batches or [self.batch]
+        ]
+        return {f"sharpness/{block}": math.fsum(one[block] for one in found) / len(found) for block in blocks}
 
     def curvature(self, groups, preconditioner):
         """curvature/lambda_max and what belongs to it; nothing where no coordinate takes part, as before any state.
@@ -326,15 +329,16 @@ LOG10_BINS = np.linspace(-20, 5, 101)
 class Diagonal:
     """Collects samples of a model's diagonal curvature, and averages them by block type and by layer.
 
-    model: gives names and order of the parameters, tied ones once, a tied output layer with the embedding (use
-    `untied` for its two uses apart).
+    model: gives names and order of the parameters that need a gradient, tied ones once, a tied output layer with the
+    embedding (use `untied` for its two uses apart).
     """
 
     def __init__(self, model):
         block_of = {name: block for block, members in blocks_of(model).items() for name, _ in members}
-        self.names = [name for name, _ in model.named_parameters()]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
         self.block_of = [block_of[name] for name in self.names]
-        self.sizes = [p.numel() for p in model.parameters()]
+        self.sizes = [p.numel() for _, p in named]
         self.sums, self.traces = None, []  # of the diagonal; {group: trace} of each batch's samples
 
     def add(self, samples):

@@ -16,6 +16,9 @@ ARCHITECTURE = (
 # What a run keeps from its beginning on: which layers it starts with, and when the others come.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
 
+# What a run with lr_mult=auto keeps from its beginning on: when its multipliers are measured, and the rule.
+AUTO_MULT = ("auto_mult_step", "auto_mult_max", "auto_mult_power")
+
 # Defaults that follow from the optimizer; where it has no line of its own, AdamW's. Lion's are its authors' for
 # language models (arXiv 2302.06675) and the paper's; SGD's weight decay is not decoupled, so that 0.1 would be huge.
 BY_OPTIMIZER = {
@@ -57,7 +60,10 @@ class TrainConfig:
     optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "adam_mini: one second moment per head or row; muon: for matrices inside the blocks, AdamW for the rest"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block runs at a multiple of it"] = 6e-4
     blockwise: Annotated[bool, "False sets every lr_mult to 1: the plain baseline"] = True
-    lr_mult: Annotated[dict[Literal[BLOCKS], float], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6"] = field(default_factory=lambda: dict(LR_MULT))
+    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6; auto: set by the blocks' sharpness"] = field(default_factory=lambda: dict(LR_MULT))
+    auto_mult_step: Annotated[int | None, "lr_mult=auto: step at which they are measured; 1 until then, rising over as many steps after it (None: 2% of max_iters)"] = None
+    auto_mult_max: Annotated[float, "lr_mult=auto: largest multiplier; the smallest is 1"] = 10.0
+    auto_mult_power: Annotated[float, "lr_mult=auto: p of (sharpness of Norm / sharpness of the block)^p"] = 0.7
     weight_decay: Annotated[float | None, "weight decay, on every parameter; decoupled but for sgd (None: 0.1; lion 1.0, sgd 0)"] = None
     wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd's momentum (None: 0.9; lion 0.95)"] = None
@@ -100,7 +106,7 @@ class TrainConfig:
     curvature_hvps: Annotated[int, "Hessian-vector products of such a measurement"] = 5
     curvature_method: Annotated[Literal["krylov", "power"], "krylov: the largest eigenvalue; power: power iteration, the one of largest magnitude"] = "krylov"
     curvature_exclude: Annotated[list[Literal[BLOCKS]], "blocks that the eigenvalue leaves out: --curvature_exclude=Emb,Head"] = field(default_factory=list)
-    curvature_batch_size: Annotated[int | None, "sequences on which both are measured, over all processes (None: an eighth of a step's)"] = None
+    curvature_batch_size: Annotated[int | None, "sequences of a batch that is measured on, over all processes (None: an eighth of a step's)"] = None
 
     # machine
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
@@ -135,10 +141,15 @@ class TrainConfig:
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
+        if self.lr_mult != "auto":  # a dict that took the word's place names some blocks alone
+            self.lr_mult = LR_MULT | self.lr_mult
         for key in ("lr_mult", "wd_mult"):
-            for block, value in getattr(self, key).items():
+            for block, value in getattr(self, key).items() if getattr(self, key) != "auto" else ():
                 if value < 0:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
+        self.check("auto_mult_step", self.auto_mult_step is None or self.auto_mult_step >= 1, "at least 1")
+        self.check("auto_mult_max", self.auto_mult_max >= 1, "at least 1")
+        self.check("auto_mult_power", self.auto_mult_power > 0, "above 0")
         self.check("rope_theta", self.rope_theta > 0, "above 0")
         self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
         self.check("min_lr_ratio", self.min_lr_ratio is None or 0 <= self.min_lr_ratio <= 1, "in [0, 1]")
@@ -158,6 +169,7 @@ class TrainConfig:
         Raises UserError for a width, or a number of heads, that does not divide.
         """
         llama = self.model_type == "llama"
+        auto = self.blockwise and self.lr_mult == "auto"
         by_optimizer = {**BY_OPTIMIZER["adamw"], **BY_OPTIMIZER.get(self.optimizer, {})}
         config = replace(
             self,
@@ -166,10 +178,13 @@ class TrainConfig:
             n_inner=self.n_inner or 4 * self.n_embd,
             norm_eps=self.norm_eps or (1e-6 if llama else 1e-5),
             tie_weights=not llama if self.tie_weights is None else self.tie_weights,
-            lr_mult=self.lr_mult if self.blockwise else dict.fromkeys(self.lr_mult, 1.0),
+            lr_mult=self.lr_mult if self.blockwise else dict.fromkeys(BLOCKS, 1.0),
+            auto_mult_step=(self.auto_mult_step or max(1, self.max_iters // 50)) if auto else None,
             min_lr=self.min_lr if self.min_lr_ratio is None else self.min_lr_ratio * self.learning_rate,
             curvature_batch_size=self.curvature_batch_size or max(1, self.gradient_accumulation_steps * self.batch_size // 8),
         )
+        if auto:
+            config.check("auto_mult_step", config.auto_mult_step < self.max_iters, f"below max_iters={self.max_iters}")
         config.check("n_embd", config.n_embd % config.n_head == 0, f"a multiple of n_head={config.n_head}")
         config.check("n_head", config.n_head % config.n_kv_head == 0, f"a multiple of n_kv_head={config.n_kv_head}")
         if llama:
@@ -177,7 +192,7 @@ class TrainConfig:
         if config.curvature_interval > 0:
             adam = self.optimizer not in ("lion", "muon")
             config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}: it has no second moment to measure by")
-            base = config.learning_rate * config.lr_mult["Norm"]
+            base = config.learning_rate * (1 if auto else config.lr_mult["Norm"])
             config.check("curvature_interval", base > 0, "0 where learning_rate * lr_mult.Norm is 0: the eigenvalue is stated for that rate")
             blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")

@@ -140,8 +140,9 @@ def test_values(word, key, value):
         ("--bias=None", "True or False"),
         ("--tie_weights=1", "True or False or None"),
         ("--compile=1", "True or False or 'auto'"),
-        ("--lr_mult=6", "a dict of float"),
-        ("--lr_mult=None", "a dict of float"),
+        ("--lr_mult=6", "a dict of float or 'auto'"),
+        ("--lr_mult=None", "a dict of float or 'auto'"),
+        ("--wd_mult=auto", "a dict of float"),
         ("--lr_mult.QK=True", "float"),
         ("--lr_mult.QK=nan", "float"),
         ("--lr_mult.QK=", "float"),
@@ -174,6 +175,7 @@ def test_a_number_too_large_for_a_float_is_refused():
         ("--schedule=Cosine", "did you mean cosine?"),
         ("--init_from=resum", "did you mean resume?"),
         ("--compile=Auto", "did you mean auto?"),
+        ("--lr_mult=Auto", "expected a dict of float or 'auto', got Auto; did you mean auto?"),
         ("--curvature_exclude=Enb,QK", "got Enb,QK; did you mean Emb?"),
         ("--curvature_exclude=['Emb', 'NORM']", "did you mean Norm?"),
         ("--model_type=mamba", "expected 'gpt2' or 'llama', got mamba"),
@@ -218,6 +220,19 @@ def test_dict_entries():
     assert all(type(value) is float for value in config.lr_mult.values())
     assert given == {"lr_mult"}
     assert parse()[0].lr_mult == TrainConfig().lr_mult == LR_MULT == dict(Emb=10, QK=8, VO=4, FFN=6, Norm=1, Head=10)
+
+
+def test_a_word_in_the_place_of_a_dict(file):
+    """The later one replaces the earlier; a dict over the word, like one over the default, changes what it names."""
+    for words in (["--lr_mult.QK=6", "--lr_mult=auto"], [file("lr_mult = dict(QK=6)\nlr_mult = 'auto'")]):
+        assert parse(*words)[0].lr_mult == "auto"
+    for dict_ in ("--lr_mult={'QK': 6}", file("lr_mult = dict(QK=6)")):
+        config, given, _ = parse("--lr_mult=auto", dict_, "--lr_mult.VO=2")
+        assert config.lr_mult == {**LR_MULT, "QK": 6.0, "VO": 2.0} and given == {"lr_mult"}
+    message = refusal("--lr_mult=auto", "--lr_mult.QK=6")
+    assert message == "--lr_mult.QK: lr_mult=auto has no entries; expected a dict in its place: --lr_mult=\"{'QK': 6}\""
+    assert "entry 'Nrm'" in refusal("--lr_mult=auto", "--lr_mult={'Nrm': 6}")
+    assert "config file" in refusal("--lr_mult=auto", file("lr_mult['QK'] = 6"))
 
 
 # Files
@@ -279,7 +294,7 @@ def test_numpys_numbers(file):
         ("from math import pi", ["unknown key 'pi'"]),
         ("lr_mult['Nrm'] = 1", ["unknown entry 'Nrm'", "run.py", "lr_mult", "did you mean Norm?"]),
         ("lr_mult = dict(Nrm=1)", ["unknown entry 'Nrm'", "did you mean Norm?"]),
-        ("lr_mult = 6", ["run.py: lr_mult: expected a dict of float, got 6"]),
+        ("lr_mult = 6", ["run.py: lr_mult: expected a dict of float or 'auto', got 6"]),
         ("n_layer = '3'", ["run.py: n_layer: expected int, got '3'"]),
         ("n_layer = True", ["n_layer: expected int, got True"]),
         ("learning_rate = float('nan')", ["learning_rate: expected float, got nan"]),

@@ -285,7 +285,7 @@ def test_sgd_is_measured_from_the_start(small):
 
 def numbers(words):
     """What was measured, but for the time it took."""
-    keys = (*NUMBERS, *(f"sharpness/{block}" for block in RATES))
+    keys = (*NUMBERS, *(f"{what}/{block}" for what in ("sharpness", "lr_mult") for block in RATES))
     return {step: {key: row[key] for key in keys if key in row} for step, row in metrics(words).items()}
 
 
@@ -323,13 +323,15 @@ def test_killed_and_resumed_is_exact(small, tmp_path):
 def test_two_processes_measure_the_same(small, tmp_path):
     """Two windows here and one there; along 20 steps, over which rounding is amplified."""
     words = (*small, "--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20", *LIVE)
-    words = (*words, "--curvature_batch_size=3", "--model_type=llama")
+    words = (*words, "--curvature_batch_size=3", "--model_type=llama", "--lr_mult=auto", "--auto_mult_power=0.1")
     alone = (*words, f"--out_dir={tmp_path / 'alone'}")
     run(*alone)
     status, _, err = finish(start(*words, processes=2))
     assert status == 0, err
     one, two = numbers(alone), numbers(words)
     assert list(one) == list(two) and len(one[19]) == 4 and len(one[18]) == 10
+    found = {key: value for key, value in one[1].items() if key.startswith("lr_mult")}
+    assert {key: two[1][key] for key in found} == pytest.approx(found, rel=1e-4) and 1 < found["lr_mult/QK"] < 10
     for step, row in one.items():
         for key, value in row.items():
             assert two[step][key] == pytest.approx(value, rel=1e-2), (step, key)
