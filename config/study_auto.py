@@ -1,7 +1,7 @@
 # python compare.py config/study_auto.py
 # Multipliers from measurement (lr_mult=auto) beside the paper's, a hand-made ratio, and AdamW: measured at 2 % of the
-# run, as by default, or "late", at 20 %, when the learning rate has long warmed up; there with three powers. Half an hour
-# on two CPU cores.
+# run, as by default, or "late", at 20 %, when the learning rate has long warmed up; there with three powers. Half an
+# hour on two CPU cores.
 include("shapes/llama_1m.py")
 out_dir = "out/study_auto"
 
