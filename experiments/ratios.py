@@ -2,15 +2,18 @@
 
     python compare.py config/study_ratios.py && python experiments/ratios.py out/study_ratios
 
-The final losses of the arms named "draw ..." are fitted by a parabola in the logarithm of each factor that they set (a
-response surface without interactions). A factor wants to be where its parabola is lowest within the range drawn; the
-standard error is the jackknife's, over draws. The sharpness is that which the draws logged while they trained. p is the
-slope, through the origin, of log(wanted rate / Norm's) over log(S_Norm / S_block). Writes ratios.png into the folder.
+The final losses of the arms named "draw ..." are fitted by a Gaussian process over the logarithms of the factors that
+they set, with a length scale of its own for each: the number of e-folds over which the loss bends, so that a short one
+marks a factor that matters. A factor's course is the fit's mean over the other factors of all draws; it wants to be
+where that is lowest within the range drawn, and the standard error is the jackknife's, over draws, the kernel kept.
+The sharpness is that which the draws logged while they trained. p is the slope, through the origin, of log(wanted rate
+Norm's) over log(S_Norm / S_block). Writes ratios.png into the folder.
 """
 
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,36 +50,40 @@ def draws_of(found):
     return names, np.array(rows), np.array(losses), folders
 
 
-def columns(z):
-    """Of the fit: 1, every factor, every factor's square. z: (draws, factors), logarithms about their center."""
-    return np.column_stack([np.ones(len(z)), z, z**2])
+def process(z, losses, kernel=None):
+    """A Gaussian process through losses (draws,) at z (draws, factors), centered logarithms; kernel: one to keep."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    if kernel is not None:
+        return GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True).fit(z, losses)
+    kernel = ConstantKernel() * RBF(np.ones(z.shape[1]), (0.3, 30)) + WhiteKernel(0.05, (1e-4, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a factor without effect goes to the longest length scale
+        return GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=4, random_state=0).fit(z, losses)
 
 
-def fit(z, losses):
-    """(constant, slopes (factors,), curvatures (factors,)) of the least squares fit."""
-    constant, *rest = np.linalg.lstsq(columns(z), losses, rcond=None)[0]
-    slopes, curvatures = np.split(np.array(rest), 2)
-    return constant, slopes, curvatures
+def courses(model, z, grid):
+    """(points, factors): what the fit says of a factor at the grid's points, on average over the others' draws."""
+    result = np.empty_like(grid)
+    for i in range(z.shape[1]):
+        for k, value in enumerate(grid[:, i]):
+            at = z.copy()
+            at[:, i] = value
+            result[k, i] = model.predict(at).mean()
+    return result
 
 
-def lowest(slopes, curvatures, low, high):
-    """Where each factor's parabola is lowest between low and high."""
-    grid = np.linspace(low, high, 401)  # (401, factors)
-    return np.take_along_axis(grid, (slopes * grid + curvatures * grid**2).argmin(axis=0)[None], axis=0)[0]
+def lowest(model, z, grid):
+    return np.take_along_axis(grid, courses(model, z, grid).argmin(axis=0)[None], axis=0)[0]
 
 
-def jackknife(function, n):
-    """Standard error of function(kept), kept being all but one of n draws in turn."""
-    values = np.array([function(np.arange(n) != i) for i in range(n)])
-    return np.sqrt((n - 1) / n * ((values - values.mean(axis=0)) ** 2).sum(axis=0))
-
-
-def explained(z, losses):
-    """The share of the losses' variance that the fit predicts for draws that it has not seen (leave one out)."""
-    X = columns(z)
-    residuals = losses - X @ np.linalg.lstsq(X, losses, rcond=None)[0]
-    leverage = np.einsum("ij,ji->i", X, np.linalg.pinv(X))
-    return 1 - ((residuals / (1 - leverage)) ** 2).sum() / ((losses - losses.mean()) ** 2).sum()
+def without_each(z, losses, kernel):
+    """The same fit without the first draw, without the second, and so on."""
+    for i in range(len(z)):
+        kept = np.arange(len(z)) != i
+        yield process(z[kept], losses[kept], kernel)
 
 
 def sharpness_of(folders, share, blocks):
@@ -100,18 +107,15 @@ def power(multipliers, sharpness, norm):
     return (x @ y) / (x @ x), spearmanr(x, y).statistic
 
 
-def draw(names, values, z, losses, fitted, wanted, center, folder):
-    """Per factor: the losses without what the fit says of the others, and its parabola."""
-    constant, slopes, curvatures = fitted
+def draw(names, values, losses, grid, course, wanted, folder):
+    """Per factor: the losses of the draws, the fit's course, and where it is lowest."""
     figure, axes = panels(2, (len(names) + 1) // 2, (3.2, 2.8))
-    residuals = losses - columns(z) @ np.concatenate([[constant], slopes, curvatures])
     for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
-        part = slopes[i] * z[:, i] + curvatures[i] * z[:, i] ** 2
-        grid = np.linspace(z[:, i].min(), z[:, i].max(), 100)
-        ax.plot(values[:, i], constant + part + residuals, "o", ms=3, color="#0072B2")
-        ax.plot(np.exp(grid + center[i]), constant + slopes[i] * grid + curvatures[i] * grid**2, color="black")
+        ax.plot(values[:, i], losses, "o", ms=3, color="#0072B2")
+        ax.plot(grid[:, i], course[:, i], color="black")
         ax.axvline(wanted[i], color="#D55E00", linestyle="--")
         ax.set(xscale="log", xlabel=name if name[0].islower() else f"learning rate of {name}")
+        ax.xaxis.set_minor_formatter("")
     for ax in axes[:: (len(names) + 1) // 2]:
         ax.set_ylabel("validation loss")
     for ax in axes[len(names) :]:
@@ -127,44 +131,37 @@ def main(folder):
         raise UserError(f"{folder}: expected the folder of a finished study with one condition ({error})") from None
     center = np.log(values).mean(axis=0)
     z = np.log(values) - center
-    low, high = z.min(axis=0), z.max(axis=0)
+    grid = np.linspace(z.min(axis=0), z.max(axis=0), 41)
 
-    def best(kept):
-        _, slopes, curvatures = fit(z[kept], losses[kept])
-        return lowest(slopes, curvatures, low, high)
-
-    everything = np.ones(len(losses), dtype=bool)
-    wanted, error = np.exp(best(everything) + center), np.exp(jackknife(best, len(losses)))
-    fitted = fit(z, losses)
-    print(f"{len(losses)} draws; the fit predicts {explained(z, losses):.0%} of the variance of a draw left out\n")
-    ranked = np.argsort(losses)[: max(len(losses) // 8, 1)]
-    curve = fitted[1] * z + fitted[2] * z**2
-    rows = [
-        [
-            name, f"{low_:.3g} to {high_:.3g}", f"{w:.3g}" + (" (at an end)" if at_end else ""), f"x/ {e:.2f}",
-            f"{np.ptp(part):.3f}", ", ".join(f"{v:.2g}" for v in values[ranked, i]),
-        ]
-        for i, (name, low_, high_, w, e, part, at_end) in enumerate(
-            zip(
-                names, values.min(axis=0), values.max(axis=0), wanted, error, curve.T,
-                np.isclose(best(everything), low) | np.isclose(best(everything), high), strict=True,
-            )
-        )
-    ]  # fmt: skip
-    table(["factor", "drawn", "wanted", "standard error", "loss it moves", "in the best draws"], rows)
+    model = process(z, losses)
+    course, at = courses(model, z, grid), lowest(model, z, grid)
+    others = list(without_each(z, losses, model.kernel_))
+    unseen = np.array([other.predict(z[i : i + 1])[0] for i, other in enumerate(others)])
+    explained = 1 - ((unseen - losses) ** 2).sum() / ((losses - losses.mean()) ** 2).sum()
+    print(f"{len(losses)} draws; the fit predicts {explained:.0%} of the variance of a draw left out\n")
+    moved = np.array([lowest(other, z, grid) for other in others])
+    error = np.sqrt((len(z) - 1) / len(z) * ((moved - moved.mean(axis=0)) ** 2).sum(axis=0))
+    wanted, best = np.exp(at + center), np.argsort(losses)[: max(len(losses) // 8, 1)]
+    scales = model.kernel_.k1.k2.length_scale
+    rows = []
+    for i, name in enumerate(names):
+        end = " (at an end)" if at[i] in (grid[0, i], grid[-1, i]) else ""
+        drawn = f"{values[:, i].min():.3g} to {values[:, i].max():.3g}"
+        row = [name, drawn, f"{scales[i]:.1f}", f"{np.ptp(course[:, i]):.3f}", f"{wanted[i]:.3g}{end}"]
+        rows.append([*row, f"x/ {np.exp(error[i]):.2f}", ", ".join(f"{v:.2g}" for v in values[best, i])])
+    table(["factor", "drawn", "length scale", "loss it moves", "wanted", "standard error", "in the best draws"], rows)
 
     blocks = [name for name in names if not name[0].islower()]
-    at = [names.index(block) for block in blocks]
+    rates = wanted[[names.index(block) for block in blocks]]
     norm = blocks.index("Norm")
     rows = []
     for share in SHARES:
         sharpness = sharpness_of(folders, share, blocks)
-        p, rank = power(wanted[at], sharpness, norm)
-        ratios = [f"{sharpness[norm] / s:.3g}" for s in sharpness]
-        rows.append([f"{share:.0%}", *ratios, f"{p:.2f}", f"{rank:+.2f}"])
-    rows.append(["wanted multiplier", *[f"{w:.3g}" for w in wanted[at] / wanted[at][norm]], "", ""])
+        p, rank = power(rates, sharpness, norm)
+        rows.append([f"{share:.0%}", *(f"{sharpness[norm] / s:.3g}" for s in sharpness), f"{p:.2f}", f"{rank:+.2f}"])
+    rows.append(["wanted multiplier", *(f"{rate:.3g}" for rate in rates / rates[norm]), "", ""])
     table(["S_Norm / S_block at", *blocks, "p", "rank correlation"], rows)
-    draw(names, values, z, losses, fitted, wanted, center, folder)
+    draw(names, values, losses, np.exp(grid + center), course, wanted, folder)
 
 
 if __name__ == "__main__":

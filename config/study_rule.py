@@ -1,0 +1,25 @@
+# python compare.py config/study_rule.py
+# Two fixed rules, rates included, against a swept AdamW, at two thirds of the steps of study_cpu_long.py, so that their
+# losses can also be read against AdamW's there: "emb 20x" of that study, and "fitted", which study_ratios.py suggests.
+include("shapes/llama_1m.py")
+out_dir = "out/study_rule"
+
+batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
+max_iters = 666
+lr_decay_iters = max_iters
+warmup_iters = max_iters // 10
+
+eval_interval = 111
+eval_iters = 32
+log_interval = 20
+
+arms = {
+    "adamw": "--blockwise=False",
+    "emb 20x": "--lr_mult.Emb=20 --lr_mult.Head=20 --lr_mult.QK=4 --lr_mult.VO=4 --lr_mult.FFN=4",
+    "fitted": "--lr_mult.Emb=12 --lr_mult.Head=12 --lr_mult.QK=4 --lr_mult.VO=1 --lr_mult.FFN=1",
+}
+learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "emb 20x": [5e-4], "fitted": [1e-3]}
+extensions = 2
+floors = {"relative floor": "--min_lr_ratio=0.05"}
+conditions = {"King James, BPE": "--dataset=kjv_bpe4096", "Python library, BPE": "--dataset=pylib_bpe4096"}
+seeds = [1, 2, 3]
