@@ -29,7 +29,7 @@ from blockwise.archwarmup import layer_schedule
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, curve, read_rows, speedups, spikes
 from blockwise.logger import warn
 from blockwise.rundir import InUse, Lock, write_file
-from blockwise.settings import TrainConfig
+from blockwise.settings import AUTO_MULT, TrainConfig
 from blockwise.signals import StopRequest
 from blockwise.study import around, needed, paired, sentence, spread, verdict
 from configurator import configure
@@ -40,7 +40,7 @@ TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the ste
 # What may differ between two runs that compute the same; multipliers and floor are in the resolved config
 NOT_IDENTITY = (
     "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
-    "min_lr_ratio",
+    "min_lr_ratio", "activation_checkpointing",
 )  # fmt: skip
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
 COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval")
@@ -123,6 +123,8 @@ class Study:
     def run_of(self, place, arm, rate, seed):
         config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
         identity = {k: v for k, v in asdict(config.resolved()).items() if k not in NOT_IDENTITY}
+        if identity["lr_mult"] != "auto":
+            identity = {k: v for k, v in identity.items() if k not in AUTO_MULT}
         identity["data"] = fingerprint(config.data_dir, config.dataset)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"

@@ -197,6 +197,8 @@ def checkpoints_of(config):
         saved = load_checkpoint(path)
         model = Transformer(ModelConfig(**saved["model_config"]))
         model.load_state_dict(saved["model"])
+        # Layers that an architecture warm-up has locked take no part
+        put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), saved["step"]))
         return model
 
     steps = [(int(path.stem.removeprefix("ckpt_")), lambda path=path: make(path)) for path in paths]
@@ -225,13 +227,6 @@ def probe(config, split, number, world):
     return Batch(x.to(world.device), y.to(world.device), windows, config.batch_size * config.block_size, number)
 
 
-def only_at_work(config, step, model):
-    """The checkpoint of this step, by which the layers that an architecture warm-up has locked take no part."""
-    saved = load_checkpoint(Path(config.out_dir) / f"ckpt_{step:08d}.pt")
-    put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), step))
-    return saved
-
-
 def sharpness(config, models, split, world, suggest):
     """Measure every model; rank 0 writes a JSON file for each, and draws. suggest: say the multipliers that follow."""
     repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # nothing is drawn in these
@@ -239,8 +234,6 @@ def sharpness(config, models, split, world, suggest):
     with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
         for step, make in models:
             model = make().to(world.device)
-            if config.init_from == "resume":
-                only_at_work(config, step, model)
             model = untied(model, copy.deepcopy) if config.split_tied else model
             diagonal, started = Diagonal(model), time.perf_counter()
             for number in range(config.batches):
@@ -327,7 +320,8 @@ def blocks_to_measure(config, model):
     """
     if beyond := [layer for layer in config.layers or () if not 0 <= layer < model.config.n_layer]:
         raise UserError(f"layers={beyond[0]}: expected layers of 0 to {model.config.n_layer - 1}")
-    inside = [(n, p) for n, p in model.named_parameters() if config.layers is None or layer_of(n) in config.layers]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    inside = [(n, p) for n, p in trained if config.layers is None or layer_of(n) in config.layers]
     where = "" if config.layers is None else f" in layers {', '.join(map(str, config.layers))}"
     if config.blocks is None:
         chosen = {name: [p] for name, p in inside if p.ndim == 2}
@@ -342,7 +336,7 @@ def blocks_to_measure(config, model):
                 near = did_you_mean(close(pattern, [*BLOCKS, *(name for name, _ in inside)]))
                 raise UserError(f"blocks={pattern}: no block type and no tensor of the model{where}{near}")
             chosen |= fits
-    return chosen | ({"full": list(model.parameters())} if config.full else {})
+    return chosen | ({"full": [p for _, p in trained]} if config.full else {})
 
 
 def steps_of(config, blocks, device):
@@ -417,9 +411,9 @@ def curvature(config, models, split, world):
         for step, make in models:
             model, started = make().to(world.device), time.perf_counter()
             scales, optimizer = {}, {}
-            if config.init_from == "resume":
-                saved = only_at_work(config, step, model)
-                scales, optimizer = ({}, {}) if alone else met_by_optimizer(config, saved, model)
+            if config.init_from == "resume" and not alone:
+                saved = load_checkpoint(Path(config.out_dir) / f"ckpt_{step:08d}.pt")
+                scales, optimizer = met_by_optimizer(config, saved, model)
             identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
             found = {"hessian": top(config, step, model, identity, batch, world, progress)}
             if scales:

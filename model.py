@@ -14,7 +14,6 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from blockwise.products import linear, product
@@ -232,15 +231,17 @@ class CrossEntropy(torch.autograd.Function):
             torch.div(product(p, matrix.T), total, out=dh)
             piece = product((h / total).T, p.T)  # (C, V)
             dmatrix = piece if dmatrix is None else dmatrix.add_(piece)
+            del p, piece  # before the next logits
         ctx.save_for_backward(dx, dmatrix.T)
         return loss / len(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("the training loss can be differentiated once; in eval mode any number of times")
         dx, dmatrix = ctx.saved_tensors
         grad = grad / len(dx)
-        return dx * grad, dmatrix * grad, None, None, None
+        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None
 
 
 class Transformer(nn.Module):
@@ -273,8 +274,8 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):  # comes after its own linear layers
-            for linear in (module.attn.o_proj, module.mlp.down_proj):
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            for layer in (module.attn.o_proj, module.mlp.down_proj):
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(self, tokens, targets=None, cache=None):
         """tokens, targets: (B, T). Returns logits (B, T, V), or, given targets, their mean cross-entropy."""
@@ -290,7 +291,7 @@ class Transformer(nn.Module):
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
         x = F.dropout(x, self.config.dropout, self.training)
         for block in islice(self.blocks, self.layers_at_work):
-            if self.activation_checkpointing and self.training:
+            if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
                 x = block(x, rotary, cache)

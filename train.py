@@ -29,6 +29,7 @@ import math
 import os
 import time
 from dataclasses import asdict, fields, replace
+from functools import partial
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -51,6 +52,7 @@ from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import (
     autocast,
     free_memory,
+    largest_batch,
     peak_flops,
     peak_memory_mb,
     resident_memory,
@@ -122,7 +124,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     plan = told(layers, saved["step"] if saved else 0)
     plan += f"\n{automult.told(config, measured)}" if config.lr_mult == "auto" else ""
     if "dry_run" in flags:
-        world.on_master(dry_run, config, model_config, data, world)
+        world.on_master(dry_run, config, model_config, data, world, automult.multipliers_at(config, math.inf, measured))
         say(plan)
         return 0
     if saved and saved["step"] > config.max_iters and not config.eval_only:
@@ -253,6 +255,15 @@ def train(config, given, flags, stop, world, compile_may_fail):
             del model, eval_model, old  # the old DDP's hooks go with it
             eval_model, model = ready(step)
         row = {"step": step, "tokens": progress["tokens"]}
+
+        # lr_mult=auto: the multipliers follow from the sharpness of every block
+        if step == config.auto_mult_step and not (stopping or config.eval_only):
+            batch_of, asked = partial(probe, config, data.train, world), partial(world.any, stop)
+            progress["auto_mult"], measured = automult.measure(config, live, groups, batch_of, asked)
+            stopping = not measured
+            row |= measured
+            say(f"step {step}: {automult.told(config, progress['auto_mult'])}")
+
         val_loss = None
         if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
             val_loss = evaluate(eval_model, data.val, config, world, precision, stop)
@@ -273,15 +284,6 @@ def train(config, given, flags, stop, world, compile_may_fail):
                     say(f"validation loss {val_loss}")
             break
 
-        # The sharpness of every block; under lr_mult=auto the multipliers follow from it
-        if due(step, config.sharpness_interval):
-            row |= live.sharpness(step, optimizer.param_groups)
-        if step == config.auto_mult_step:
-            batches = (probe(config, data.train, number, world) for number in range(automult.PROBES))
-            progress["auto_mult"], found = automult.measure(config, live, groups, batches, world.on_master)
-            row |= found
-            say(f"step {step}: {automult.told(config, progress['auto_mult'])}")
-
         # Every block's learning rate
         mult = automult.multipliers_at(config, step, progress["auto_mult"])
         for group in optimizer.param_groups:
@@ -289,6 +291,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
             group["lr"] = block_rate(config, step, group["lr_mult"])
 
         # The curvature of the loss where this step starts
+        if due(step, config.sharpness_interval) and "sharpness/Norm" not in row:
+            row |= live.sharpness(step, optimizer.param_groups)
         if due(step, config.curvature_interval):
             row |= live.curvature(optimizer.param_groups, preconditioner(optimizer))
 
@@ -487,7 +491,7 @@ def evaluate(model, split, config, world, precision, stop):
     return None if total is None else world.sum(total)[0] / config.eval_iters
 
 
-def probe(config, split, number, world):
+def probe(config, split, world, number):
     """This process's part of a batch to measure on, whose windows are the same for any number of processes."""
     windows = list(range(world.rank, config.curvature_batch_size, world.size))
     x, y = probe_batch(split, config.seed, number, windows, config.block_size)  # (N, T) each
@@ -497,7 +501,7 @@ def probe(config, split, number, world):
 
 def live_curvature(config, model, split, world):
     """What measures the raw model in training."""
-    batch = probe(config, split, 0, world)
+    batch = probe(config, split, world, 0)
     method = {"krylov": largest_eigenvalue, "power": power_iteration}[config.curvature_method]
 
     def solve(matvec, start):
@@ -575,26 +579,24 @@ def print_memory(config, model_config, groups, world):
     state = state_bytes(config.optimizer, groups, *optimizer_settings(config))
     held, free = resident_memory(world.device), free_memory(world.device)
     micro_steps, dtype = config.gradient_accumulation_steps // world.size, getattr(torch, config.dtype)
-    (once, logging), (twice, _) = (
-        training_memory(
-            lambda: Transformer(model_config, config.activation_checkpointing),
-            batch_size, config.block_size, micro_steps, world.device, dtype,
-        )
-        for batch_size in (config.batch_size, 2 * config.batch_size)
-    )  # fmt: skip
-    print(f"memory of a process, estimated: {(held + state + max(once, logging)) / 1e6:,.0f} MB")
+
+    def needed(batch_size):
+        make = partial(Transformer, model_config, config.activation_checkpointing)
+        tensors = training_memory(make, batch_size, config.block_size, micro_steps, world.device, dtype)
+        return held + state + max(tensors)
+
+    print(f"memory of a process, estimated: {needed(config.batch_size) / 1e6:,.0f} MB")
     if free:
-        largest = int(config.batch_size * (1 + (free - state - once) / (twice - once)))
-        print(f"free now: {free / 1e6:,.0f} MB, enough for batch_size={max(largest, 0)}, estimated")
+        largest = largest_batch(needed, config.batch_size, free + held)
+        print(f"free now: {free / 1e6:,.0f} MB, enough for batch_size={largest}, estimated")
 
 
-def dry_run(config, model_config, data, world):
+def dry_run(config, model_config, data, world, lr_mult):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is."""
     print(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
         model = Transformer(model_config)
-    mult = automult.multipliers_at(config, 0, None)
-    groups = param_groups(model, config.learning_rate, mult, config.weight_decay, config.wd_mult)
+    groups = param_groups(model, config.learning_rate, lr_mult, config.weight_decay, config.wd_mult)
     counts = {group["block"]: sum(p.numel() for p in group["params"]) for group in groups}
     print(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}")
     for group in groups:

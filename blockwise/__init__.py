@@ -6,12 +6,20 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """The user's mistake: an entry point prints it as one line and exits with status 2."""
+    """The user's mistake: an entry point prints it as one line and exits with this status."""
+
+    status = 2
+
+
+class NotFinite(UserError):
+    """Training has blown up."""
+
+    status = 3
 
 
 @contextmanager
 def exit_on_user_error():
-    """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and exit status 2; Ctrl-C one and 130.
+    """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and its exit status; Ctrl-C one and 130.
 
     A mistake is a UserError, or a file that the system will not open, read or write.
     """
@@ -20,7 +28,7 @@ def exit_on_user_error():
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise
-        leave("error: " + " ".join(str(error).split()), 2)
+        leave("error: " + " ".join(str(error).split()), getattr(error, "status", 2))
     except KeyboardInterrupt as stop:
         leave(str(stop) or "stopped", 130)
 

@@ -20,7 +20,7 @@ Rare tokens make Emb and QK noisy: it takes many sequences, in however many prob
 
 import math
 
-from blockwise import UserError
+from blockwise import NotFinite, UserError
 from blockwise.blocks import BLOCKS
 
 PROBES = 128
@@ -29,12 +29,15 @@ PROBES = 128
 def multipliers(sharpness, power, most, step):
     """{block: clip((S_Norm / S_block)^power, 1, most)} for {block: its average sharpness S}.
 
-    Raises UserError, which names the step, where a sharpness is no positive number, as of a model that has blown up.
+    Raises NotFinite where a sharpness is not, as of a model that has blown up; UserError where one is 0, as that of
+    QK in a context of a single token. Both name the step.
     """
     for block, value in sharpness.items():
-        if not 0 < value < math.inf:
-            problem = f"step {step}: the sharpness of {block} is {value}"
-            raise UserError(f"{problem}, from which no multipliers follow; a lower learning_rate may help")
+        problem = f"step {step}: the sharpness of {block} is {value}, from which no multipliers follow"
+        if not math.isfinite(value):
+            raise NotFinite(f"{problem}; a lower learning_rate may help")
+        if value <= 0:
+            raise UserError(problem)
     logs = {block: power * (math.log(sharpness["Norm"]) - math.log(value)) for block, value in sharpness.items()}
     return {block: min(math.exp(min(max(log, 0.0), 700.0)), most) for block, log in logs.items()}
 
@@ -46,14 +49,21 @@ def check_ahead(config, step):
     config.check("auto_mult_step", step <= config.auto_mult_step <= last, expected)
 
 
-def measure(config, live, groups, batches, agree):
-    """(multipliers, the part of a row with them and with the sharpness) of what trains now.
+def measure(config, live, groups, batch_of, asked_to_stop):
+    """(multipliers, the part of a row with them and with the sharpness) of what trains now, or (None, {}).
 
-    live: curvature.Live; groups: the optimizer's; agree: calls a function on one process for all.
+    Nothing where it was asked to stop, which it looks for between two probes.
+
+    live: curvature.Live; groups: the optimizer's; batch_of: number -> Batch; asked_to_stop: on all processes alike.
     """
-    row = live.sharpness(0, groups, batches)
+    samples = []
+    for number in range(PROBES):
+        if asked_to_stop():
+            return None, {}
+        samples.append(live.sharpness(0, groups, batch_of(number)))
+    row = {key: math.fsum(sample[key] for sample in samples) / PROBES for key in samples[0]}
     sharpness = {key.removeprefix("sharpness/"): value for key, value in row.items()}
-    found = agree(multipliers, sharpness, config.auto_mult_power, config.auto_mult_max, config.auto_mult_step)
+    found = multipliers(sharpness, config.auto_mult_power, config.auto_mult_max, config.auto_mult_step)
     return found, row | {f"lr_mult/{block}": mult for block, mult in found.items()}
 
 
@@ -75,7 +85,8 @@ def told(config, measured):
     if measured is None:
         return f"lr_mult=auto: every multiplier is 1 until they are measured in step {start}"
     found = ", ".join(f"{block} {mult:.3g}" for block, mult in measured.items())
-    return f"lr_mult=auto: {found}, measured in step {start}, reached in step {2 * start}"
+    reached = f"reached in step {2 * start}" if 2 * start <= config.max_iters else "never reached in full"
+    return f"lr_mult=auto: {found}, measured in step {start}, {reached}"
 
 
 def as_words(measured):

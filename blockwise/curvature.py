@@ -255,16 +255,14 @@ class Live:
         self.names = {p: name for name, p in model.named_parameters()}
         self.vector = None
 
-    def sharpness(self, draw, groups, batches=None):
-        """sharpness/BLOCK of every block, on labels of this number: the mean over `batches` (None: its own alone)."""
+    def sharpness(self, draw, groups, batch=None):
+        """sharpness/BLOCK of every block, on labels of this number. batch: another than its own."""
         blocks = {}
         for group in groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
-        found = [
-            fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.total)
-            for batch in batches or [self.batch]
-        ]
-        return {f"sharpness/{block}": math.fsum(one[block] for one in found) / len(found) for block in blocks}
+        batch = batch or self.batch
+        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.total)
+        return {f"sharpness/{block}": value for block, value in found.items()}
 
     def curvature(self, groups, preconditioner):
         """curvature/lambda_max and what belongs to it; nothing where no coordinate takes part, as before any state.

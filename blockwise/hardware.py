@@ -1,5 +1,6 @@
 """What the machine can do and what a run takes of it: peak rate, peak memory."""
 
+import os
 import re
 import resource
 import sys
@@ -47,8 +48,9 @@ def free_memory(device):
     """Bytes that may still be taken on `device`, or None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    if sys.platform == "linux":  # the machine's processes of this run share it
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024 // processes
     return None
 
 
@@ -75,6 +77,25 @@ def training_memory(make_model, batch_size, block_size, micro_steps, device, dty
             del loss
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return live.peak, 4 * weights  # beside the weights their gradients, what they were before the update, and its size
+
+
+def largest_batch(needed, start, limit):
+    """The largest batch size found whose needed(batch size) bytes are within limit; 0 if not even 1 is.
+
+    needed: grows, nearly in proportion; it is slow, so a secant from `start` looks for the limit, and beyond 8 times
+    `start`, where it is slowest, what follows from smaller sizes is the answer.
+    """
+    known = {size: needed(size) for size in (start, 2 * start)}
+    for _ in range(6):
+        (a, at_a), (b, at_b) = sorted(known.items(), key=lambda pair: abs(pair[1] - limit))[:2]
+        size = max(int(a + (limit - at_a) * (b - a) / (at_b - at_a)), 1)
+        if size > 8 * start and 8 * start in known:
+            return size
+        size = min(size, 8 * start)
+        if size in known:
+            break
+        known[size] = needed(size)
+    return max((size for size, bytes_ in known.items() if bytes_ <= limit), default=0)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,8 +1,8 @@
 """Float32 matrix products on AMD's processors by oneDNN.
 
 There torch's own products go to MKL, whose kernels for other makers' processors reach half of oneDNN's rate. oneDNN is
-in torch too, behind an operator without a derivative, which this file gives it. Everywhere else, and where a product is
-too small to pay for the call, torch's own are used. N rows, C inputs, M outputs.
+in torch too, behind an operator without a derivative, which this file gives it (in reverse mode). Everywhere else, and
+where a product is too small to pay for the call, torch's own are used. N rows, C inputs, M outputs.
 """
 
 from pathlib import Path
@@ -14,23 +14,27 @@ LEAST_ROWS = 64  # below, the call itself, 15 us, takes longer than what it save
 
 
 def on_amd():
-    info = Path("/proc/cpuinfo")
-    return info.exists() and "AuthenticAMD" in info.read_text()
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and on_amd()
+both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN = both and hasattr(torch.ops.mkldnn, "_linear_pointwise") and on_amd()
 
 # An operator of our own around it: inductor compiles the original for constant weights only
-library = torch.library.Library("blockwise", "DEF")
-library.define("product(Tensor x, Tensor weight) -> Tensor")
-library.impl("product", lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""), "CPU")
-torch.library.register_fake("blockwise::product", lambda x, w: x.new_empty(len(x), len(w)), lib=library)
+if not hasattr(torch.ops.blockwise, "product"):  # a second copy of this file finds the first one's
+    library = torch.library.Library("blockwise", "FRAGMENT")
+    library.define("product(Tensor x, Tensor weight) -> Tensor")
+    library.impl("product", lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""), "CPU")
+    torch.library.register_fake("blockwise::product", lambda x, w: x.new_empty(x.size(0), w.size(0)), lib=library)
 
 
 def pays(x):
     """Whether products of the rows of x, (..., C), go to oneDNN."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return ONEDNN and plain and x.numel() >= LEAST_ROWS * x.size(-1)
+    return ONEDNN and plain and x.numel() >= LEAST_ROWS * x.size(-1) > 0
 
 
 def linear(x, weight, bias=None):
@@ -49,10 +53,15 @@ def product(x, weight):
 class Product(torch.autograd.Function):
     """x @ weight.T as `product` has it; its gradients are such products again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
+    def forward(x, weight):
         return product(x, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad):

@@ -183,7 +183,7 @@ class TrainConfig:
             min_lr=self.min_lr if self.min_lr_ratio is None else self.min_lr_ratio * self.learning_rate,
             curvature_batch_size=self.curvature_batch_size or max(1, self.gradient_accumulation_steps * self.batch_size // 8),
         )
-        if auto:
+        if auto and not self.eval_only:
             config.check("auto_mult_step", config.auto_mult_step < self.max_iters, f"below max_iters={self.max_iters}")
         config.check("n_embd", config.n_embd % config.n_head == 0, f"a multiple of n_head={config.n_head}")
         config.check("n_head", config.n_head % config.n_kv_head == 0, f"a multiple of n_kv_head={config.n_kv_head}")

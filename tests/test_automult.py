@@ -11,10 +11,11 @@ from test_archwarmup import Stop, same
 
 import measure
 import plot
-from blockwise import UserError, automult
+from blockwise import NotFinite, UserError, automult
 from blockwise.automult import as_words, multipliers, multipliers_at
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import load_checkpoint
+from blockwise.curvature import Live
 from blockwise.settings import TrainConfig
 from configurator import configure
 
@@ -125,6 +126,20 @@ def test_resume_is_exact_from_every_step(small, tmp_path, capsys, monkeypatch):
         assert all(same(resumed[part], straight[part]) for part in ("model", "optimizer", "auto_mult"))
 
 
+def test_a_stop_between_two_probes(small, tmp_path, monkeypatch):
+    """It does not wait for the others: the run saves before them, and the next one measures afresh."""
+    straight, words = (*small, *AUTO, f"--out_dir={tmp_path / 'straight'}"), (*small, *AUTO)
+    run(*straight)
+    probes, measure = [], Live.sharpness
+    monkeypatch.setattr(Live, "sharpness", lambda self, *args: probes.append(1) or measure(self, *args))
+    stop = type("Stop", (), {"signal": "SIGTERM", "__bool__": lambda self: len(probes) == 2})()
+    assert run(*words, stop=stop) == 0 and len(probes) == 2
+    saved = load_checkpoint(out_dir(words) / "ckpt_00000003.pt")
+    assert saved["auto_mult"] is None and not (out_dir(words) / "ckpt_00000004.json").exists()
+    assert run(*words, "--init_from=resume") == 0 and len(probes) == 8
+    assert losses(words) == losses(straight) and metrics(words)[7]["lr/QK"] == metrics(straight)[7]["lr/QK"]
+
+
 def test_the_step_is_the_runs(small):
     """2% of the steps that the run began with, also where it goes on for longer."""
     resolved = configure(TrainConfig, ["--lr_mult=auto", "--max_iters=1050"], "")[0].resolved()
@@ -223,6 +238,7 @@ def test_a_model_that_has_blown_up(small, monkeypatch):
     """Its sharpness is no number: the run ends with one line, and its checkpoints stay."""
     sharpness = automult.multipliers
     monkeypatch.setattr(automult, "multipliers", lambda found, *rule: sharpness({**found, "QK": torch.nan}, *rule))
-    with pytest.raises(UserError, match="step 5: the sharpness of QK is nan"):
+    with pytest.raises(NotFinite, match="step 5: the sharpness of QK is nan") as stopped:
         run(*small, *AUTO, "--auto_mult_step=5")
+    assert stopped.value.status == 3
     assert (out_dir(small) / "ckpt_00000004.json").exists() and list(metrics(small)) == [0, 1, 2, 3, 4]

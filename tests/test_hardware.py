@@ -8,7 +8,7 @@ from conftest import losses, metrics, run
 from torch import nn
 
 from blockwise import hardware
-from blockwise.hardware import LiveBytes, training_memory
+from blockwise.hardware import LiveBytes, largest_batch, training_memory
 
 
 def test_live_bytes_counts_what_lives():
@@ -48,6 +48,23 @@ def test_the_peak_of_a_step_by_hand(monkeypatch):
     ]
     # exp's output, the gradient of it, and that of its input; from the second micro-step on, a gradient of the weights
     assert peaks == pytest.approx([weights + 3 * activation, *[2 * weights + 3 * activation] * 2], abs=1000)
+
+
+def test_the_largest_batch():
+    """Of memory that bends, as where tensors outgrow the heap, and of a limit that nothing fits."""
+    calls = []
+
+    def needed(size):
+        calls.append(size)
+        return 1000 + (13 * size if size < 50 else 650 + 10 * (size - 50))
+
+    for start in (30, 50, 100):
+        calls.clear()
+        found = largest_batch(needed, start, 3000)
+        assert needed(found) <= 3000 < needed(found + 2) and len(calls) < 10
+    calls.clear()
+    assert largest_batch(needed, 10, 3000) == 171 and max(calls) == 80  # from there on extrapolated
+    assert largest_batch(needed, 4, 1012) == 0 and largest_batch(needed, 4, 1013) == 1
 
 
 def estimate(capsys, *words):

@@ -257,6 +257,12 @@ def test_loss_in_pieces_is_the_whole(monkeypatch, rows):
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
 
 
+def test_the_training_loss_refuses_a_second_derivative():
+    model, (x, y) = make("llama").train(), batch(B=2, T=5)
+    with pytest.raises(RuntimeError, match="in eval mode any number of times"):
+        torch.autograd.grad(model(x, y), list(model.parameters()), create_graph=True)
+
+
 @every_kind
 def test_double_backward(kind):
     """A Hessian-vector product by two backward passes against central differences of the gradient."""
