@@ -7,7 +7,8 @@ they set, with a length scale of its own for each: the number of e-folds over wh
 marks a factor that matters. A factor's course is the fit's mean over the other factors of all draws; it wants to be
 where that is lowest within the range drawn, and the standard error is the jackknife's, over draws, the kernel kept.
 The sharpness is that which the draws logged while they trained. p is the slope, through the origin, of log(wanted rate
-Norm's) over log(S_Norm / S_block). Writes ratios.png into the folder.
+/ Norm's) over log(S_Norm / S_block). What a block's sharpness owes to its own rate is the slope of a linear fit of its
+logarithm over all factors'. Writes ratios.png into the folder.
 """
 
 import json
@@ -87,14 +88,14 @@ def without_each(z, losses, kernel):
 
 
 def sharpness_of(folders, share, blocks):
-    """Geometric mean over the runs of every block's sharpness nearest to this share of the run, as an array."""
+    """(runs, blocks): log of every block's sharpness nearest to this share of the run."""
     found = []
     for folder in folders:
         rows = read_rows(folder)
         rows = [row for row in rows if "sharpness/Norm" in row], rows[-1]["step"]
         row = min(rows[0], key=lambda row: abs(row["step"] - share * rows[1]))
         found.append([row[f"sharpness/{block}"] for block in blocks])
-    return np.exp(np.log(found).mean(axis=0))
+    return np.log(found)
 
 
 def power(multipliers, sharpness, norm):
@@ -153,14 +154,17 @@ def main(folder):
 
     blocks = [name for name in names if not name[0].islower()]
     rates = wanted[[names.index(block) for block in blocks]]
-    norm = blocks.index("Norm")
-    rows = []
+    norm, rows, slopes = blocks.index("Norm"), [], []
     for share in SHARES:
-        sharpness = sharpness_of(folders, share, blocks)
+        logs = sharpness_of(folders, share, blocks)
+        sharpness = np.exp(logs.mean(axis=0))
         p, rank = power(rates, sharpness, norm)
+        linear = np.linalg.lstsq(np.column_stack([z, np.ones(len(z))]), logs, rcond=None)[0]  # (factors + 1, blocks)
+        slopes.append([f"{share:.0%}", *(f"{linear[names.index(b), i]:+.2f}" for i, b in enumerate(blocks))])
         rows.append([f"{share:.0%}", *(f"{sharpness[norm] / s:.3g}" for s in sharpness), f"{p:.2f}", f"{rank:+.2f}"])
     rows.append(["wanted multiplier", *(f"{rate:.3g}" for rate in rates / rates[norm]), "", ""])
     table(["S_Norm / S_block at", *blocks, "p", "rank correlation"], rows)
+    table(["slope of log S over log of the own rate at", *blocks], slopes)
     draw(names, values, losses, np.exp(grid + center), course, wanted, folder)
 
 

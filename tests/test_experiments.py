@@ -200,7 +200,9 @@ def study_of_draws(folder, n=40):
         places[arm] = {"mean": 4 + sum(0.3 * np.log(f) ** 2 for f in factors.values()), "best": 1e-3}
         runs.append({"run": f"{arm} at 0.001, seed 1 (a floor)", "folder": str(run)})
         run.mkdir()
-        rows = [{"step": s, **{f"sharpness/{b}": (5e-4 / w) ** 2 for b, w in wanted.items()}} for s in (0, 50)]
+        sharpness = {f"sharpness/{block}": (5e-4 / rate) ** 2 for block, rate in wanted.items()}
+        sharpness["sharpness/QK"] /= factors["QK"]  # the faster, the flatter
+        rows = [{"step": step, **sharpness} for step in (0, 50)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100}]))
     found = {"places": {"a floor": places}, "study": {"arms": arms, "baseline": "adamw"}, "runs": runs}
     (folder / "study.json").write_text(json.dumps(found))
@@ -210,10 +212,15 @@ def test_what_the_rates_want_to_be(tmp_path, capsys):
     study_of_draws(tmp_path)
     ratios.main(tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    rows = {row[0]: row[1:] for row in rows if row}
+    table, named = "", {}
+    for row in filter(None, rows):  # the second and the third table both begin with shares of the run
+        table = row[0].split()[0] if row[0].endswith(" at") else table
+        named[f"{table.removesuffix('_Norm')} {row[0]}" if row[0].endswith("%") else row[0]] = row[1:]
+    rows = named
     assert [float(rows[block][3]) for block in ("Emb", "QK", "Norm")] == pytest.approx([8e-3, 2e-3, 5e-4], rel=0.1)
     assert float(rows["warmup_iters"][2]) < 0.02 < 0.2 < float(rows["Emb"][2])
-    assert rows["2%"][:3] == ["256", "16", "1"] and float(rows["2%"][3]) == pytest.approx(0.5, abs=0.03)
+    assert [float(x) for x in rows["S 2%"]] == pytest.approx([256, 16, 1, 0.5, 1], rel=0.25)
+    assert [float(x) for x in rows["slope 2%"]] == pytest.approx([0, -1, 0], abs=0.01)
     assert (tmp_path / "ratios.png").stat().st_size > 5000
 
 
