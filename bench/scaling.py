@@ -7,7 +7,7 @@
 Each point is a run of train.py on random tokens: the median of its rows' step_ms, the last mem_mb, without the memory
 of the smallest model. Exponents are slopes in log-log over the larger half of the values. Expected are those of the
 operations that products and attention need (time), and of the tensors that a traced step holds (memory). More
-processes take more sequences at once: their time is to stay what it was while there are cores.
+processes, of one thread each, take more sequences at once: their time is to stay what it was while there are cores.
 """
 
 import json
@@ -90,8 +90,8 @@ def sweep(folder, key, values, steps, floor):
     """Print and return a sweep's points (value, ms, MB beside the floor), their exponents, and those expected."""
     points = []
     for value in values:
-        if key == "processes":  # one micro-step each
-            rows = train(folder, steps, value, **keys_of(gradient_accumulation_steps=value))
+        if key == "processes":  # one micro-step and one thread each
+            rows = train(folder, steps, value, 1, **keys_of(gradient_accumulation_steps=value))
         else:
             rows = train(folder, steps, **keys_of(**{key: value}))
         points.append((value, median(row["step_ms"] for row in rows), rows[-1]["mem_mb"] - floor))
