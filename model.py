@@ -204,6 +204,48 @@ def cross_entropy(logits, targets, reduction, z_loss=0.0):
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
+class SummedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of logits (N, V) against targets (N,), whose second derivative takes few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, targets):
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Surprise.apply(*ctx.saved_tensors)[0] * grad, None
+
+
+class Surprise(torch.autograd.Function):
+    """(p less the targets' one-hot rows, p), p = softmax(logits), (N, V). Its derivative diag(p) - p p' is the last."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, targets):
+        p = logits.softmax(dim=-1)
+        return p.scatter_add(1, targets.unsqueeze(1), p.new_full((1, 1), -1.0).expand(len(p), 1)), p
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, u, _):
+        if torch.is_grad_enabled():
+            raise RuntimeError("on a CPU the loss can be differentiated twice, not three times")
+        (p,) = ctx.saved_tensors
+        pu = p * u
+        return pu - p * pu.sum(dim=-1, keepdim=True), None
+
+
 class CrossEntropy(torch.autograd.Function):
     """Mean of `cross_entropy` of hidden states x (N, C) under the output matrix (V, C) against targets (N,).
 
@@ -238,7 +280,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         if torch.is_grad_enabled():
-            raise RuntimeError("the training loss can be differentiated once; in eval mode any number of times")
+            raise RuntimeError("the training loss can be differentiated once; in eval mode twice")
         dx, dmatrix = ctx.saved_tensors
         grad = grad / len(dx)
         return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None
@@ -317,7 +359,9 @@ class Transformer(nn.Module):
         if self.training and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             return CrossEntropy.apply(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss)
         pieces = zip(x.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-        return sum(cross_entropy(self.logits(h), y, "sum", z_loss) for h, y in pieces) / len(x)
+        if z_loss:
+            return sum(cross_entropy(self.logits(h), y, "sum", z_loss) for h, y in pieces) / len(x)
+        return sum(SummedCrossEntropy.apply(self.logits(h), y) for h, y in pieces) / len(x)
 
     def flops_per_token(self):
         """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""

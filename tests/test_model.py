@@ -257,9 +257,20 @@ def test_loss_in_pieces_is_the_whole(monkeypatch, rows):
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
 
 
+def test_the_eval_loss_refuses_a_third_derivative():
+    model, (x, y) = make("llama").eval(), batch(B=2, T=5)
+    head = model.lm_head.weight
+    with sdpa_kernel(SDPBackend.MATH):
+        (first,) = torch.autograd.grad(model(x, y), head, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), head, retain_graph=True)
+        assert second.abs().max() > 0
+        with pytest.raises(RuntimeError, match="twice, not three times"):
+            torch.autograd.grad(first.sum(), head, create_graph=True)
+
+
 def test_the_training_loss_refuses_a_second_derivative():
     model, (x, y) = make("llama").train(), batch(B=2, T=5)
-    with pytest.raises(RuntimeError, match="in eval mode any number of times"):
+    with pytest.raises(RuntimeError, match="in eval mode twice"):
         torch.autograd.grad(model(x, y), list(model.parameters()), create_graph=True)
 
 
