@@ -88,10 +88,12 @@ def largest_batch(needed, start, limit):
     known = {size: needed(size) for size in (start, 2 * start)}
     for _ in range(6):
         (a, at_a), (b, at_b) = sorted(known.items(), key=lambda pair: abs(pair[1] - limit))[:2]
-        size = max(int(a + (limit - at_a) * (b - a) / (at_b - at_a)), 1)
-        if size > 8 * start and 8 * start in known:
-            return size
-        size = min(size, 8 * start)
+        if at_a == at_b:  # something that the batch does not change takes more
+            size = 2 * max(known)
+        elif (size := max(int(a + (limit - at_a) * (b - a) / (at_b - at_a)), 1)) > 8 * start:
+            if 8 * start in known:
+                return size
+            size = 8 * start
         if size in known:
             break
         known[size] = needed(size)

@@ -64,6 +64,8 @@ def test_the_largest_batch():
         assert needed(found) <= 3000 < needed(found + 2) and len(calls) < 10
     calls.clear()
     assert largest_batch(needed, 10, 3000) == 171 and max(calls) == 80  # from there on extrapolated
+    assert 150 < largest_batch(lambda size: max(needed(size), 1100), 2, 3000) <= 185  # flat at first
+    assert largest_batch(lambda size: max(needed(size), 1100), 2, 1099) == 0
     assert largest_batch(needed, 4, 1012) == 0 and largest_batch(needed, 4, 1013) == 1
 
 
