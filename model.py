@@ -243,7 +243,7 @@ class Surprise(torch.autograd.Function):
             raise RuntimeError("on a CPU the loss can be differentiated twice, not three times")
         (p,) = ctx.saved_tensors
         pu = p * u
-        return pu - p * pu.sum(dim=-1, keepdim=True), None
+        return pu.addcmul_(p, pu.sum(dim=-1, keepdim=True), value=-1), None
 
 
 class CrossEntropy(torch.autograd.Function):
