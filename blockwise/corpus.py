@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -175,11 +175,12 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
                         running.append((name, pool.submit(write_shard, work, name, batch)))
                 if len(running) > 2 * workers:  # or else all of the text would wait in memory
                     name, shard = running.popleft()
-                    finished[name] = shard.result()
+                    finished[name] = result_of(shard)
                 bar.update(shard_bytes)
-            finished.update((name, shard.result()) for name, shard in running)
+            finished.update((name, result_of(shard)) for name, shard in running)
     finally:
-        pool.shutdown(cancel_futures=True)  # lets the shards in work finish
+        with uninterrupted():
+            pool.shutdown(cancel_futures=True)  # lets the shards in work finish
     return [finished[name] for name in names]
 
 
@@ -196,6 +197,15 @@ def uninterrupted():
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+def result_of(future):
+    """Wait for a result. Ctrl-C is heard between short waits: inside of one it may leave the pool's locks broken."""
+    done = False
+    while not done:
+        with uninterrupted():
+            done = wait([future], timeout=0.1).done
+    return future.result()
 
 
 def finished_shard(path):

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from blockwise import UserError
-from blockwise.corpus import sole_writer
+from blockwise.corpus import result_of, sole_writer
 from blockwise.documents import held_out, hub_source, local_source, read_texts
 from blockwise.loader import Dataset
 from blockwise.tokenizer import GPT2, Tokenizer
@@ -331,6 +333,21 @@ def test_ctrl_c_is_one_line(tmp_path, moment):
     status, _, err = finish(process)
     assert (status, err.count("\n")) == (130, 1) and err.startswith("stopped"), err
     assert moment != "shards" or "shards that are finished are kept" in err
+
+
+def test_ctrl_c_while_a_lock_is_given_back(monkeypatch):
+    """The exception would come between a condition's release of its lock and its wait; then the lock is not held."""
+    wait = threading.Condition.wait
+
+    def interrupted(self, timeout=None):
+        state = self._release_save()
+        signal.raise_signal(signal.SIGINT)
+        self._acquire_restore(state)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result_of(Future())
 
 
 def maps_of(pid):
