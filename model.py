@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blockwise.products import linear, product
+from blockwise.products import linear, plus_product, product
 
 # Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
 # faults then cost as much as the products.
@@ -196,6 +196,8 @@ def cross_entropy(logits, targets, reduction, z_loss=0.0):
 
     Z is the softmax's normaliser (PaLM, arXiv 2204.02311, section 5); so reported losses stay comparable.
     """
+    if not z_loss and reduction == "sum":
+        return SummedCrossEntropy.apply(logits, targets)
     if not z_loss:
         return F.cross_entropy(logits, targets, reduction=reduction)
     loss = F.cross_entropy(logits, targets, reduction="none")  # (N,)
@@ -271,9 +273,8 @@ class CrossEntropy(torch.autograd.Function):
                 p *= slope
             # p is the gradient of the logits now, but for a division by the total
             torch.div(product(p, matrix.T), total, out=dh)
-            piece = product((h / total).T, p.T)  # (C, V)
-            dmatrix = piece if dmatrix is None else dmatrix.add_(piece)
-            del p, piece  # before the next logits
+            dmatrix = plus_product(dmatrix, (h / total).T, p.T)  # (C, V)
+            del p  # before the next logits
         ctx.save_for_backward(dx, dmatrix.T)
         return loss / len(x)
 
@@ -359,9 +360,7 @@ class Transformer(nn.Module):
         if self.training and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             return CrossEntropy.apply(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss)
         pieces = zip(x.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-        if z_loss:
-            return sum(cross_entropy(self.logits(h), y, "sum", z_loss) for h, y in pieces) / len(x)
-        return sum(SummedCrossEntropy.apply(self.logits(h), y) for h, y in pieces) / len(x)
+        return sum(cross_entropy(self.logits(h), y, "sum", z_loss) for h, y in pieces) / len(x)
 
     def flops_per_token(self):
         """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""

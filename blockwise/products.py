@@ -50,6 +50,13 @@ def product(x, weight):
     return torch.ops.blockwise.product(x, weight) if pays(x) else x @ weight.T
 
 
+def plus_product(total, x, weight):
+    """total, (N, M) or None for 0, with product(x, weight) added in place. BLAS adds while it multiplies."""
+    if total is None:
+        return product(x, weight)
+    return total.add_(product(x, weight)) if pays(x) else total.addmm_(x, weight.T)
+
+
 class Product(torch.autograd.Function):
     """x @ weight.T as `product` has it; its gradients are such products again."""
 
