@@ -189,7 +189,7 @@ def main(config, flags=()):
 
 
 def checkpoints_of(config):
-    """([(step, function that makes the model), ...], the run's config)"""
+    """([(step, function that gives the model and its checkpoint), ...], the run's config)"""
     newest = need_checkpoint(config.out_dir, warn)
     paths = [newest] if config.checkpoints == "newest" else whole_checkpoints(config.out_dir, warn)
 
@@ -199,14 +199,14 @@ def checkpoints_of(config):
         model.load_state_dict(saved["model"])
         # Layers that an architecture warm-up has locked take no part
         put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), saved["step"]))
-        return model
+        return model, saved
 
     steps = [(int(path.stem.removeprefix("ckpt_")), lambda path=path: make(path)) for path in paths]
     return steps, load_checkpoint(newest)["config"]
 
 
 def pretrained(config):
-    """The same for a model in Hugging Face's format, as step 0 of no run."""
+    """The same for a model in Hugging Face's format, as step 0 of no run, without a checkpoint."""
     if not is_hugging_face(config.init_from):
         raise UserError(f"init_from={config.init_from}: expected resume or hf:DIR_OR_ID")
     source = Pretrained(config.init_from)
@@ -214,7 +214,7 @@ def pretrained(config):
     def make():
         model = Transformer(ModelConfig(**source.shape, dropout=0.0))
         model.load_state_dict(source.weights(model.state_dict()))
-        return model
+        return model, None
 
     Path(config.out_dir).mkdir(parents=True, exist_ok=True)
     return [(0, make)], {"block_size": source.shape["block_size"]}
@@ -233,7 +233,7 @@ def sharpness(config, models, split, world, suggest):
     samples = len(models) * config.batches * repeats
     with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
         for step, make in models:
-            model = make().to(world.device)
+            model = make()[0].to(world.device)
             model = untied(model, copy.deepcopy) if config.split_tied else model
             diagonal, started = Diagonal(model), time.perf_counter()
             for number in range(config.batches):
@@ -294,11 +294,11 @@ def write_sharpness(config, step, diagonal, draws, seconds, suggest):
 def spectrum(config, models, split, world):
     """Eigenvalues of every block's own part of the Hessian, for every model; rank 0 writes a JSON file for each."""
     batch = probe(replace(config, batch_size=config.batches * config.batch_size), split, 0, world)
-    steps = steps_of(config, blocks_to_measure(config, models[0][1]()), world.device)
+    steps = steps_of(config, blocks_to_measure(config, models[0][1]()[0]), world.device)
     budget = sum(config.probes * count + POWER_PRODUCTS for count in steps.values())
     with tqdm(total=len(models) * budget, unit="product", disable=not world.is_master, mininterval=2) as progress:
         for step, make in models:
-            model = make().to(world.device, getattr(torch, config.dtype))
+            model = make()[0].to(world.device, getattr(torch, config.dtype))
             blocks, found, started = blocks_to_measure(config, model), {}, time.perf_counter()
             for name, params in blocks.items():
                 progress.set_postfix_str(name)
@@ -409,11 +409,9 @@ def curvature(config, models, split, world):
     products = len(models) * config.products * (1 if alone else 2)
     with tqdm(total=products, unit="product", disable=not world.is_master, mininterval=2) as progress:
         for step, make in models:
-            model, started = make().to(world.device), time.perf_counter()
-            scales, optimizer = {}, {}
-            if config.init_from == "resume" and not alone:
-                saved = load_checkpoint(Path(config.out_dir) / f"ckpt_{step:08d}.pt")
-                scales, optimizer = met_by_optimizer(config, saved, model)
+            model, saved = make()
+            model, started = model.to(world.device), time.perf_counter()
+            scales, optimizer = ({}, {}) if alone else met_by_optimizer(config, saved, model)
             identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
             found = {"hessian": top(config, step, model, identity, batch, world, progress)}
             if scales:
