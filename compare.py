@@ -122,9 +122,8 @@ class Study:
 
     def run_of(self, place, arm, rate, seed):
         config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
-        identity = {k: v for k, v in asdict(config.resolved()).items() if k not in NOT_IDENTITY}
-        if identity["lr_mult"] != "auto":
-            identity = {k: v for k, v in identity.items() if k not in AUTO_MULT}
+        left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
+        identity = {k: v for k, v in asdict(config.resolved()).items() if k not in left_out}
         identity["data"] = fingerprint(config.data_dir, config.dataset)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"

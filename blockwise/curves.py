@@ -32,8 +32,8 @@ def spikes(rows):
     count, above = 0, False
     for i, loss in enumerate(losses):
         before = [x for x in losses[max(i - SPIKE_ROWS, 0) : i] if math.isfinite(x)]
-        height = max(SPIKE_HEIGHT, SPIKE_DEVIATIONS * deviation(before)) if before else 0.0
-        was, above = above, bool(before) and not loss <= median(before) + height
+        was = above
+        above = bool(before) and not loss <= median(before) + max(SPIKE_HEIGHT, SPIKE_DEVIATIONS * deviation(before))
         count += above and not was
     return count
 

@@ -141,10 +141,11 @@ class TrainConfig:
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
+        tables = {"wd_mult": self.wd_mult}
         if self.lr_mult != "auto":  # a dict that took the word's place names some blocks alone
-            self.lr_mult = LR_MULT | self.lr_mult
-        for key in ("lr_mult", "wd_mult"):
-            for block, value in getattr(self, key).items() if getattr(self, key) != "auto" else ():
+            self.lr_mult = tables["lr_mult"] = LR_MULT | self.lr_mult
+        for key, table in tables.items():
+            for block, value in table.items():
                 if value < 0:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
         self.check("auto_mult_step", self.auto_mult_step is None or self.auto_mult_step >= 1, "at least 1")

@@ -76,8 +76,8 @@ def courses(model, z, grid):
     return result
 
 
-def lowest(model, z, grid):
-    return np.take_along_axis(grid, courses(model, z, grid).argmin(axis=0)[None], axis=0)[0]
+def lowest(grid, course):
+    return np.take_along_axis(grid, course.argmin(axis=0)[None], axis=0)[0]
 
 
 def without_each(z, losses, kernel):
@@ -87,13 +87,12 @@ def without_each(z, losses, kernel):
         yield process(z[kept], losses[kept], kernel)
 
 
-def sharpness_of(folders, share, blocks):
-    """(runs, blocks): log of every block's sharpness nearest to this share of the run."""
+def sharpness_at(share, runs, blocks):
+    """(runs, blocks): log of every block's sharpness nearest to this share of the run; runs: the rows of each."""
     found = []
-    for folder in folders:
-        rows = read_rows(folder)
-        rows = [row for row in rows if "sharpness/Norm" in row], rows[-1]["step"]
-        row = min(rows[0], key=lambda row: abs(row["step"] - share * rows[1]))
+    for rows in runs:
+        at = share * rows[-1]["step"]
+        row = min((row for row in rows if "sharpness/Norm" in row), key=lambda row: abs(row["step"] - at))
         found.append([row[f"sharpness/{block}"] for block in blocks])
     return np.log(found)
 
@@ -135,12 +134,13 @@ def main(folder):
     grid = np.linspace(z.min(axis=0), z.max(axis=0), 41)
 
     model = process(z, losses)
-    course, at = courses(model, z, grid), lowest(model, z, grid)
+    course = courses(model, z, grid)
+    at = lowest(grid, course)
     others = list(without_each(z, losses, model.kernel_))
     unseen = np.array([other.predict(z[i : i + 1])[0] for i, other in enumerate(others)])
     explained = 1 - ((unseen - losses) ** 2).sum() / ((losses - losses.mean()) ** 2).sum()
     print(f"{len(losses)} draws; the fit predicts {explained:.0%} of the variance of a draw left out\n")
-    moved = np.array([lowest(other, z, grid) for other in others])
+    moved = np.array([lowest(grid, courses(other, z, grid)) for other in others])
     error = np.sqrt((len(z) - 1) / len(z) * ((moved - moved.mean(axis=0)) ** 2).sum(axis=0))
     wanted, best = np.exp(at + center), np.argsort(losses)[: max(len(losses) // 8, 1)]
     scales = model.kernel_.k1.k2.length_scale
@@ -153,10 +153,10 @@ def main(folder):
     table(["factor", "drawn", "length scale", "loss it moves", "wanted", "standard error", "in the best draws"], rows)
 
     blocks = [name for name in names if not name[0].islower()]
-    rates = wanted[[names.index(block) for block in blocks]]
+    rates, runs = wanted[[names.index(block) for block in blocks]], [read_rows(folder) for folder in folders]
     norm, rows, slopes = blocks.index("Norm"), [], []
     for share in SHARES:
-        logs = sharpness_of(folders, share, blocks)
+        logs = sharpness_at(share, runs, blocks)
         sharpness = np.exp(logs.mean(axis=0))
         p, rank = power(rates, sharpness, norm)
         linear = np.linalg.lstsq(np.column_stack([z, np.ones(len(z))]), logs, rcond=None)[0]  # (factors + 1, blocks)
