@@ -237,6 +237,7 @@ class Surprise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # or zeros are made for p, as large as the logits
         ctx.save_for_backward(output[1])
 
     @staticmethod
