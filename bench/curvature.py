@@ -1,18 +1,20 @@
 """How accurate, and how dear, the curvature is that train.py measures while it trains. On a CPU, in float32, eager.
 
     python bench/curvature.py accuracy [--rate=2.5e-4 --warmup=100 --steps=200 --products=5 --out=FILE.png]
-    python bench/curvature.py cost [--rounds=9 --layers=4 --heads=4 --width=128 --block=256 --vocab=4096 --batch=16]
+    python bench/curvature.py cost [--others --rounds=9 --layers=4 --heads=4 --width=128 --block=256 --vocab=4096 ...]
 
 accuracy: a LLaMA of 4 layers trains on the King James Bible (data set kjv); after the warmup every step has its
 eigenvalue estimated on one fixed batch: by few products from the vector of the step before, by twice as many from a
 random vector, and until it has converged, from a random vector too. The figure shows how the errors are distributed.
 cost: a further Hessian-vector product against a training step's forward and backward pass on the same tokens, and a
-measurement on an eighth of a step's tokens against twenty steps. The sides take turns, so that the machine's own drift
+measurement on an eighth of a step's tokens against twenty steps (--others: compiled and bfloat16 ones too, beside which
+the measurement stays eager and in float32). The sides take turns, so that the machine's own drift
 cancels; figures are medians of the ratios.
 """
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -58,8 +60,9 @@ def live(model, batch, method, products, tolerance=0.0, seed=0):
     return Live(model, batch, solve, stability_threshold("adamw", BETAS[0]), seed=seed)
 
 
-def take_step(model, optimizer, x, y):
-    model(x, y).backward()
+def take_step(model, optimizer, x, y, way):
+    """way: the model, or another way to its loss."""
+    way(x, y).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -91,7 +94,7 @@ def accuracy(args):
                 for start, tracker in trackers.items():
                     error = abs(tracker.curvature(*met)["curvature/lambda_max"] / exact - 1)
                     errors.setdefault((method, start), []).append(error)
-        take_step(model, optimizer, *train_batch(data.train, 0, step, 0, sequences, block))
+        take_step(model, optimizer, *train_batch(data.train, 0, step, 0, sequences, block), model)
     print(f"torch {torch.__version__}; {vars(args)}")
     print(f"{'relative error of the eigenvalue':<36}{'median':>9}{'75 %':>9}{'90 %':>9}{'within 1 %':>12}{'steps':>7}")
     for (method, start), found in errors.items():
@@ -144,20 +147,28 @@ def cost(args):
     batch = Batch(x[:windows], y[:windows], list(range(windows)), windows * args.block)
     params = list(model.parameters())
     tracker = live(model, batch, "krylov", args.products)
-    take_step(model, optimizer, x, y)
+    take_step(model, optimizer, x, y, model)
     products = HessianProducts(model, batch, params)
     v = torch.randn(products.size)
 
     def forward_and_backward():
         torch.autograd.grad(model(batch.x, batch.y), params)
 
+    def in_bfloat16(x, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x, y)
+
+    ways = {"a whole step": model}
+    if args.others:
+        ways |= {"a compiled step": torch.compile(model), "a bfloat16 step": in_bfloat16}
     sides = {
         "forward and backward": forward_and_backward,
         "graph of the gradient": lambda: HessianProducts(model, batch, params),
         "a further product": lambda: products(v),
-        "a whole step": lambda: take_step(model, optimizer, x, y),
         "a measurement": lambda: tracker.curvature(optimizer.param_groups, preconditioner(optimizer)),
     }
+    for name, way in ways.items():
+        sides[name] = partial(take_step, model, optimizer, x, y, way)
     times = in_turns(sides, args.rounds)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {vars(args)}")
     for name, took in times.items():
@@ -165,9 +176,10 @@ def cost(args):
     base = times["forward and backward"]
     for name in ("graph of the gradient", "a further product"):
         print(f"{name}: {median(times[name] / base):.2f}x the forward and backward pass on the same tokens")
-    share = times["a measurement"] / (EVERY * times["a whole step"])
-    what = f"{args.products} products on an eighth of a step's tokens every {EVERY} steps"
-    print(f"{what}: {100 * median(share):.1f} % of the time of the steps")
+    for name in ways:
+        share = 100 * median(times["a measurement"] / (EVERY * times[name]))
+        what = f"{args.products} products on an eighth of its tokens"
+        print(f"{what}, beside {EVERY} times {name}: {share:.1f} % of their time")
 
 
 def main():
@@ -182,6 +194,7 @@ def main():
     defaults = {"rounds": 9, "layers": 4, "heads": 4, "width": 128, "block": 256, "vocab": 4096, "batch": 16}
     for name, default in (defaults | {"products": 5}).items():
         command.add_argument(f"--{name}", type=int, default=default)
+    command.add_argument("--others", action="store_true", help="beside compiled and bfloat16 steps too")
     args = parser.parse_args()
     {"accuracy": accuracy, "cost": cost}[args.command](args)
 
