@@ -420,7 +420,7 @@ def print_plan(study):
     single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
     twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
     print(f"a run: {' or '.join(f'{n:,}' for n in single)} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
-    print(f"at least {tokens:,} tokens in all; a grid whose best rate lies at an end grows by up to {config.extensions}")
+    print(f"at least {tokens:,} tokens in all; a grid whose best lies at an end {extended(config)}")
     timed = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
     speeds = [tokens / seconds for tokens, seconds in timed if seconds]
     if speeds:
@@ -428,6 +428,10 @@ def print_plan(study):
         print(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
     else:
         print("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
+
+
+def extended(config):
+    return f"is extended, by up to {config.extensions} rates" if config.extensions else "is left as it is"
 
 
 def floor_of(run):
@@ -507,14 +511,14 @@ def commit_of(run):
 def report(study, found):
     """report.md: the verdict first, then each comparison, then every run that did not end well."""
     config = study.config
-    tokens = tokens_of(study.settings[study.places[0], config.baseline])
+    tokens = sorted({tokens_of(study.settings[place, config.baseline]) for place in study.places})
     lines = [f"# {study.folder.name}", "", *[f"**{line}**\n" for line in found["verdicts"]]]
     lines += [
-        f"Final validation loss, in nats per token, of runs of {tokens:,} tokens. An arm's learning rate (that of Norm) is "
-        f"the best of its own sweep, made with seed {config.seeds[0]} and judged by the same validation windows as the "
-        f"result; a grid whose best lay at an end was extended, by up to {config.extensions} rates. The floor is what the "
-        f"rate falls to. Gap: arm minus {config.baseline}, so below zero the arm is better; mean, interval and p are of the "
-        f"paired differences over seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty "
+        f"Final validation loss, in nats per token, of runs of {' or '.join(f'{n:,}' for n in tokens)} tokens. An arm's "
+        f"learning rate (that of Norm) is the best of its own sweep, made with seed {config.seeds[0]} and judged by the "
+        f"same validation windows as the result; a grid whose best lies at an end {extended(config)}. The floor is what "
+        f"the rate falls to. Gap: arm minus {config.baseline}, so below zero the arm is better; mean, interval and p are "
+        f"of the paired differences over seeds {', '.join(map(str, config.seeds))}. With several comparisons, one in twenty "
         "intervals misses by chance.",
         "",
         f"Spikes, one number a seed: how often the training loss stood more than {SPIKE_HEIGHT} nats, and more than "

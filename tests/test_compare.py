@@ -112,7 +112,8 @@ def test_a_best_at_the_edge_extends_the_grid(study, pretend, tmp_path):
     arms = found(tmp_path)["places"]["relative floor"]
     assert [p["learning_rate"] for p in arms["ours"]["sweep"]] == [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
     compare.main(study("extensions = 0"))
-    assert "(at an end)" in (tmp_path / "out" / "report.md").read_text()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "(at an end)" in report and "is left as it is" in report
 
 
 def test_a_run_that_diverges_is_a_result(study, pretend, tmp_path, capsys):
@@ -185,6 +186,7 @@ def test_conditions_times_floors(study, pretend, tmp_path):
     assert list(found(tmp_path)["places"]) == ["short, a", "short, b", "long, a", "long, b"]
     assert len(calls()) == 4 * 8
     assert "in all 4 comparisons" in found(tmp_path)["verdicts"][0]
+    assert "of runs of 160 or 320 tokens" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
