@@ -444,7 +444,9 @@ def set_up_torch(config):
         torch.set_float32_matmul_precision("high")  # TF32
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    # Compiled for a CPU, the embedding's gradient would be summed by threads in the order in which they come
+    torch.use_deterministic_algorithms(config.deterministic or (config.compile and config.device == "cpu"))
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
 
 
 def compiled(model, warm_up, may_fail, world):
