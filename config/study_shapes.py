@@ -1,6 +1,7 @@
 # python compare.py config/study_shapes.py
 # Do the two fixed rules of study_rule.py hold for other shapes, vocabularies and budgets than the one they come from?
-# One thing differs in each condition; study_auto.py has the common starting point, 500 steps of the same text.
+# One thing differs in each condition; study_auto.py has the common starting point, 500 steps of the same text. An hour
+# and a half, two cores.
 include("shapes/llama_1m.py")
 out_dir = "out/study_shapes"
 dataset = "pylib_bpe4096"
@@ -19,7 +20,7 @@ arms = {
     "emb 20x": "--lr_mult.Emb=20 --lr_mult.Head=20 --lr_mult.QK=4 --lr_mult.VO=4 --lr_mult.FFN=4",
     "fitted": "--lr_mult.Emb=12 --lr_mult.Head=12 --lr_mult.QK=4 --lr_mult.VO=1 --lr_mult.FFN=1",
 }
-learning_rates = {"adamw": [1e-3, 2e-3, 4e-3, 8e-3], "emb 20x": [1.25e-4, 2.5e-4, 5e-4, 1e-3], "fitted": [1e-3]}
+learning_rates = {"adamw": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "emb 20x": [1.25e-4, 2.5e-4, 5e-4, 1e-3], "fitted": [1e-3]}
 extensions = 0
 floors = {"relative floor": "--min_lr_ratio=0.05"}
 conditions = {
