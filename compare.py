@@ -27,8 +27,9 @@ from typing import Annotated
 from blockwise import UserError, exit_on_user_error
 from blockwise.archwarmup import layer_schedule
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, curve, read_rows, speedups, spikes
+from blockwise.files import InUse, write_text
 from blockwise.logger import warn
-from blockwise.rundir import InUse, Lock, write_file
+from blockwise.rundir import run_lock
 from blockwise.settings import AUTO_MULT, TrainConfig
 from blockwise.signals import StopRequest
 from blockwise.study import around, needed, paired, sentence, spread, verdict
@@ -304,10 +305,10 @@ def start(run, processes, slot):
 
 def busy(run):
     """Whether a process that an earlier call left behind still trains this run."""
-    lock = Lock(run.folder)
+    lock = run_lock(run.folder)
     try:
         lock.acquire()
-        lock.file.close()
+        lock.release()
     except InUse:
         return True
     return False
@@ -368,7 +369,7 @@ def run_all(study, stop):
             result = outcome(run, process.returncode, began and time.monotonic() - began)
             study.results[run.folder] = result
             if result["status"] != "failed":
-                write_file(run.folder / "result.json", json.dumps(result))
+                write_text(run.folder / "result.json", json.dumps(result))
                 discard_weights(run)
                 speeds += [tokens_of(run.config) / result["seconds"]] if began else []
             todo = study.todo()
@@ -578,8 +579,8 @@ def shown(number, sign=""):
 def write(study):
     """study.json, report.md and the figures; returns the summary."""
     found = summary(study)
-    write_file(study.folder / "study.json", json.dumps(found, indent=1))
-    write_file(study.folder / "report.md", report(study, found))
+    write_text(study.folder / "study.json", json.dumps(found, indent=1))
+    write_text(study.folder / "report.md", report(study, found))
     drawn = subprocess.run([sys.executable, str(ROOT / "plot.py"), "study", str(study.folder)])
     if drawn.returncode:
         warn(f"the figures were not drawn: python plot.py study {study.folder}")
@@ -593,7 +594,7 @@ def main(argv):
     if "plan" in flags:
         print_plan(study)
         return 0
-    lock = Lock(config.out_dir)
+    lock = run_lock(config.out_dir)
     lock.acquire()
     stop = StopRequest()
     check_machine(study)

@@ -151,12 +151,12 @@ from blockwise.curvature import (
     untied,
 )
 from blockwise.distributed import World, auto_device
+from blockwise.files import write_text
 from blockwise.hardware import free_memory
 from blockwise.huggingface import Pretrained, is_hugging_face
 from blockwise.loader import Dataset, probe_batch
 from blockwise.logger import warn
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
-from blockwise.rundir import write_file
 from blockwise.schedules import block_rate
 from blockwise.spectrum import bin_edges, js_distances, js_noise, largest_eigenvalue, power_iteration, quadrature
 from model import ModelConfig, Transformer
@@ -281,7 +281,7 @@ def write_sharpness(config, step, diagonal, draws, seconds, suggest):
         suggested = multipliers(means, config.auto_mult_power, config.auto_mult_max, step)
         found["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
     path = Path(config.out_dir) / f"sharpness_{config.kind}_{step:08d}.json"
-    write_file(path, json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(found, indent=1) + "\n")
     tqdm.write(f"step {step}, {config.kind}: average sharpness by block")
     for block, one in sorted(blocks.items(), key=lambda item: item[1]["mean"]):
         error = "" if one["error"] is None else f" +- {one['error']:.1e}"
@@ -388,7 +388,7 @@ def write_spectrum(config, step, found, steps, seconds):
         "dataset": config.dataset, "seed": config.seed, "dtype": config.dtype, "seconds": seconds, "blocks": blocks,
         "edges": bin_edges()[1:-1].tolist(), "js": js,
     }  # fmt: skip
-    write_file(Path(config.out_dir) / f"spectrum_{step:08d}.json", json.dumps(found) + "\n")
+    write_text(Path(config.out_dir) / f"spectrum_{step:08d}.json", json.dumps(found) + "\n")
     width = max(map(len, blocks))
     tqdm.write(f"step {step}: eigenvalues of the Hessian\n  {'block':<{width}}  mean      smallest   largest    by power iteration")
     for name, one in blocks.items():
@@ -468,7 +468,7 @@ def write_curvature(config, step, found, seconds):
         "step": step, "dataset": config.dataset, "positions": config.batches * config.batch_size * config.block_size,
         "seed": config.seed, "tolerance": config.tolerance, "seconds": seconds,
     }  # fmt: skip
-    write_file(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | found, indent=1) + "\n")
+    write_text(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | found, indent=1) + "\n")
     tqdm.write(f"step {step}: largest eigenvalue")
     for kind, one in found.items():
         note = "" if one["converged"] else f", NOT CONVERGED after {one['products']} products"

@@ -63,7 +63,7 @@ from blockwise.loader import Dataset, eval_starts, micro_seed, probe_batch, trai
 from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.optimizers import build_optimizer, keep_state, preconditioner, stability_threshold, state_bytes
 from blockwise.qkclip import clip_qk
-from blockwise.rundir import Lock, set_aside, write_config
+from blockwise.rundir import run_lock, set_aside, write_config
 from blockwise.schedules import block_rate
 from blockwise.spectrum import largest_eigenvalue, power_iteration
 from model import ModelConfig, Transformer
@@ -95,7 +95,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     # The run's folder, the checkpoint in it if there is one, the data
     only_looks = config.eval_only and manifests(config.out_dir)  # evaluates beside a run, which stays as it is
-    lock = None if "dry_run" in flags or only_looks else Lock(config.out_dir)
+    lock = None if "dry_run" in flags or only_looks else run_lock(config.out_dir)
     path = world.on_master(find_checkpoint, config, lock)
     saved = load_checkpoint(path) if path else None
     pretrained = None

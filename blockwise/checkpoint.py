@@ -4,7 +4,6 @@ ckpt_00000500.pt is complete on the disk before ckpt_00000500.json, which states
 it: the .json commits the pair. A file without its .json is an interrupted save and counts for nothing.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from blockwise import UserError
+from blockwise.files import atomic_write, sha256
 
 
 class SaveError(Exception):
@@ -47,62 +47,19 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
                 return
             stated["val_loss"] = val_loss
         else:
-            with replacing(weights) as file:
+            with atomic_write(weights) as file:
                 torch.save(state, file)
-            length, digest = fingerprint(weights)
             stated = {
-                "step": state["step"], "sha256": digest, "bytes": length, "val_loss": val_loss,
+                "step": state["step"], "sha256": sha256(weights), "bytes": weights.stat().st_size, "val_loss": val_loss,
                 "config": state["config"],
             }  # fmt: skip
-        with replacing(manifest) as file:
+        with atomic_write(manifest) as file:
             file.write((json.dumps(stated, indent=1) + "\n").encode())
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         if not manifest.exists():
             weights.unlink(missing_ok=True)
         raise SaveError(f"{weights} could not be written: {error}".split("\n")[0]) from None
     prune(out_dir, keep, keep_best)
-
-
-class replacing:
-    """Open `path` for writing under another name; at the end it is on the disk and renamed, or else gone."""
-
-    def __init__(self, path):
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
-
-    def __enter__(self):
-        self.file = open(self.temporary, "wb")
-        return self.file
-
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                os.replace(self.temporary, self.path)
-                sync_folder(self.path.parent)
-        finally:
-            with suppress(OSError):
-                self.file.close()
-            with suppress(OSError):
-                os.remove(self.temporary)
-
-
-def sync_folder(folder):
-    """Put a rename on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def fingerprint(path):
-    """Length in bytes and sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-        return file.tell(), digest.hexdigest()
 
 
 def prune(out_dir, keep, keep_best):
@@ -159,7 +116,7 @@ def whole(committed, warn):
         weights = manifest.with_suffix(".pt")
         try:
             stated = json.loads(manifest.read_text())
-            length, digest = fingerprint(weights)
+            length, digest = weights.stat().st_size, sha256(weights)
             if length != stated["bytes"]:
                 raise ValueError(f"it has {length} bytes instead of {stated['bytes']}")
             if digest != stated["sha256"]:

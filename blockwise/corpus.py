@@ -1,6 +1,5 @@
 """Writing a data set in the format that loader.py reads: what data/*/prepare.py share."""
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from blockwise import UserError
+from blockwise.files import FolderLock
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SPLITS = ("train", "val")
@@ -74,19 +74,9 @@ def dataset_folder(data_dir, name):
     return Path(data_dir) / name
 
 
-@contextmanager
 def sole_writer(folder):
-    """Exclusive right to write a data set. The kernel takes it back when the process ends, however it ends."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(folder) / ".lock", "a")  # noqa: SIM115
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is being prepared by another process: wait, or choose another --name") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    with lock:
-        yield
+    """Exclusive right to write a data set."""
+    return FolderLock(folder, in_use="is being prepared by another process: wait, or choose another --name")
 
 
 def write_documents(folder, documents, tokenizer, source, settings, workers, shard_mb):

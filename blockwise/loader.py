@@ -6,7 +6,6 @@ meta.json; nanoGPT's meta.pkl, or no description at all (GPT-2 tokens), are read
 """
 
 import difflib
-import hashlib
 import io
 import json
 import pickle
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from blockwise import UserError
+from blockwise.files import sha256
 
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 # What reading damaged JSON or a damaged pickle raises
@@ -197,11 +197,3 @@ class PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it holds {module}.{name}, and only plain data is read")
-
-
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The folder of a run: one writer at a time, a new run never on top of an old one, config.json."""
 
-import fcntl
 import json
 import os
 import platform
@@ -8,32 +7,17 @@ import subprocess
 import time
 from pathlib import Path
 
-from blockwise import UserError
+from blockwise.files import FolderLock, write_text
 
 # In the order in which they are moved: the manifests first, so that an interrupted move leaves nothing to resume
-RUN_FILES = ("ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "sharpness_*", "config.json")
+RUN_FILES = (
+    "ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "sharpness_*", "spectrum*", "curvature*", "config.json",
+)  # fmt: skip
 
 
-class InUse(UserError):
-    """Another process has the folder."""
-
-
-class Lock:
-    """Exclusive right to write into `out_dir`. The kernel takes it back when the process ends, however it ends."""
-
-    def __init__(self, out_dir):
-        self.out_dir = Path(out_dir)
-
-    def acquire(self):
-        """Raises InUse if another process has it, UserError if the folder cannot be made."""
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.out_dir / ".lock", "a+")  # noqa: SIM115
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"out_dir={self.out_dir} is in use by another run: wait, or choose another") from None
-        except OSError as error:
-            raise UserError(f"out_dir={self.out_dir} cannot be written: {error.strerror}") from None
+def run_lock(out_dir):
+    """The lock of a run's folder, not yet acquired."""
+    return FolderLock(out_dir, f"out_dir={out_dir}", "is in use by another run: wait, or choose another")
 
 
 def set_aside(out_dir):
@@ -54,17 +38,7 @@ def set_aside(out_dir):
 def write_config(config, torch_version):
     """config.json: every key, resolved, and what it ran with."""
     about = {"python": platform.python_version(), "torch": torch_version, "commit": commit()}
-    write_file(Path(config["out_dir"]) / "config.json", json.dumps({**config, **about}, indent=1) + "\n")
-
-
-def write_file(path, text):
-    """Write a file so that it is whole, on the disk, or what it was before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(Path(config["out_dir"]) / "config.json", json.dumps({**config, **about}, indent=1) + "\n")
 
 
 def commit():

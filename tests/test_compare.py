@@ -282,7 +282,7 @@ def test_floors_are_the_same_for_all_arms(study, capsys):
 
 def test_one_study_at_a_time(study, pretend, tmp_path):
     pretend()
-    lock = compare.Lock(tmp_path / "out")
+    lock = compare.run_lock(tmp_path / "out")
     lock.acquire()
     with pytest.raises(UserError, match="in use by another run"):
         compare.main(study())

@@ -15,6 +15,7 @@ from configurator import configure
 from model import ModelConfig, Transformer
 
 LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
+ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
 # Millions of parameters with GPT-2's vocabulary (arXiv 2502.19002's released shapes)
@@ -38,11 +39,25 @@ def imports_of(path):
             yield node.module
 
 
+def project_imports(path):
+    """What a file imports of the project: "model", "blockwise.blocks", "blockwise.training.start"."""
+    names = {p.stem for p in ROOT.glob("*.py")}
+    return {name for name in imports_of(path) if name in names or name.startswith("blockwise.")}
+
+
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: p.name)
 def test_a_leaf_imports_no_other_project_file(path):
-    """Except for the block table, and the package itself, which holds UserError."""
-    project = {p.stem for p in ROOT.glob("*.py")} | {f"blockwise.{p.stem}" for p in LEAVES}
-    assert not set(imports_of(path)) & (project - {"blockwise.blocks", "blockwise.__init__"})
+    """Except for the ground: the block table, files, and the package itself, which holds UserError."""
+    assert project_imports(path) <= {"blockwise.blocks", "blockwise.files"}
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_a_room_imports_leaves_and_itself(path):
+    """And `curvature`, the mathematics that training and measuring share, which itself imports leaves alone."""
+    leaves = {f"blockwise.{p.stem}" for p in LEAVES}
+    rooms = {path.parent.name, "curvature"}
+    others = {name for name in project_imports(path) - leaves if name.split(".")[1:2] not in [[room] for room in rooms]}
+    assert not others
 
 
 def test_entry_points_do_not_import_each_other():

@@ -212,11 +212,14 @@ def test_auto(small, capsys):
 def test_scratch_moves_the_old_run(small, capsys):
     run(*small, "--max_iters=4")
     old = (out_dir(small) / "metrics.jsonl").read_bytes()
+    measured = ["sharpness_fisher_00000004.json", "spectrum_00000004.json", "spectrum.png", "curvature_00000004.json"]
+    for name in measured:
+        (out_dir(small) / name).touch()
     run(*small, "--max_iters=5")
     (folder,) = out_dir(small).glob("old-*")
     assert str(folder) in capsys.readouterr().out
     assert (folder / "metrics.jsonl").read_bytes() == old
-    assert {p.name for p in folder.iterdir()} >= {"config.json", "ckpt_00000004.pt", "ckpt_00000004.json"}
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "ckpt_00000004.pt", "ckpt_00000004.json", *measured}
     assert [p.name for p in sorted(out_dir(small).glob("ckpt*.json"))] == ["ckpt_00000004.json", "ckpt_00000005.json"]
 
 
