@@ -8,7 +8,7 @@ F feed-forward width (n_inner), V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import torch
@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blockwise.products import linear, plus_product, product
-
-# Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
-# faults then cost as much as the products.
-LOSS_ROWS = 512
-
+from blockwise.checkpoint import weights_of
+from blockwise.layer_warmup import active_layers_at
+from blockwise.losses import mean_cross_entropy, softcapped, training_loss
+from blockwise.matmul import linear
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -47,6 +45,12 @@ class ModelConfig:
     logit_softcap: float = 0.0
     qk_clip: float = 0.0
     z_loss: float = 0.0
+
+    @classmethod
+    def of(cls, config):
+        """The model's part of a run's config, of a checkpoint's model_config or of a Pretrained's shape."""
+        values = {"dropout": 0.0} | (config if isinstance(config, dict) else vars(config))
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @property
     def head_width(self):
@@ -186,113 +190,11 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def softcapped(logits, cap):
-    """cap tanh(logits / cap) (Gemma 2, arXiv 2408.00118), the logits themselves where cap is 0."""
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def cross_entropy(logits, targets, reduction, z_loss=0.0):
-    """Cross-entropy in nats of logits (N, V). Its gradient, but not its value, has the z-loss: z_loss (log Z)^2.
-
-    Z is the softmax's normaliser (PaLM, arXiv 2204.02311, section 5); so reported losses stay comparable.
-    """
-    if not z_loss and reduction == "sum":
-        return SummedCrossEntropy.apply(logits, targets)
-    if not z_loss:
-        return F.cross_entropy(logits, targets, reduction=reduction)
-    loss = F.cross_entropy(logits, targets, reduction="none")  # (N,)
-    z = z_loss * (loss + logits.gather(1, targets.unsqueeze(1)).squeeze(1)).square()
-    loss = loss + (z - z.detach())
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-class SummedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of logits (N, V) against targets (N,), whose second derivative takes few passes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits, targets):
-        return F.cross_entropy(logits, targets, reduction="sum")
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Surprise.apply(*ctx.saved_tensors)[0] * grad, None
-
-
-class Surprise(torch.autograd.Function):
-    """(p less the targets' one-hot rows, p), p = softmax(logits), (N, V). Its derivative diag(p) - p p' is the last."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits, targets):
-        p = logits.softmax(dim=-1)
-        return p.scatter_add(1, targets.unsqueeze(1), p.new_full((1, 1), -1.0).expand(len(p), 1)), p
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # or zeros are made for p, as large as the logits
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx, u, _):
-        if torch.is_grad_enabled():
-            raise RuntimeError("on a CPU the loss can be differentiated twice, not three times")
-        (p,) = ctx.saved_tensors
-        pu = p * u
-        return pu.addcmul_(p, pu.sum(dim=-1, keepdim=True), value=-1), None
-
-
-class CrossEntropy(torch.autograd.Function):
-    """Mean of `cross_entropy` of hidden states x (N, C) under the output matrix (V, C) against targets (N,).
-
-    The gradient is made together with the loss, piece by piece, so that no logits are kept for the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx, x, matrix, targets, softcap, z_loss):
-        loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), None
-        pieces = (z.split(LOSS_ROWS) for z in (x, targets.unsqueeze(1), dx))
-        for h, y, dh in zip(*pieces, strict=True):
-            p = softcapped(product(h, matrix), softcap)  # logits (rows, V), from here on changed in place
-            slope = 1 - (p / softcap).square() if softcap else None
-            top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
-            p -= top
-            loss -= p.gather(1, y).sum()
-            total = p.exp_().sum(dim=-1, keepdim=True)  # (rows, 1)
-            loss += total.log().sum()
-            if z_loss:
-                p *= 1 + 2 * z_loss * (top + total.log())  # log Z
-            p.scatter_add_(1, y, -total)
-            if softcap:
-                p *= slope
-            # p is the gradient of the logits now, but for a division by the total
-            torch.div(product(p, matrix.T), total, out=dh)
-            dmatrix = plus_product(dmatrix, (h / total).T, p.T)  # (C, V)
-            del p  # before the next logits
-        ctx.save_for_backward(dx, dmatrix.T)
-        return loss / len(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            raise RuntimeError("the training loss can be differentiated once; in eval mode twice")
-        dx, dmatrix = ctx.saved_tensors
-        grad = grad / len(dx)
-        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None
-
-
 class Transformer(nn.Module):
     """Decoder-only language model. `model(tokens)` gives logits, `model(tokens, targets)` the mean loss in nats."""
 
     def __init__(self, config, activation_checkpointing=False):
-        """activation_checkpointing: keep what enters a block; the backward pass computes the rest anew (1604.06174)."""
+        """activation_checkpointing: keep the input of each block and recompute the rest in the backward pass (1604.06174)."""
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
@@ -304,7 +206,7 @@ class Transformer(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.layers_at_work = config.n_layer  # fewer in an architecture warm-up (blockwise.archwarmup)
+        self.n_active_layers = config.n_layer  # fewer in an architecture warm-up (blockwise.layer_warmup)
         self.norm_f = norm(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
@@ -321,6 +223,31 @@ class Transformer(nn.Module):
             for layer in (module.attn.o_proj, module.mlp.down_proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint, config=None, ema=False):
+        """The model of a checkpoint (blockwise.checkpoint.load_checkpoint), with the layers active at its step.
+
+        config: a ModelConfig that takes the place of the checkpoint's own, to train on with, say, another dropout.
+        ema: with the moving average of the weights; raises UserError if the checkpoint has none.
+        """
+        model = cls(config or ModelConfig.of(checkpoint["model_config"]))
+        model.load_state_dict(weights_of(checkpoint, ema))
+        model.set_active_layers(active_layers_at(checkpoint["layers"], checkpoint["step"]))
+        return model
+
+    @classmethod
+    def from_pretrained(cls, source, config=None):
+        """The model of Hugging Face weights (blockwise.huggingface.Pretrained). config: as in `from_checkpoint`."""
+        model = cls(config or ModelConfig.of(source.shape))
+        model.load_state_dict(source.weights(model.state_dict()))
+        return model
+
+    def set_active_layers(self, layers):
+        """Let the first `layers` blocks compute and learn, and no others."""
+        self.n_active_layers = layers
+        for layer, block in enumerate(self.blocks):
+            block.requires_grad_(layer < layers)
+
     def forward(self, tokens, targets=None, cache=None):
         """tokens, targets: (B, T). Returns logits (B, T, V), or, given targets, their mean cross-entropy."""
         T = tokens.size(1)
@@ -334,7 +261,7 @@ class Transformer(nn.Module):
         else:
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in islice(self.blocks, self.layers_at_work):
+        for block in islice(self.blocks, self.n_active_layers):
             if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
@@ -354,18 +281,13 @@ class Transformer(nn.Module):
         In eval mode it can be differentiated twice; in training, on a CPU, only once, and there the gradient has the
         z-loss.
         """
+        loss, z_loss = (training_loss, self.config.z_loss) if self.training else (mean_cross_entropy, 0.0)
         x, targets = x.flatten(0, 1), targets.flatten()  # (B T, C), (B T,)
-        z_loss = self.config.z_loss if self.training else 0.0
-        if x.device.type != "cpu":
-            return cross_entropy(self.logits(x), targets, "mean", z_loss)
-        if self.training and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-            return CrossEntropy.apply(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss)
-        pieces = zip(x.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-        return sum(cross_entropy(self.logits(h), y, "sum", z_loss) for h, y in pieces) / len(x)
+        return loss(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss)
 
     def flops_per_token(self):
         """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""
-        c, layers = self.config, self.layers_at_work
+        c, layers = self.config, self.n_active_layers
         modules = [self.lm_head, *(m for block in self.blocks[:layers] for m in block.modules())]
         weights = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
         return 6 * weights + 12 * layers * c.n_embd * c.block_size

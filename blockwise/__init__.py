@@ -2,19 +2,66 @@
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class UserError(ValueError):
     """The user's mistake: an entry point prints it as one line and exits with this status."""
 
     status = 2
+    every_rank = False  # whether each process prints it, or rank 0 alone
+
+
+class LauncherError(UserError):
+    """The launcher's environment says nothing sensible, so that nobody knows which process is rank 0."""
+
+    every_rank = True
 
 
 class NotFinite(UserError):
     """Training has blown up."""
 
     status = 3
+
+
+def print0(text):
+    """Print on rank 0. What cannot be printed, on a full disk or into a closed pipe, is no reason to stop a run."""
+    if on_rank_0():
+        write_line(text, sys.stdout)
+
+
+def warn(text):
+    write_line(f"warning: {text}", sys.stderr)
+
+
+def first_line(error):
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+def on_rank_0():
+    return os.environ.get("RANK", "0") == "0"
+
+
+def write_line(text, stream):
+    """Write and flush one line; a line that cannot be written is dropped."""
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # ValueError: a closed stream, a character that its encoding lacks
+        with suppress(OSError, ValueError):
+            drop_buffer(stream)
+
+
+def drop_buffer(stream):
+    """Empty a stream's buffer into nothing: Python would try to write it again, and fail again when it ends."""
+    target = stream.fileno()
+    kept, nothing = os.dup(target), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, target)
+        stream.flush()
+    finally:
+        os.dup2(kept, target)
+        os.close(kept)
+        os.close(nothing)
 
 
 @contextmanager
@@ -28,12 +75,13 @@ def exit_on_user_error():
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise
-        leave("error: " + " ".join(str(error).split()), getattr(error, "status", 2))
+        every_rank = getattr(error, "every_rank", False)
+        leave("error: " + " ".join(str(error).split()), getattr(error, "status", 2), every_rank)
     except KeyboardInterrupt as stop:
         leave(str(stop) or "stopped", 130)
 
 
-def leave(line, status):
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+def leave(line, status, every_rank=False):
+    if every_rank or on_rank_0():
+        write_line(line, sys.stderr)
     sys.exit(status)

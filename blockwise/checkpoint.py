@@ -1,19 +1,34 @@
-"""Checkpoints that survive what happens to them: a kill in the middle of a save, a flipped bit, a full disk.
+"""Checkpoints: what they hold, and how they survive a kill in the middle of a save, a flipped bit, a full disk.
 
 ckpt_00000500.pt is complete on the disk before ckpt_00000500.json, which states its length and sha256, is put beside
-it: the .json commits the pair. A file without its .json is an interrupted save and counts for nothing.
+it: the .json commits the pair. A .pt without its .json is an interrupted save and counts for nothing while others are
+committed; alone in its folder it is taken if it is whole, since somebody may have copied the weights only.
+
+A checkpoint is one dict of plain data and tensors, which `load_checkpoint` completes for those of earlier versions:
+
+    step, tokens, best_val_loss, skipped, skipped_in_a_row, wandb_id    progress
+    model, model_config         state dict and architecture
+    optimizer, scaler           their state dicts
+    config                      every key of the run, resolved
+    tokenizer, data             description of the tokenizer; identity of the data set
+    layers, auto_mult, eigenvector, ema                                 one feature each; see its class in training/
 """
 
 import json
 import os
 import re
+import zipfile
 from contextlib import suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 
-from blockwise import UserError
+from blockwise import UserError, warn
 from blockwise.files import atomic_write, sha256
+from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
+
+VERSION = 2  # 1: all before the version was stated
 
 
 class SaveError(Exception):
@@ -22,8 +37,17 @@ class SaveError(Exception):
 
 def manifests(out_dir):
     """Paths of the committed checkpoints' manifests, oldest first."""
-    found = (p for p in Path(out_dir).glob("ckpt_*.json") if re.fullmatch(r"ckpt_\d{8,}\.json", p.name))
-    return sorted(found, key=step_of)
+    return in_order(Path(out_dir).glob("ckpt_*.json"))
+
+
+def checkpoint_files(out_dir):
+    """Paths of everything in a folder that may be a checkpoint, or a part of one."""
+    return in_order(p for p in Path(out_dir).glob("ckpt_*") if p.suffix in (".json", ".pt"))
+
+
+def in_order(paths):
+    """Those paths that are named like a checkpoint's, by step."""
+    return sorted((p for p in paths if re.fullmatch(r"ckpt_\d{8,}", p.stem)), key=step_of)
 
 
 def step_of(path):
@@ -33,8 +57,8 @@ def step_of(path):
 def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
     """Write `state` (plain data and tensors, with "step" and "config") as its step's checkpoint, then drop old ones.
 
-    val_loss: of the evaluation at this step, or None. keep: how many of the newest stay, -1 all; keep_best: the one
-    with the lowest validation loss stays besides. A step that is already committed is not written again; its manifest
+    val_loss: validation loss at this step, or None. keep: number of newest checkpoints kept, -1: all; keep_best: keep
+    the one with the lowest validation loss too. A step that is already committed is not written again; its manifest
     gets the validation loss, if that was not known.
     Raises SaveError if the disk is full or fails.
     """
@@ -48,7 +72,7 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
             stated["val_loss"] = val_loss
         else:
             with atomic_write(weights) as file:
-                torch.save(state, file)
+                torch.save({"version": VERSION, **state}, file)
             stated = {
                 "step": state["step"], "sha256": sha256(weights), "bytes": weights.stat().st_size, "val_loss": val_loss,
                 "config": state["config"],
@@ -66,13 +90,13 @@ def prune(out_dir, keep, keep_best):
     if keep == -1:
         return
     committed = manifests(out_dir)
-    kept = set(committed[-keep:])
+    to_keep = set(committed[-keep:])
     if keep_best:
         losses = {path: val_loss_of(path) for path in committed}
         scored = [path for path in committed if losses[path] is not None]
-        kept |= set(sorted(scored, key=losses.get)[:1])
+        to_keep |= set(sorted(scored, key=losses.get)[:1])
     for path in committed:
-        if path not in kept:
+        if path not in to_keep:
             with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
                 path.unlink()
                 path.with_suffix(".pt").unlink()
@@ -85,49 +109,80 @@ def val_loss_of(manifest):
         return None
 
 
-def newest_checkpoint(out_dir, warn):
-    """Path of the newest checkpoint whose bytes are what its manifest states, or None if none was ever committed.
+def newest_checkpoint(out_dir):
+    """Path of the newest checkpoint whose bytes are what its manifest states, or None if there is none at all.
 
-    Damaged ones are passed over, each with a call of warn(text). Raises UserError if all are damaged.
+    Damaged ones are skipped with a warning each. Raises UserError if all are damaged, or one cannot be read.
     """
     committed = manifests(out_dir)
-    newest = next(whole(reversed(committed), warn), None)
-    if committed and newest is None:
-        raise UserError(f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts over, keeping the files")
+    if not committed:
+        return newest_uncommitted(out_dir)
+    newest = next(valid(reversed(committed)), None)
+    if newest is None:
+        raise UserError(
+            f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts a new run and keeps the files"
+        )
     return newest
 
 
-def need_checkpoint(out_dir, warn):
-    """The same for a command that goes on from a run: raises UserError also if there is none."""
-    path = newest_checkpoint(out_dir, warn)
+def newest_uncommitted(out_dir):
+    """Path of the newest .pt file in a folder without manifests, None if there is none.
+
+    Its zip format has checksums of its own. Raises UserError if none is whole.
+    """
+    found = in_order(Path(out_dir).glob("ckpt_*.pt"))
+    for weights in reversed(found):
+        with suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(readable(weights)) as archive:
+            if archive.testzip() is None:
+                warn(f"{weights} has no manifest beside it ({weights.stem}.json); it is whole, and is used")
+                return weights
+    if found:
+        raise UserError(
+            f"{found[-1]} is incomplete and has no manifest; --init_from=scratch starts a new run and keeps the file"
+        )
+    return None
+
+
+def require_checkpoint(out_dir):
+    """The same for a command that needs a run: raises UserError also if there is none."""
+    path = newest_checkpoint(out_dir)
     if path is None:
         raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
     return path
 
 
-def whole_checkpoints(out_dir, warn):
-    """Paths of all checkpoints that are whole, oldest first; a call of warn(text) for each that is not."""
-    return list(whole(manifests(out_dir), warn))
+def valid_checkpoints(out_dir):
+    """Paths of all checkpoints that are whole, oldest first; a warning for each that is not."""
+    return list(valid(manifests(out_dir))) or [require_checkpoint(out_dir)]
 
 
-def whole(committed, warn):
+def valid(committed):
     """Those checkpoints of these manifests whose bytes are what the manifest states."""
     for manifest in committed:
         weights = manifest.with_suffix(".pt")
         try:
-            stated = json.loads(manifest.read_text())
-            length, digest = weights.stat().st_size, sha256(weights)
+            stated = json.loads(readable(manifest).read_text())
+            length = readable(weights).stat().st_size
             if length != stated["bytes"]:
                 raise ValueError(f"it has {length} bytes instead of {stated['bytes']}")
-            if digest != stated["sha256"]:
+            if sha256(weights) != stated["sha256"]:
                 raise ValueError("its sha256 is not the one in its manifest")
         except (ValueError, KeyError, TypeError, OSError) as error:
-            warn(f"checkpoint {weights} is damaged ({error}); passed over")
+            if isinstance(error, UserError):
+                raise
+            warn(f"checkpoint {weights} is damaged ({error}); skipped")
         else:
             yield weights
 
 
-def set_aside_after(out_dir, step):
+def readable(path):
+    """path, which is there or not. Raises UserError for a file that may not be read: that says nothing of its bytes."""
+    if path.exists() and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{path} cannot be read: permission denied; expected a file that this user may read")
+    return path
+
+
+def quarantine_after(out_dir, step):
     """Rename damaged checkpoints of later steps, so that the resumed run can write those steps again."""
     for manifest in manifests(out_dir):
         if step_of(manifest) > step:
@@ -137,8 +192,38 @@ def set_aside_after(out_dir, step):
 
 
 def load_checkpoint(path):
-    """The dict that was saved, tensors on the CPU. Only plain data and tensors are ever unpickled."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The dict that was saved, completed to what this version saves; tensors on the CPU.
+
+    Only plain data and tensors are ever unpickled. Raises UserError for a file that is none of our checkpoints, and
+    for one whose architecture has keys that this version does not know: it would compute something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved, architecture, config = checkpoint, checkpoint["model_config"], checkpoint["config"]
+        if checkpoint.get("version", 1) > VERSION:
+            raise UserError(f"{path} is of version {checkpoint['version']}, newer than this project's {VERSION}: update it")
+        defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(TrainConfig)}
+        for key in architecture.keys() - {*ARCHITECTURE, *TRAINING_ONLY}:
+            raise UserError(f"{path} has an architecture with {key}={architecture[key]!r}, which is not known here: update")
+        later = {
+            "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None, "layers": [[0, architecture["n_layer"]]],
+            "auto_mult": None, "eigenvector": None, "ema": None, "data": None,
+        }  # fmt: skip
+        checkpoint = {**later, **saved, "config": {**defaults, **config}}
+        for key in ("step", "tokens", "best_val_loss", "model", "optimizer", "scaler", "tokenizer"):
+            checkpoint[key]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no checkpoint of this project: {type(error).__name__}: {error}") from None
+    return checkpoint
+
+
+def weights_of(checkpoint, ema=False):
+    """The model's state dict. ema: the moving average instead; raises UserError if the run kept none."""
+    if not ema:
+        return checkpoint["model"]
+    if checkpoint["ema"] is None:
+        raise UserError("ema=True: the checkpoint has no average of its weights; train with --ema_decay=0.999 for one")
+    return {**checkpoint["model"], **checkpoint["ema"]["weights"]}
 
 
 def load_optimizer(optimizer, state):

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from blockwise import UserError
+from blockwise import LauncherError, UserError
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class World:
     def start(cls, device, backend, timeout=timedelta(minutes=30)):
         """Join the process group, if torchrun started us. device: 'cpu', 'cuda', ...; backend: 'gloo', 'nccl', ...
 
-        Raises UserError for a device that is not there.
+        Raises UserError for a device that is not there, and for variables of the launcher that cannot be.
         """
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        device = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        rank, size, local_rank = launched_as()
+        device = find_device(device, local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         store = None
@@ -61,7 +61,7 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
-    def total(self, tensors):
+    def all_reduce_sum(self, tensors):
         """A list of tensors, each summed over the processes."""
         if self.size == 1:
             return tensors
@@ -70,7 +70,7 @@ class World:
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
-    def largest(self, tensor):
+    def all_reduce_max(self, tensor):
         """A tensor's largest values over the processes, element by element."""
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -92,6 +92,28 @@ class World:
         if answer[1] is not None:
             raise answer[1]
         return answer[0]
+
+
+def launched_as():
+    """(rank, number of processes, rank on this machine), of torchrun's variables; (0, 1, 0) without them.
+
+    Raises LauncherError for variables that are half set or impossible: a process would train on its own, or wait for
+    others for ever.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    if not given:
+        return 0, 1, 0
+    expected = f"{', '.join(f'{k}={v}' for k, v in given.items())}: expected all of torchrun's variables, or none"
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not given.get(name, "").isdecimal():
+            raise LauncherError(f"{name} is {'no number' if name in given else 'not set'}, with {expected}")
+    numbers = {name: int(text) for name, text in given.items()}
+    rank, size, local_rank = (numbers[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not local_rank <= rank < size:
+        raise LauncherError(f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}: expected LOCAL_RANK <= RANK < WORLD_SIZE")
+    if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise LauncherError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: expected torchrun to set them")
+    return rank, size, local_rank
 
 
 def attempt_store(timeout):

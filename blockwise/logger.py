@@ -3,34 +3,35 @@
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
-
-def warn(text):
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def first_line(error):
-    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+from blockwise import first_line, warn
+from blockwise.files import atomic_write
 
 
 class MetricsFile:
     """One row a line, flushed when written. On a full disk rows wait in memory, and no half row stays behind."""
 
     def __init__(self, path, start_step):
-        """Keeps the rows before `start_step` that are there, and cuts the rest, a torn last line included."""
+        """Keeps the rows before `start_step`; cuts those from it on, and a torn last line.
+
+        A line in the middle that is no row is cut with a warning, and the rows behind it stay.
+        """
         self.path = Path(path)
-        rows = []
-        if self.path.exists():
-            for line in self.path.read_bytes().split(b"\n")[:-1]:
-                try:
-                    if json.loads(line)["step"] >= start_step:
-                        break
-                except (ValueError, KeyError, TypeError):
-                    break
-                rows.append(line + b"\n")
-        self.size = sum(map(len, rows))
+        kept, broken = [], 0
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        for line in lines[:-1]:
+            try:
+                if json.loads(line)["step"] < start_step:
+                    kept.append(line + b"\n")
+            except (ValueError, KeyError, TypeError):
+                broken += 1
+        if broken:
+            warn(f"{self.path}: dropped {broken} broken lines, kept {len(kept)} rows")
+        self.size = sum(map(len, kept))
+        if b"".join(kept) != b"\n".join(lines)[: self.size]:
+            with atomic_write(self.path) as file:
+                file.write(b"".join(kept))
         self.path.touch()
         self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self.file.truncate(self.size)
@@ -68,7 +69,7 @@ class Logger:
     """Rows of metrics to metrics.jsonl and, if wanted, Weights & Biases."""
 
     def __init__(self, config, start_step, wandb_id=None):
-        """wandb_id: of the run to go on with, from the checkpoint."""
+        """wandb_id: the id of the run to continue, from the checkpoint."""
         self.file = MetricsFile(Path(config["out_dir"]) / "metrics.jsonl", start_step)
         self.wandb = start_wandb(config, wandb_id) if config["wandb_log"] else None
 
@@ -82,7 +83,7 @@ class Logger:
             try:
                 self.wandb.log(row, step=row["step"])
             except Exception as error:
-                warn(f"wandb failed ({type(error).__name__}: {first_line(error)}); going on without it")
+                warn(f"wandb failed ({type(error).__name__}: {first_line(error)}); continuing without it")
                 self.wandb = None
 
     def flush(self):
@@ -108,7 +109,7 @@ def start_wandb(config, run_id):
             dir=os.environ.get("WANDB_DIR", config["out_dir"]),
         )
     except Exception as error:
-        warn(f"wandb could not start ({type(error).__name__}: {first_line(error)}); going on without it")
+        warn(f"wandb could not start ({type(error).__name__}: {first_line(error)}); continuing without it")
         return None
 
 

@@ -44,8 +44,12 @@ def keep_state(optimizer, old):
 
 
 def adamw(groups, betas):
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, betas=betas, fused=can_be_fused(groups))
+
+
+def can_be_fused(groups):
+    """Whether torch has its optimizers in one kernel where these parameters are."""
+    return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
 
 
 class Lion(torch.optim.Optimizer):

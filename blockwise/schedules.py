@@ -3,6 +3,11 @@
 import math
 
 
+def due(step, interval):
+    """Whether something that happens every `interval` steps (0: never) happens in this one."""
+    return interval > 0 and step % interval == 0
+
+
 def block_rate(config, step, lr_mult):
     """Learning rate at `step` of a block with this multiplier, under the keys of a run's config."""
     peak = config.learning_rate * lr_mult

@@ -13,6 +13,9 @@ ARCHITECTURE = (
     "rope_theta", "norm_eps", "tie_weights", "qk_norm", "logit_softcap",
 )  # fmt: skip
 
+# The rest of what a ModelConfig holds: it acts while a model trains, and follows the command.
+TRAINING_ONLY = ("dropout", "qk_clip", "z_loss")
+
 # What a run keeps from its beginning on: which layers it starts with, and when the others come.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
 
@@ -68,6 +71,7 @@ class TrainConfig:
     wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd's momentum (None: 0.9; lion 0.95)"] = None
     beta2: Annotated[float | None, "decay of the second moment, for lion of its only one (None: 0.95; lion 0.98)"] = None
+    ema_decay: Annotated[float, "decay of a moving average of the weights, evaluated beside them as val/loss_ema; 0: none"] = 0.0
     grad_clip: Annotated[float, "largest global gradient norm; 0: no clipping"] = 1.0
     arch_warmup: Annotated[bool, "begin with fewer layers and put the others to work once the warmup of the learning rate is over"] = False
     arch_warmup_start: Annotated[float, "share of the layers at work at first"] = 0.5
@@ -140,6 +144,7 @@ class TrainConfig:
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self.check("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
         tables = {"wd_mult": self.wd_mult}
         if self.lr_mult != "auto":  # a dict that took the word's place names some blocks alone

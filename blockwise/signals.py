@@ -6,13 +6,18 @@ import threading
 import time
 
 
+# Beside Ctrl-C and kill: a terminal that closes, a scheduler's warning before its limit, a limit on processor time
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
 class StopRequest:
-    """True once SIGTERM or SIGINT came. While it lives neither signal interrupts anything, a save least of all."""
+    """True once one of these signals came. While it lives none of them interrupts anything, a save least of all."""
 
     def __init__(self):
         self.signal = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+                signal.signal(number, self._note)
 
     def _note(self, number, frame):
         self.signal = signal.Signals(number).name
@@ -20,7 +25,7 @@ class StopRequest:
     @staticmethod
     def ignore_more():
         """For the very end: Python drops its handlers before the process is gone, and a late signal would kill it."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
     def __bool__(self):

@@ -23,7 +23,7 @@ All layers from the start ended at 1.864: at that rate, at which nothing is unst
 
 
 def layer_schedule(config):
-    """[[step, number of layers at work from it on], ...] under the keys of a run's config, the first at step 0.
+    """[[step, number of active layers from it on], ...] under the keys of a run's config, the first at step 0.
 
     The first group is unlocked when the learning rate's warmup ends (without one, after arch_warmup_interval steps),
     and the others follow arch_warmup_interval steps apart.
@@ -41,26 +41,37 @@ def layer_schedule(config):
     return [[0, first], *([step, first + locked * (i + 1) // groups] for i, step in enumerate(steps))]
 
 
-def layers_at(schedule, step):
-    """Number of layers at work in a step."""
+def active_layers_at(schedule, step):
+    """Number of active layers in a step."""
     return [layers for since, layers in schedule if since <= step][-1]
 
 
-def told(schedule, step=0):
-    """A schedule from a step on in words: '2 of 4 layers at work, 3 from step 60, 4 from step 80'."""
-    later = [f"{layers} from step {since}" for since, layers in schedule if since > step]
-    return ", ".join([f"{layers_at(schedule, step)} of {schedule[-1][1]} layers at work", *later])
+class LayerWarmup:
+    """The layers of a run, step by step; without arch_warmup all of them are active from the start."""
 
+    def __init__(self, config, checkpoint):
+        """A run that is resumed keeps the schedule that it began with. Raises what `layer_schedule` raises."""
+        self.schedule = checkpoint["layers"] if checkpoint else layer_schedule(config)
 
-def make_identity(block):
-    """Zero what a block adds to its input: the output projections of its two branches."""
-    for linear in (block.attn.o_proj, block.mlp.down_proj):
-        for p in linear.parameters():
-            p.detach().zero_()
+    def grow_at(self, model, step):
+        """Whether more layers are active from this step on than the model has now."""
+        return active_layers_at(self.schedule, step) > model.n_active_layers
 
+    def activate(self, model, step):
+        model.set_active_layers(active_layers_at(self.schedule, step))
 
-def put_to_work(model, layers):
-    """Let the first `layers` blocks compute and learn, and no others."""
-    model.layers_at_work = layers
-    for layer, block in enumerate(model.blocks):
-        block.requires_grad_(layer < layers)
+    def lock(self, model):
+        """Make a new model's locked layers the identity: zero the output projections of their two branches."""
+        for block in model.blocks[active_layers_at(self.schedule, 0) :]:
+            for linear in (block.attn.o_proj, block.mlp.down_proj):
+                for p in linear.parameters():
+                    p.detach().zero_()
+
+    def describe(self, step=0):
+        """The schedule from a step on: '2 of 4 layers active, 3 from step 60, 4 from step 80'."""
+        later = [f"{layers} from step {since}" for since, layers in self.schedule if since > step]
+        active = f"{active_layers_at(self.schedule, step)} of {self.schedule[-1][1]} layers active"
+        return ", ".join([active, *later])
+
+    def state_dict(self):
+        return {"layers": self.schedule}

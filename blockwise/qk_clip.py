@@ -4,19 +4,19 @@ import torch
 
 
 @torch.no_grad()
-def clip_qk(model, threshold, largest=lambda tensor: tensor):
+def clip_qk(model, threshold, all_reduce_max=lambda tensor: tensor):
     """Scale Q and K of each head whose largest logit of the last step, S, exceeded `threshold`, so that S becomes it.
 
-    model: its attention modules record S of each head in the buffer `largest_logits`, (H,), while training; it starts
-        anew here. An infinite threshold, for a step that was not taken, only does that.
-    largest: makes of a tensor its elementwise maximum over the processes.
+    model: its attention modules record S of each head in the buffer `largest_logits`, (H,), while training; they
+        are reset here. An infinite threshold, for a step that was not taken, only does that.
+    all_reduce_max: makes of a tensor its elementwise maximum over the processes.
 
     The factor threshold / S of a head's logits goes in equal parts to Q and K, biases included. Where query heads
     share a K, it takes the part of the head that exceeds most, and the Q of each makes up for the rest, so that a
     head's logits are scaled by its own factor alone.
     """
     layers = [module for module in model.modules() if hasattr(module, "largest_logits")]
-    found = largest(torch.stack([layer.largest_logits for layer in layers]))  # (layers, H)
+    found = all_reduce_max(torch.stack([layer.largest_logits for layer in layers]))  # (layers, H)
     factors = torch.where(found > threshold, threshold / found, 1.0)
     for layer, factor in zip(layers, factors, strict=True):
         factor = factor.view(layer.k_proj.out_features // layer.D, -1)  # (K, H/K)

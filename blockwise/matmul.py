@@ -31,7 +31,7 @@ if not hasattr(torch.ops.blockwise, "product"):  # a second copy of this file fi
     torch.library.register_fake("blockwise::product", lambda x, w: x.new_empty(x.size(0), w.size(0)), lib=library)
 
 
-def pays(x):
+def use_onednn(x):
     """Whether products of the rows of x, (..., C), go to oneDNN."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return ONEDNN and plain and x.numel() >= LEAST_ROWS * x.size(-1) > 0
@@ -39,7 +39,7 @@ def pays(x):
 
 def linear(x, weight, bias=None):
     """F.linear: x (..., C), weight (M, C), bias (M,) or None -> (..., M). Differentiable any number of times."""
-    if not pays(x):
+    if not use_onednn(x):
         return F.linear(x, weight, bias)
     y = Product.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     return y if bias is None else y + bias
@@ -47,14 +47,14 @@ def linear(x, weight, bias=None):
 
 def product(x, weight):
     """x @ weight.T, (N, C) and (M, C) -> (N, M), outside of autograd. oneDNN copies a transposed x."""
-    return torch.ops.blockwise.product(x, weight) if pays(x) else x @ weight.T
+    return torch.ops.blockwise.product(x, weight) if use_onednn(x) else x @ weight.T
 
 
-def plus_product(total, x, weight):
+def addmm_(total, x, weight):
     """total, (N, M) or None for 0, with product(x, weight) added in place. BLAS adds while it multiplies."""
     if total is None:
         return product(x, weight)
-    return total.add_(product(x, weight)) if pays(x) else total.addmm_(x, weight.T)
+    return total.add_(product(x, weight)) if use_onednn(x) else total.addmm_(x, weight.T)
 
 
 class Product(torch.autograd.Function):

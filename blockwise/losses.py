@@ -1,0 +1,133 @@
+"""Cross-entropy written for the CPU: in pieces that fit the heap, and twice differentiable in few passes.
+
+N positions, C width, V vocabulary. On other devices and under autocast torch's own cross-entropy is used.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from blockwise.matmul import addmm_, linear, product
+
+# Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
+# faults then cost as much as the products.
+LOSS_ROWS = 512
+
+
+def softcapped(logits, cap):
+    """cap tanh(logits / cap) (Gemma 2, arXiv 2408.00118), the logits themselves where cap is 0."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def cross_entropy(logits, targets, reduction, z_loss=0.0):
+    """Cross-entropy in nats of logits (N, V). Its gradient, but not its value, has the z-loss: z_loss (log Z)^2.
+
+    Z is the softmax's normaliser (PaLM, arXiv 2204.02311, section 5); so reported losses stay comparable.
+    """
+    if not z_loss and reduction == "sum":
+        return SummedCrossEntropy.apply(logits, targets)
+    if not z_loss:
+        return F.cross_entropy(logits, targets, reduction=reduction)
+    loss = F.cross_entropy(logits, targets, reduction="none")  # (N,)
+    z = z_loss * (loss + logits.gather(1, targets.unsqueeze(1)).squeeze(1)).square()
+    loss = loss + (z - z.detach())
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of logits (N, V) against targets (N,), whose second derivative takes few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, targets):
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SoftmaxMinusTarget.apply(*ctx.saved_tensors)[0] * grad, None
+
+
+class SoftmaxMinusTarget(torch.autograd.Function):
+    """(p less the targets' one-hot rows, p), p = softmax(logits), (N, V). Its derivative diag(p) - p p' is the last."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, targets):
+        p = logits.softmax(dim=-1)
+        return p.scatter_add(1, targets.unsqueeze(1), p.new_full((1, 1), -1.0).expand(len(p), 1)), p
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # or zeros are made for p, as large as the logits
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, u, _):
+        if torch.is_grad_enabled():
+            raise RuntimeError("on a CPU the loss can be differentiated twice, not three times")
+        (p,) = ctx.saved_tensors
+        pu = p * u
+        return pu.addcmul_(p, pu.sum(dim=-1, keepdim=True), value=-1), None
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """Mean of `cross_entropy` for hidden states x (N, C) under the output matrix (V, C) against targets (N,).
+
+    The gradient is made together with the loss, piece by piece, so that no logits are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x, matrix, targets, softcap, z_loss):
+        loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), None
+        pieces = (z.split(LOSS_ROWS) for z in (x, targets.unsqueeze(1), dx))
+        for h, y, dh in zip(*pieces, strict=True):
+            p = softcapped(product(h, matrix), softcap)  # logits (rows, V), from here on changed in place
+            slope = 1 - (p / softcap).square() if softcap else None
+            top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
+            p -= top
+            loss -= p.gather(1, y).sum()
+            total = p.exp_().sum(dim=-1, keepdim=True)  # (rows, 1)
+            loss += total.log().sum()
+            if z_loss:
+                p *= 1 + 2 * z_loss * (top + total.log())  # log Z
+            p.scatter_add_(1, y, -total)
+            if softcap:
+                p *= slope
+            # p is the gradient of the logits now, but for a division by the total
+            torch.div(product(p, matrix.T), total, out=dh)
+            dmatrix = addmm_(dmatrix, (h / total).T, p.T)  # (C, V)
+            del p  # before the next logits
+        ctx.save_for_backward(dx, dmatrix.T)
+        return loss / len(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("the training loss can be differentiated once; in eval mode twice")
+        dx, dmatrix = ctx.saved_tensors
+        grad = grad / len(dx)
+        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None
+
+
+def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0):
+    """Mean of `cross_entropy`, in nats per token, for hidden states x (N, C) under the output matrix (V, C).
+
+    On a CPU in pieces; it can be differentiated twice.
+    """
+    if x.device.type != "cpu":
+        return cross_entropy(softcapped(linear(x, matrix), softcap), targets, "mean", z_loss)
+    pieces = zip(x.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
+    return sum(cross_entropy(softcapped(linear(h, matrix), softcap), y, "sum", z_loss) for h, y in pieces) / len(x)
+
+
+def training_loss(x, matrix, targets, softcap=0.0, z_loss=0.0):
+    """The same for training. On a CPU in float32 its gradient is made with it: it can be differentiated once."""
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        return FusedCrossEntropy.apply(x, matrix, targets, softcap, z_loss)
+    return mean_cross_entropy(x, matrix, targets, softcap, z_loss)

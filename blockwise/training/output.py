@@ -1,0 +1,89 @@
+"""What a run leaves behind: metrics, console, checkpoints. Every process has an Output; rank 0's alone writes."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+
+from blockwise import print0, warn
+from blockwise.checkpoint import SaveError, newest_checkpoint, quarantine_after, save_checkpoint
+from blockwise.logger import Logger, console_line
+from blockwise.rundir import set_aside, write_config
+from blockwise.training.start import writes_nothing
+
+
+class Output:
+    """Made once nothing can be the user's mistake any more: from here on out_dir changes."""
+
+    def __init__(self, config, start, progress, world):
+        self.config, self.progress, self.is_master = config, progress, world.is_master
+        self.logger = None
+        if not world.is_master or writes_nothing(config):
+            return
+        if start.checkpoint:
+            quarantine_after(config.out_dir, progress.step)
+        elif folder := set_aside(config.out_dir):
+            print0(f"moved the old run in {config.out_dir} to {folder}")
+        write_config(asdict(config) | {"data": start.data.identity}, torch.__version__)
+        self.logger = Logger(asdict(config), progress.step, progress.wandb_id)
+        progress.wandb_id = self.logger.wandb_id
+
+    def log(self, row, eta=None):
+        """One row of a step, to metrics.jsonl, wandb and the console. eta: seconds left, None: not known."""
+        if self.logger:
+            self.logger.log({"step": row["step"]} | row)
+        print0(console_line(row, self.config.max_iters, eta, self.progress.skipped))
+
+    def save(self, state, val_loss, must=False):
+        """Write a checkpoint. must: a failure ends the run; else it is a warning.
+
+        state: what the checkpoint holds, gathered by every process.
+        """
+        if not self.logger:
+            return
+        known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        keep, keep_best = self.config.keep_checkpoints, not self.config.always_save_checkpoint
+        try:
+            if not self.logger.flush():
+                raise SaveError(f"{self.config.out_dir}: no checkpoint ahead of rows that are not on the disk")
+            save_checkpoint(self.config.out_dir, state, known, keep, keep_best)
+        except SaveError as error:
+            if must:
+                raise
+            warn(f"{error}; the run continues without it")
+
+    @contextmanager
+    def saving_on_error(self, state):
+        """Inside, an exception saves a checkpoint before it is raised; state: a function that gives its dict, or None
+        in the middle of an update."""
+        try:
+            yield
+        except SaveError:
+            raise
+        except Exception as error:
+            try:
+                if found := state():
+                    self.save(found, None, must=True)
+                    warn(f"{type(error).__name__} in step {found['step']}: saved the state before that step")
+            except Exception as second:
+                warn(f"{type(error).__name__}, and no checkpoint could be saved: {second}")
+            raise
+
+    def report_not_finite(self, step, loss, grad_norm):
+        if not self.is_master:
+            return
+        path = newest_checkpoint(self.config.out_dir)
+        advice = "a lower learning_rate or longer warmup_iters"
+        if self.config.dtype == "float16":
+            advice += ", dtype=bfloat16 or float32"
+        if self.config.nan_policy == "stop":
+            advice += ", or --nan_policy=skip"
+        warn(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: stopped before taking this step; "
+            f"last good checkpoint: {path or 'none'}; try {advice}"
+        )
+
+    def finish(self, status):
+        if self.logger:
+            self.logger.finish(status)
