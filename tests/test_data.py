@@ -23,7 +23,8 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import pre_tokenizers
 
 from blockwise import UserError
-from blockwise.corpus import prepare_text, read_text, split_text, tiny_shakespeare, write_dataset
+from blockwise.data.text import prepare_text, read_text, split_text, tiny_shakespeare
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockwise import UserError, loader
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, Split, eval_starts, micro_seed, train_batch
 from blockwise.tokenizer import BYTES
 
