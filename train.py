@@ -112,7 +112,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         config.data_dir, config.dataset, config.block_size, None if own_vocabulary else config.vocab_size
     )
     if not own_vocabulary:
-        config = replace(config, vocab_size=data.vocab_size)
+        config = replace(config, vocab_size=data.embedding_rows)
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         raise UserError(
             f"data set {config.dataset} has {data.tokenizer['vocab_size']} token ids, "
@@ -486,7 +486,7 @@ def evaluate(model, split, config, world, precision, stop):
             break
         if first + world.rank < config.eval_iters:
             begin = (first + world.rank) * config.batch_size
-            x, y = split.windows(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
+            x, y = split.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
             with precision:
                 total += model(to_device(x, world.device), to_device(y, world.device)).item()
     model.train()

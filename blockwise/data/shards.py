@@ -47,7 +47,7 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
             check_space(work, text_bytes, workers, shard_bytes)
             shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes)
             facts["documents"] = {s: sum(shard[s]["documents"] for shard in shards if s in shard) for s in SPLITS}
-            splits = {split: joined(work, shards, split) for split in SPLITS}
+            splits = {split: concatenate_shards(work, shards, split) for split in SPLITS}
             write_dataset(folder, splits, description, source.name, **facts)
             shutil.rmtree(work)
         except OSError as error:
@@ -203,7 +203,7 @@ def temporary(path):
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def joined(work, shards, split):
+def concatenate_shards(work, shards, split):
     """A split's token ids, shard by shard. Raises UserError, after a look at all, if some are not as stated."""
     for number, shard in enumerate(shards):
         if split in shard:
