@@ -51,7 +51,7 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
 import torch
 
 from blockwise.checkpoint import load_checkpoint, need_checkpoint
-from blockwise.corpus import read_text
+from blockwise.data.text import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
 from blockwise.huggingface import Pretrained

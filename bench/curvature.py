@@ -72,7 +72,7 @@ def accuracy(args):
     """Prints how |estimate / converged - 1| is distributed over the steps, by method and start, and draws it."""
     block, sequences, windows = 64, 16, 4
     data = Dataset.open(ROOT / "data", "kjv", block)
-    model, optimizer = make(data.vocab_size, block, layers=4, heads=4, width=64)
+    model, optimizer = make(data.embedding_rows, block, layers=4, heads=4, width=64)
     x, y = probe_batch(data.train, 0, 0, range(windows), block)
     batch = Batch(x, y, list(range(windows)), windows * block)
     warm = {method: live(model, batch, method, args.products) for method in METHODS}

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Split, micro_seed, train_batch
 from blockwise.logger import MetricsFile, console_line
 from blockwise.optimizers import build_optimizer

@@ -27,7 +27,7 @@ import torch
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.blocks import param_groups
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.hardware import training_memory
 from blockwise.optimizers import state_bytes
 from blockwise.settings import TrainConfig

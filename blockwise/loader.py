@@ -25,7 +25,7 @@ BROKEN = (
     ValueError, TypeError, AttributeError, EOFError, IndexError, OverflowError, MemoryError, RecursionError,
     pickle.UnpicklingError,
 )  # fmt: skip
-PROBE = 1 << 40  # steps from here on are no training's: their windows are the probes'
+PROBE = 1 << 40  # steps from here on are no training's: their sequences are the probes'
 SCAN_BYTES = 1 << 30  # files from here on are not scanned at every start; their batches are checked one by one
 
 
@@ -38,7 +38,7 @@ class Split:
     bound: int
     checked: bool = False
 
-    def windows(self, starts, block_size):
+    def sequences(self, starts, block_size):
         """Inputs and targets, each (len(starts), block_size) int64 on the CPU; raises UserError for a bad id."""
         # Mapped anew for every batch: a lasting map keeps each page it ever touched in the process's memory.
         ids = np.memmap(self.path, dtype="<u2", mode="r")
@@ -66,7 +66,7 @@ class Dataset:
 
     train: Split
     val: Split
-    vocab_size: int  # rows the model's embedding needs; the data's own number, padded, unless it was given
+    embedding_rows: int  # what the model needs: the data's vocabulary, padded, unless the number was given
     tokenizer: dict
     hashes: dict = field(default_factory=dict)
 
@@ -115,21 +115,21 @@ class Dataset:
 
 
 def train_batch(split, seed, step, micro, batch_size, block_size):
-    """Random windows of micro-step `micro` (counted over all processes) of `step`: two (B, T) tensors."""
+    """Random sequences of micro-step `micro` (counted over all processes) of `step`: two (B, T) tensors."""
     rng = np.random.default_rng((seed, step, micro))
-    return split.windows(rng.integers(split.tokens - block_size, size=batch_size), block_size)
+    return split.sequences(rng.integers(split.tokens - block_size, size=batch_size), block_size)
 
 
-def probe_batch(split, seed, number, windows, block_size):
-    """Random windows of these numbers out of probe batch `number`, (N, T) twice: any process's share of it, or none."""
-    rngs = [np.random.default_rng((seed, PROBE + number, window)) for window in windows]
+def probe_batch(split, seed, number, indices, block_size):
+    """Random sequences of these indices in probe batch `number`, (N, T) twice: any process's share of it, or none."""
+    rngs = [np.random.default_rng((seed, PROBE + number, index)) for index in indices]
     starts = [rng.integers(split.tokens - block_size) for rng in rngs]
-    return split.windows(np.array(starts, dtype=np.int64), block_size)
+    return split.sequences(np.array(starts, dtype=np.int64), block_size)
 
 
-def eval_starts(split, windows, block_size):
-    """Starts of `windows` evenly spaced windows, which overlap if the split is short: (windows,) int64."""
-    return np.linspace(0, split.tokens - block_size - 1, windows).astype(np.int64)
+def eval_starts(split, sequences, block_size):
+    """Starts of that many evenly spaced sequences, which overlap if the split is short: (sequences,) int64."""
+    return np.linspace(0, split.tokens - block_size - 1, sequences).astype(np.int64)
 
 
 def micro_seed(seed, step, micro):

@@ -251,7 +251,7 @@ def transformer(config):
     T = min(shape.block_size, config.examples)
     split = Dataset.open(config.data_dir or run["data_dir"], run["dataset"], T).train
     windows = max(1, config.examples // T)
-    x, y = split.windows(eval_starts(split, windows, T), T)
+    x, y = split.sequences(eval_starts(split, windows, T), T)
     batch = Batch(x, y, list(range(windows)), windows * T)
     middle = f"blocks.{shape.n_layer // 2}."
     names = [n for n in matrices(fresh) if n.startswith(("tok_emb", "lm_head", middle))]

@@ -19,7 +19,7 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 
 import train
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.settings import TrainConfig
 from blockwise.tokenizer import BYTES
 from configurator import configure

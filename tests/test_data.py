@@ -23,7 +23,8 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import pre_tokenizers
 
 from blockwise import UserError
-from blockwise.corpus import prepare_text, read_text, split_text, tiny_shakespeare, write_dataset
+from blockwise.data.text import prepare_text, read_text, split_text, tiny_shakespeare
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe
 
@@ -66,7 +67,7 @@ def test_kjv(tmp_path):
     assert b"In the beginning God created the heaven" in bytes(ids_of(folder, "train")[:2000])
     data = Dataset.open(tmp_path / "a", "kjv", 256)
     data.verify()
-    assert (data.vocab_size, data.tokenizer) == (256, BYTES)
+    assert (data.embedding_rows, data.tokenizer) == (256, BYTES)
 
 
 def test_text(tmp_path, text_file):
@@ -98,7 +99,7 @@ def test_trained_tokenizer(tmp_path, text_file):
     assert set(contents(folder)) == {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
     data = Dataset.open(tmp_path / "a", "mine", 8)
     data.verify()
-    assert (data.vocab_size, data.tokenizer["vocab_size"]) == (320, 280)
+    assert (data.embedding_rows, data.tokenizer["vocab_size"]) == (320, 280)
     assert data.tokenizer["json"] == train_bpe(split_text(TEXT)["train"], 280)
     tokenizer = Tokenizer(data.tokenizer)
     assert tokenizer.decode(ids_of(folder, "train") + ids_of(folder, "val")) == TEXT
@@ -166,7 +167,7 @@ def test_shakespeare_char(tmp_path, text_file):
     assert prepare("shakespeare_char", f"--source={text_file}", f"--data_dir={tmp_path}") == (0, "")
     data = Dataset.open(tmp_path, "shakespeare_char", 8)
     data.verify()
-    assert data.tokenizer["vocab_size"] == len(set(TEXT)) and data.vocab_size == 64
+    assert data.tokenizer["vocab_size"] == len(set(TEXT)) and data.embedding_rows == 64
     folder = tmp_path / "shakespeare_char"
     ids = ids_of(folder, "train") + ids_of(folder, "val")
     assert Tokenizer(data.tokenizer).decode(ids) == TEXT

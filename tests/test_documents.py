@@ -28,8 +28,9 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from blockwise import UserError
-from blockwise.corpus import result_of, sole_writer
-from blockwise.documents import held_out, hub_source, local_source, read_texts
+from blockwise.data.shards import result_of
+from blockwise.data.sources import held_out, hub_source, local_source, read_texts
+from blockwise.data.writing import sole_writer
 from blockwise.loader import Dataset
 from blockwise.tokenizer import GPT2, Tokenizer
 

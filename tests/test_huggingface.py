@@ -29,7 +29,7 @@ import blockwise.tokenizer
 import export
 import sample
 from blockwise import UserError
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.huggingface import Pretrained, folder_is_free, write_folder
 from blockwise.settings import TrainConfig
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockwise import UserError, loader
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, Split, eval_starts, micro_seed, train_batch
 from blockwise.tokenizer import BYTES
 
@@ -58,7 +58,7 @@ def without_meta(folder, pickled=None):
 
 def test_open(folder):
     data = opened(folder)
-    assert (data.train.tokens, data.val.tokens, data.vocab_size) == (800, 200, 256)
+    assert (data.train.tokens, data.val.tokens, data.embedding_rows) == (800, 200, 256)
     assert data.tokenizer == BYTES
     assert data.train.bound == data.val.bound == 256
     assert data.train.checked and data.val.checked
@@ -68,11 +68,11 @@ def test_open(folder):
 def test_rows_of_the_embedding(folder, given, rows, bound):
     write_dataset(folder, {"train": IDS[:800] % 100, "val": IDS[800:] % 100}, {**BYTES, "vocab_size": 100}, "made up")
     data = opened(folder, vocab_size=given)
-    assert (data.vocab_size, data.train.bound, data.tokenizer["vocab_size"]) == (rows, bound, 100)
+    assert (data.embedding_rows, data.train.bound, data.tokenizer["vocab_size"]) == (rows, bound, 100)
 
 
-def test_windows_are_inputs_and_targets_shifted_by_one(folder):
-    x, y = opened(folder).train.windows([0, 5, 791], 8)
+def test_sequences_are_inputs_and_targets_shifted_by_one(folder):
+    x, y = opened(folder).train.sequences([0, 5, 791], 8)
     assert x.dtype == y.dtype == torch.int64
     for row, start in enumerate((0, 5, 791)):
         assert x[row].tolist() == IDS[start : start + 8].tolist()
@@ -82,7 +82,7 @@ def test_windows_are_inputs_and_targets_shifted_by_one(folder):
 def test_ids_are_little_endian_unsigned(folder):
     without_meta(folder)
     (folder / "train.bin").write_bytes(b"\x01\x02" * 5 + b"\x50\xc4" * 5)
-    x, _ = opened(folder).train.windows([0], 9)
+    x, _ = opened(folder).train.sequences([0], 9)
     assert x[0].tolist() == [513] * 5 + [50256] * 4
 
 
@@ -140,15 +140,15 @@ def test_dropout_seeds_differ_by_address():
 
 
 @pytest.mark.parametrize(
-    "tokens, windows, overlap",
+    "tokens, sequences, overlap",
     [(1000, 10, False), (1000, 1, False), (1000, 125, True), (1000, 991, True), (50, 200, True), (9, 5, True)],
 )
-def test_evaluation_windows(tokens, windows, overlap):
+def test_evaluation_sequences(tokens, sequences, overlap):
     split = Split(Path("nowhere"), tokens, 256)
-    starts = eval_starts(split, windows, 8)
-    assert starts.dtype == np.int64 and len(starts) == windows
-    assert starts.tolist() == eval_starts(split, windows, 8).tolist()
-    assert starts[0] == 0 and (windows == 1 or starts[-1] == tokens - 9)
+    starts = eval_starts(split, sequences, 8)
+    assert starts.dtype == np.int64 and len(starts) == sequences
+    assert starts.tolist() == eval_starts(split, sequences, 8).tolist()
+    assert starts[0] == 0 and (sequences == 1 or starts[-1] == tokens - 9)
     gaps = np.diff(starts).tolist()
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert any(gap < 8 for gap in gaps) == overlap
@@ -202,7 +202,7 @@ def test_broken_sizes(folder, split):
     assert f"{split}.bin has 0 tokens" in refusal(opened, folder)
 
 
-def test_split_of_just_one_window_is_enough(folder):
+def test_split_of_just_one_sequence_is_enough(folder):
     assert opened(folder, block_size=199).val.tokens == 200
     assert "expected at least block_size + 1 = 201" in refusal(opened, folder, 200)
 
@@ -254,7 +254,7 @@ def test_id_outside_the_vocabulary(folder, split, place):
     put(folder, ids, split)
     message = refusal(opened, folder)
     assert f"{split}.bin: token id 256" in message and "256" in message and "prepare it anew" in message
-    assert opened(folder, vocab_size=257).vocab_size == 257
+    assert opened(folder, vocab_size=257).embedding_rows == 257
 
 
 def test_vocabulary_given_too_small(folder):
@@ -267,7 +267,7 @@ def test_vocabulary_given_too_small(folder):
 def test_without_any_meta_it_is_gpt2s(folder):
     without_meta(folder)
     data = opened(folder)
-    assert data.vocab_size == 50304
+    assert data.embedding_rows == 50304
     assert data.tokenizer == {"tokenizer": "gpt2", "vocab_size": 50257}
     put(folder, [50256] * 20)
     assert opened(folder).train.bound == 50257
@@ -281,7 +281,7 @@ def test_nano_gpts_meta_is_read(folder, protocol):
     put(folder, [0, 1, 2] * 10)
     put(folder, [2] * 10, "val")
     data = opened(folder)
-    assert data.vocab_size == 64
+    assert data.embedding_rows == 64
     assert data.tokenizer == {"tokenizer": "chars", "vocab_size": 3, "chars": ["a", "b", "ö"]}
     put(folder, [3] * 10)
     assert "token id 3 where the vocabulary has 3" in refusal(opened, folder)
@@ -332,9 +332,9 @@ def test_big_split_is_checked_batch_by_batch(folder, monkeypatch):
     monkeypatch.setattr(loader, "SCAN_BYTES", 1000)
     data = opened(folder)
     assert (data.train.checked, data.val.checked) == (False, True)
-    data.train.windows([0, 391], 8)
+    data.train.sequences([0, 391], 8)
     for start in (392, 400):  # the bad id as last target, as first input
-        assert "train.bin: token id 300" in refusal(data.train.windows, [0, start], 8)
+        assert "train.bin: token id 300" in refusal(data.train.sequences, [0, start], 8)
     assert "token id 300" in refusal(data.verify)
     without_meta(folder)
     assert opened(folder).train.checked

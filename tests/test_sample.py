@@ -7,7 +7,7 @@ from conftest import finish, out_dir, run, start
 
 import sample
 from blockwise import UserError
-from blockwise.corpus import prepare_text
+from blockwise.data.text import prepare_text
 from blockwise.tokenizer import tokenizer_named
 from configurator import configure
 

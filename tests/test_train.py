@@ -13,7 +13,7 @@ from conftest import ROOT, losses, metrics, out_dir, run
 from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import save_checkpoint
-from blockwise.corpus import write_dataset
+from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.schedules import block_rate
 from blockwise.settings import TrainConfig

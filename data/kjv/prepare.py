@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.corpus import dataset_folder, prepare_text, split_text, tokenizer_suffix
+from blockwise.data.text import dataset_folder, prepare_text, split_text, tokenizer_suffix
 from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 

@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.corpus import dataset_folder, write_documents
-from blockwise.documents import add_arguments, find_source, published
+from blockwise.data.shards import write_documents
+from blockwise.data.sources import add_arguments, find_source, published
+from blockwise.data.text import dataset_folder
 from blockwise.tokenizer import GPT2, Tokenizer
 from configurator import ArgumentParser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.corpus import prepare_text, tiny_shakespeare
+from blockwise.data.text import prepare_text, tiny_shakespeare
 from blockwise.tokenizer import Tokenizer
 from configurator import ArgumentParser
 

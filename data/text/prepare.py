@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.corpus import dataset_folder, prepare_text, read_text, split_text
+from blockwise.data.text import dataset_folder, prepare_text, read_text, split_text
 from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 

@@ -64,7 +64,7 @@ def add_arguments(parser, name, repo, revision, splits):
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--shard_mb", type=number_up_to(1024), default=16, help="text in a shard (default: 16 MiB)")
     parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
-    parser.add_argument("--data_dir", default=Path(__file__).parents[1] / "data", help="write to DATA_DIR/NAME")
+    parser.add_argument("--data_dir", default=Path(__file__).parents[2] / "data", help="write to DATA_DIR/NAME")
 
 
 def some(text):

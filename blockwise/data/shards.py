@@ -1,82 +1,28 @@
-"""Writing a data set in the format that loader.py reads: what data/*/prepare.py share."""
+"""Documents into a data set, shard by shard: tokenized in processes, resumed after a kill."""
 
 import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import shutil
 import signal
 import threading
-import urllib.request
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from blockwise import UserError
-from blockwise.files import FolderLock
+from blockwise.data.writing import sole_writer, write_dataset, write_ids
 
-TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SPLITS = ("train", "val")
 WORKER_BYTES = 200 << 20  # of a process with a tokenizer and no text
 AGAIN = "the shards that are finished are kept, and the same command goes on from them"
-
-
-def split_text(text):
-    """The last tenth of a text, counted in UTF-8 bytes, as validation: {"train": str, "val": str}."""
-    data = text.encode()
-    cut = len(data) * 9 // 10
-    while cut < len(data) and data[cut] & 0xC0 == 0x80:  # inside a character
-        cut += 1
-    return {"train": data[:cut].decode(), "val": data[cut:].decode()}
-
-
-def read_text(path):
-    """A file's text, line ends as they are. Raises UserError if it is missing or not UTF-8."""
-    try:
-        return Path(path).read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def tiny_shakespeare(source=None):
-    """Its text, from a local file or by download. Raises UserError if neither can be had."""
-    if source is not None:
-        return read_text(source)
-    try:
-        with urllib.request.urlopen(TINY_SHAKESPEARE, timeout=30) as answer:
-            return answer.read().decode()
-    except (OSError, HTTPException, UnicodeDecodeError) as error:
-        raise UserError(f"could not fetch {TINY_SHAKESPEARE} ({error}): bring the file and use --source=PATH") from None
-
-
-def prepare_text(folder, text, tokenizer, source):
-    """Split, tokenize (see tokenizer.Tokenizer) and write a text."""
-    with sole_writer(folder):
-        ids = {split: tokenizer.encode(part) for split, part in split_text(text).items()}
-        write_dataset(folder, ids, tokenizer.description, source)
-
-
-def dataset_folder(data_dir, name):
-    """Where a data set goes. Raises UserError for a name that is none, or that leads elsewhere."""
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"--name={name}: expected letters, digits, '_', '.' and '-'")
-    return Path(data_dir) / name
-
-
-def sole_writer(folder):
-    """Exclusive right to write a data set."""
-    return FolderLock(folder, in_use="is being prepared by another process: wait, or choose another --name")
 
 
 def write_documents(folder, documents, tokenizer, source, settings, workers, shard_mb):
@@ -101,7 +47,7 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
             check_space(work, text_bytes, workers, shard_bytes)
             shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes)
             facts["documents"] = {s: sum(shard[s]["documents"] for shard in shards if s in shard) for s in SPLITS}
-            splits = {split: joined(work, shards, split) for split in SPLITS}
+            splits = {split: concatenate_shards(work, shards, split) for split in SPLITS}
             write_dataset(folder, splits, description, source.name, **facts)
             shutil.rmtree(work)
         except OSError as error:
@@ -257,7 +203,7 @@ def temporary(path):
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def joined(work, shards, split):
+def concatenate_shards(work, shards, split):
     """A split's token ids, shard by shard. Raises UserError, after a look at all, if some are not as stated."""
     for number, shard in enumerate(shards):
         if split in shard:
@@ -279,65 +225,3 @@ def discard_damaged(work, shards):
                 path.with_name(f"{number:06d}.json").unlink(missing_ok=True)
     more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
     return f"{damaged[0]}{more} damaged"
-
-
-def tokenizer_suffix(tokenizer):
-    """What the default name of a data set adds: nothing for bytes, "_gpt2", "_bpe4096"."""
-    return "" if tokenizer == "bytes" else "_" + Path(tokenizer).name.replace(":", "")
-
-
-def write_dataset(folder, splits, tokenizer, source, **facts):
-    """Write train.bin, val.bin and meta.json into `folder`; the same input gives the same bytes.
-
-    splits: {"train": token ids, "val": token ids}, sequences or integer arrays, or iterators of such pieces, of which
-    one at a time is in memory. tokenizer: its description, {"tokenizer": name, "vocab_size": n, ...}, whose "json"
-    becomes tokenizer.json; source: where the text is from; facts: what else meta.json shall say.
-    The files are complete before any is put in place. Raises UserError for an id outside the vocabulary, a vocabulary
-    that uint16 cannot hold, an empty split, a folder that cannot be written.
-    """
-    if tokenizer["vocab_size"] > 65536:
-        raise UserError(f"a vocabulary of {tokenizer['vocab_size']} does not fit uint16 token ids: at most 65536")
-    folder = Path(folder)
-    meta = {k: v for k, v in tokenizer.items() if k != "json"}
-    contents = {}
-    if "json" in tokenizer:
-        contents["tokenizer.json"] = data = tokenizer["json"].encode()
-        meta["tokenizer_file"] = {"name": "tokenizer.json", "sha256": hashlib.sha256(data).hexdigest()}
-    meta |= {"dtype": "uint16", "source": source, **facts, "splits": {}}
-    names = ["train.bin", "val.bin", *contents, "meta.json"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for split in ("train", "val"):
-            meta["splits"][split] = write_ids(folder / f"{split}.bin.tmp", splits[split], tokenizer["vocab_size"])
-            if not meta["splits"][split]["tokens"]:
-                raise UserError(f"the {split} split of {source} is empty: expected more text")
-        contents["meta.json"] = (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
-        for name, data in contents.items():
-            (folder / f"{name}.tmp").write_bytes(data)
-        for name in names:
-            os.replace(folder / f"{name}.tmp", folder / name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    finally:
-        for name in names:
-            with suppress(OSError):
-                (folder / f"{name}.tmp").unlink()
-    for split, stated in meta["splits"].items():
-        print(f"{folder / split}.bin: {stated['tokens']:,} tokens ({tokenizer['tokenizer']})")
-
-
-def write_ids(path, ids, vocab_size):
-    """Write token ids, a sequence or an iterator of sequences, as uint16; returns {"tokens": n, "sha256": hex}."""
-    tokens, digest = 0, hashlib.sha256()
-    with open(path, "wb") as file:
-        for piece in ids if isinstance(ids, Iterator) else [ids]:
-            piece = np.asarray(piece, dtype=np.int64)
-            if len(piece) and not 0 <= piece.min() <= piece.max() < vocab_size:
-                raise UserError(f"{path.stem}: token id outside the vocabulary of {vocab_size}")
-            data = piece.astype("<u2").tobytes()
-            file.write(data)
-            digest.update(data)
-            tokens += len(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"tokens": tokens, "sha256": digest.hexdigest()}

@@ -1,0 +1,1 @@
+"""What data/*/prepare.py share: reading sources, writing a data set."""

@@ -1,0 +1,75 @@
+"""Writing a data set in the format that loader.py reads."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from blockwise import UserError
+from blockwise.files import FolderLock
+
+
+def sole_writer(folder):
+    """Exclusive right to write a data set."""
+    return FolderLock(folder, in_use="is being prepared by another process: wait, or choose another --name")
+
+
+def write_dataset(folder, splits, tokenizer, source, **facts):
+    """Write train.bin, val.bin and meta.json into `folder`; the same input gives the same bytes.
+
+    splits: {"train": token ids, "val": token ids}, sequences or integer arrays, or iterators of such pieces, of which
+    one at a time is in memory. tokenizer: its description, {"tokenizer": name, "vocab_size": n, ...}, whose "json"
+    becomes tokenizer.json; source: where the text is from; facts: what else meta.json shall say.
+    The files are complete before any is put in place. Raises UserError for an id outside the vocabulary, a vocabulary
+    that uint16 cannot hold, an empty split, a folder that cannot be written.
+    """
+    if tokenizer["vocab_size"] > 65536:
+        raise UserError(f"a vocabulary of {tokenizer['vocab_size']} does not fit uint16 token ids: at most 65536")
+    folder = Path(folder)
+    meta = {k: v for k, v in tokenizer.items() if k != "json"}
+    contents = {}
+    if "json" in tokenizer:
+        contents["tokenizer.json"] = data = tokenizer["json"].encode()
+        meta["tokenizer_file"] = {"name": "tokenizer.json", "sha256": hashlib.sha256(data).hexdigest()}
+    meta |= {"dtype": "uint16", "source": source, **facts, "splits": {}}
+    names = ["train.bin", "val.bin", *contents, "meta.json"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
+            meta["splits"][split] = write_ids(folder / f"{split}.bin.tmp", splits[split], tokenizer["vocab_size"])
+            if not meta["splits"][split]["tokens"]:
+                raise UserError(f"the {split} split of {source} is empty: expected more text")
+        contents["meta.json"] = (json.dumps(meta, indent=1, ensure_ascii=False) + "\n").encode()
+        for name, data in contents.items():
+            (folder / f"{name}.tmp").write_bytes(data)
+        for name in names:
+            os.replace(folder / f"{name}.tmp", folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    finally:
+        for name in names:
+            with suppress(OSError):
+                (folder / f"{name}.tmp").unlink()
+    for split, stated in meta["splits"].items():
+        print(f"{folder / split}.bin: {stated['tokens']:,} tokens ({tokenizer['tokenizer']})")
+
+
+def write_ids(path, ids, vocab_size):
+    """Write token ids, a sequence or an iterator of sequences, as uint16; returns {"tokens": n, "sha256": hex}."""
+    tokens, digest = 0, hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in ids if isinstance(ids, Iterator) else [ids]:
+            piece = np.asarray(piece, dtype=np.int64)
+            if len(piece) and not 0 <= piece.min() <= piece.max() < vocab_size:
+                raise UserError(f"{path.stem}: token id outside the vocabulary of {vocab_size}")
+            data = piece.astype("<u2").tobytes()
+            file.write(data)
+            digest.update(data)
+            tokens += len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"tokens": tokens, "sha256": digest.hexdigest()}
