@@ -133,23 +133,20 @@ from tqdm import tqdm
 
 from blockwise.archwarmup import layers_at, put_to_work
 from blockwise.automult import as_words, multipliers, multipliers_at
-from blockwise.blocks import blocks_of, param_groups
+from blockwise.blocks import blocks_of, layer_of, param_groups
 from blockwise.checkpoint import load_checkpoint, load_optimizer, need_checkpoint, whole_checkpoints
-from blockwise.curvature import (
+from blockwise.curvature.diagonals import (
     LOG10_BINS,
-    Batch,
     Diagonal,
-    HessianProducts,
-    Preconditioned,
     data_diagonal,
     empirical_fisher_diagonal,
     fisher_diagonal,
     hessian_diagonal,
-    keyed,
-    layer_of,
-    scaling,
     untied,
 )
+from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
+from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, keyed, scaling
+from blockwise.curvature.spectra import bin_edges, js_distances, js_noise, quadrature
 from blockwise.distributed import World, auto_device
 from blockwise.files import write_text
 from blockwise.hardware import free_memory
@@ -158,7 +155,6 @@ from blockwise.loader import Dataset, probe_batch
 from blockwise.logger import warn
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import block_rate
-from blockwise.spectrum import bin_edges, js_distances, js_noise, largest_eigenvalue, power_iteration, quadrature
 from model import ModelConfig, Transformer
 
 LANCZOS_STEPS = 100  # per probe, where a block has as many parameters

@@ -47,7 +47,9 @@ from blockwise.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
-from blockwise.curvature import Batch, Live
+from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
+from blockwise.curvature.hessian import Batch
+from blockwise.curvature.live import Live
 from blockwise.distributed import World, auto_device, auto_dtype
 from blockwise.hardware import (
     autocast,
@@ -65,7 +67,6 @@ from blockwise.optimizers import build_optimizer, keep_state, preconditioner, st
 from blockwise.qkclip import clip_qk
 from blockwise.rundir import run_lock, set_aside, write_config
 from blockwise.schedules import block_rate
-from blockwise.spectrum import largest_eigenvalue, power_iteration
 from model import ModelConfig, Transformer
 
 NAN_PATIENCE = 10  # skipped steps in a row at which nan_policy=skip gives up

@@ -15,7 +15,7 @@ from blockwise import NotFinite, UserError, automult
 from blockwise.automult import as_words, multipliers, multipliers_at
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import load_checkpoint
-from blockwise.curvature import Live
+from blockwise.curvature.live import Live
 from blockwise.settings import TrainConfig
 from configurator import configure
 
