@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from blockwise.loader import probe_batch
+
 
 @dataclass
 class Batch:
@@ -28,6 +30,13 @@ class Batch:
     windows: list
     positions: int
     number: int = 0
+
+    @classmethod
+    def sample(cls, split, seed, number, size, block_size, world):
+        """This process's share of batch `number` of a loader.Split: `size` windows of `block_size` tokens in all."""
+        windows = list(range(world.rank, size, world.size))
+        x, y = probe_batch(split, seed, number, windows, block_size)  # (N, T) each
+        return cls(x.to(world.device), y.to(world.device), windows, size * block_size, number)
 
     def cut(self, size):
         """Micro-batches of `size` windows (None: all at once)."""
