@@ -10,7 +10,6 @@ import __future__
 import argparse
 import ast
 import copy
-import difflib
 import math
 import numbers
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from blockwise import UserError
+from blockwise.spelling import close, did_you_mean
 
 IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a config file, besides functions and classes
 
@@ -201,16 +201,6 @@ def describe(kind):
 
 def unknown(what, name, known):
     return UserError(f"unknown {what}{did_you_mean(close(name, known)) or ': --help lists them'}")
-
-
-def close(name, known):
-    """The known names that look like `name`, in whatever case."""
-    spelled = {word.lower(): word for word in known}
-    return [spelled[word] for word in difflib.get_close_matches(name.lower(), spelled)]
-
-
-def did_you_mean(names):
-    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def help_text(cls, kinds, values, about, flags):

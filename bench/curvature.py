@@ -26,11 +26,12 @@ import torch
 
 from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
-from blockwise.curvature import Batch, HessianProducts, Live
+from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
+from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.live import Live
 from blockwise.loader import Dataset, probe_batch, train_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import learning_rate
-from blockwise.spectrum import largest_eigenvalue, power_iteration
 from configurator import ArgumentParser
 from model import ModelConfig, Transformer
 

@@ -102,3 +102,8 @@ def param_groups(model_or_named_parameters, lr, lr_mult=None, weight_decay=0.0, 
         }
         for block, members in blocks_of(model_or_named_parameters, fused_qkv).items()
     ]
+
+
+def layer_of(name):
+    """Index of the layer of a parameter of ours: 'blocks.3.attn.q_proj.weight' -> 3; None outside of the layers."""
+    return next((int(part) for part in name.split(".")[1:-1] if part.isdigit()), None)

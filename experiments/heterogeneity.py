@@ -12,8 +12,8 @@ and beyond it as long as the best lies at an end. transformer: the same spectra 
 layer and the matrices of its middle layer, and of that model at initialization.
 
 Distances: Jensen-Shannon, base 2 and square root, in [0, 1], of spectra over their tenth largest eigenvalue
-(blockwise/spectrum.py). The paper's formula is not published and its values exceed 1, so they cannot be compared.
-All in float64, with the same Lanczos steps, probes and (about) the same number of examples.
+(blockwise/curvature/spectra.py). The paper's formula is not published and its values exceed 1, so they cannot be
+compared. All in float64, with the same Lanczos steps, probes and (about) the same number of examples.
 """
 
 import copy
@@ -69,10 +69,10 @@ from figures import STYLES, panels, save, table
 from torch import nn
 
 from blockwise.checkpoint import load_checkpoint, need_checkpoint
-from blockwise.curvature import Batch, HessianProducts
+from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.spectra import Spectrum, js_distances, js_noise, quadrature
 from blockwise.loader import Dataset, eval_starts
 from blockwise.logger import first_line, warn
-from blockwise.spectrum import Spectrum, js_distances, js_noise, quadrature
 from model import ModelConfig, Transformer
 
 PAPER_GRID = range(-8, -1)  # exponents of the root of 10: 1e-4 to 1e-1

@@ -15,7 +15,7 @@ from blockwise import NotFinite, UserError, automult
 from blockwise.automult import as_words, multipliers, multipliers_at
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import load_checkpoint
-from blockwise.curvature import Live
+from blockwise.curvature.live import Live
 from blockwise.settings import TrainConfig
 from configurator import configure
 
@@ -172,7 +172,7 @@ def test_suggested_is_what_training_sets(small, capsys, monkeypatch):
     words = (*words, "--lr_mult=auto", "--auto_mult_step=2", "--auto_mult_power=0.1")
     run(*words, "--eval_interval=2", "--keep_checkpoints=-1")
     row, folder = metrics(words)[2], out_dir(words)
-    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: None)  # the figures
+    monkeypatch.setattr(measure, "draw", lambda _: None)  # the figures
     again = [f"--out_dir={folder}", "--batches=6", "--draws=1", "--batch_size=1", "--seed=1337", "--checkpoints=all"]
     suggest = [*again, "--suggest", "--auto_mult_power=0.1"]
     config, _, flags = configure(measure.SharpnessConfig, suggest, "", measure.SharpnessConfig.flags)
@@ -209,7 +209,7 @@ def test_what_else_meets_the_word(small, capsys, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="lr_mult=auto: expected numbers"):
         plot.lr(["--lr_mult=auto", f"--out={tmp_path / 'lr.png'}"])
     run(*small, *AUTO)
-    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "draw", lambda _: None)
     words = [f"--out_dir={out_dir(small)}", "--products=3", "--batch_size=1", "--checkpoints=all"]
     measure.main(configure(measure.CurvatureConfig, words, "")[0])
     rates = json.loads((out_dir(small) / "curvature_00000004.json").read_text())["preconditioned"]["lr"]

@@ -10,20 +10,17 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from blockwise.curvature import (
-    Batch,
+from blockwise.blocks import layer_of
+from blockwise.curvature.diagonals import (
     Diagonal,
-    HessianProducts,
     data_diagonal,
     empirical_fisher_diagonal,
     fisher_diagonal,
-    gradient,
     hessian_diagonal,
-    layer_of,
-    probing,
     sampled_labels,
     untied,
 )
+from blockwise.curvature.hessian import Batch, HessianProducts, gradient, probing
 from model import ModelConfig, Transformer
 
 V, T, N = 5, 4, 4

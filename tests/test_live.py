@@ -15,10 +15,12 @@ from test_curvature import explicit_hessian_of, flat, make, make_batch
 import measure
 from blockwise import UserError
 from blockwise.blocks import block_type, param_groups
-from blockwise.curvature import Batch, HessianProducts, Live, Preconditioned, fisher_diagonal, fisher_sharpness, scaling
+from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
+from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
+from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
+from blockwise.curvature.live import Live
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
-from blockwise.spectrum import Eigenvalue, largest_eigenvalue
 from configurator import configure
 
 RATES = {"Emb": 3e-3, "QK": 2e-3, "VO": 1e-3, "FFN": 5e-4, "Norm": 2.5e-4, "Head": 4e-3}

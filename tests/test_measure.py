@@ -10,7 +10,11 @@ from conftest import finish, metrics, out_dir, run, start
 
 import measure
 from blockwise import UserError
+from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.distributed import World
+from blockwise.loader import Dataset
 from configurator import configure
+from model import ModelConfig, Transformer
 
 LLAMA = ("--model_type=llama", "--keep_checkpoints=-1")
 FEW = ("--batches=2", "--draws=2", "--batch_size=4", "--device=cpu")
@@ -148,13 +152,12 @@ SHORT = ("--lanczos_steps=8", "--probes=2", "--batch_size=4", "--device=cpu")
 
 def hessian_of(small, name):
     """The dense diagonal block of one tensor, on the windows that the command takes."""
-    config = measure.SpectrumConfig(batch_size=4, block_size=16)
     saved = torch.load(out_dir(small) / "ckpt_00000008.pt", weights_only=True)
-    model = measure.Transformer(measure.ModelConfig(**saved["model_config"])).double()
+    model = Transformer(ModelConfig(**saved["model_config"])).double()
     model.load_state_dict(saved["model"])
-    data = measure.Dataset.open(saved["config"]["data_dir"], saved["config"]["dataset"], 16)
-    batch = measure.probe(config, data.train, 0, measure.World(0, 1, torch.device("cpu")))
-    products = measure.HessianProducts(model, batch, [model.get_parameter(name)])
+    data = Dataset.open(saved["config"]["data_dir"], saved["config"]["dataset"], 16)
+    batch = Batch.sample(data.train, 0, 0, 4, 16, World(0, 1, torch.device("cpu")))
+    products = HessianProducts(model, batch, [model.get_parameter(name)])
     return torch.stack([products(row) for row in torch.eye(products.size, dtype=torch.float64)]).numpy()
 
 
@@ -238,7 +241,7 @@ def test_mistakes_about_spectra(trained, monkeypatch):
     ):
         with pytest.raises(UserError, match=expected):
             spectrum(trained, *words)
-    monkeypatch.setattr(measure, "free_memory", lambda device: 1e6)
+    monkeypatch.setattr(measure.spectrum, "free_memory", lambda device: 1e6)
     with pytest.raises(UserError, match=r"the 100 Lanczos vectors of full, .* take"):
         spectrum(trained)
 

@@ -10,8 +10,8 @@ from hessian_eigenthings.operators.hessian import HessianOperator
 from test_curvature import MODELS, explicit_fisher, make, make_batch, slices
 
 from blockwise.blocks import blocks_of
-from blockwise.curvature import HessianProducts, probing
-from blockwise.spectrum import lanczos
+from blockwise.curvature.eigenvalues import lanczos
+from blockwise.curvature.hessian import HessianProducts, probing
 
 
 def within(block):

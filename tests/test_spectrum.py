@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from blockwise.spectrum import (
-    Spectrum,
-    bin_edges,
-    js_distance,
-    js_distances,
-    js_noise,
-    lanczos,
-    largest_eigenvalue,
-    power_iteration,
-    quadrature,
-)
+from blockwise.curvature.eigenvalues import lanczos, largest_eigenvalue, power_iteration
+from blockwise.curvature.spectra import Spectrum, bin_edges, js_distance, js_distances, js_noise, quadrature
 
 
 def matrix(values, seed=0):

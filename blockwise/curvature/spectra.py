@@ -1,7 +1,4 @@
-"""Eigenvalues of a symmetric matrix that is known by its products alone. Everything here takes a matvec, never a model.
-
-A matvec maps a vector (n,) to the matrix times it, (n,), in the vector's own dtype and on its device.
-"""
+"""Spectral densities of a symmetric matrix that is known by its products alone, and distances between them."""
 
 import math
 from dataclasses import dataclass
@@ -9,67 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from blockwise.curvature.eigenvalues import lanczos
+
 # Edges of the bins on which spectra are compared: eigenvalues over the tenth largest, on a logarithmic axis that is
 # linear around zero. Twenty bins a decade from 1e-6 on, either side; beyond 1e3 all is one bin.
 DECADES, PER_DECADE = (-6, 3), 20
 ROUNDING = 1e-10  # of the largest magnitude: below, an eigenvalue is taken for zero
-
-
-@dataclass
-class Tridiagonal:
-    """What k steps of Lanczos leave: H Q = Q T + residual at the last column.
-
-    diagonal: (k,) and off_diagonal: (k - 1,), of T, float64 arrays; last: norm of the residual, 0 where the Krylov
-    space is invariant, so that T's eigenvalues are exact; basis: (k, n), the rows of Q^T.
-    """
-
-    diagonal: np.ndarray
-    off_diagonal: np.ndarray
-    last: float
-    basis: torch.Tensor
-
-    def eigen(self):
-        """Ritz values, ascending, (k,), and T's eigenvectors as columns, (k, k)."""
-        size = len(self.diagonal)
-        T = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
-        return np.linalg.eigh(T) if size else (np.empty(0), np.empty((0, 0)))
-
-    def residuals(self):
-        """||H x - theta x|| of each Ritz pair, (k,): a bound on the distance to the nearest eigenvalue."""
-        return self.last * np.abs(self.eigen()[1][-1])
-
-
-def lanczos(matvec, start, steps):
-    """At most `steps` steps of Lanczos from `start` (n,), with full re-orthogonalisation (Golub and Van Loan, 10.3).
-
-    Ends early, cleanly, where the Krylov space is invariant. Raises ValueError for a start of zero or more steps than
-    dimensions, FloatingPointError where a product is not finite.
-    """
-    n = len(start)
-    if not 1 <= steps <= n:
-        raise ValueError(f"{steps} Lanczos steps on {n} dimensions: expected 1 to {n}")
-    norm = start.norm().item()
-    if norm == 0:
-        raise ValueError("the start of Lanczos is zero")
-    basis = start.new_empty(steps, n)
-    basis[0] = start / norm
-    diagonal, off_diagonal, scale = [], [], 0.0
-    for k in range(steps):
-        w = matvec(basis[k])
-        if not torch.isfinite(w).all():
-            raise FloatingPointError("a product of the matrix is not finite")
-        diagonal.append(torch.dot(w, basis[k]).item())
-        for _ in range(2):  # the second pass takes what rounding left of the first
-            w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
-        beta = w.norm().item()
-        scale = max(scale, abs(diagonal[-1]) + beta)
-        if beta <= 10 * torch.finfo(w.dtype).eps * math.sqrt(n) * scale:  # nothing but rounding is left
-            beta = 0.0
-        if beta == 0 or k + 1 == steps:
-            break
-        off_diagonal.append(beta)
-        basis[k + 1] = w / beta
-    return Tridiagonal(np.array(diagonal), np.array(off_diagonal), beta, basis[: k + 1])
 
 
 @dataclass
@@ -148,52 +90,6 @@ def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dt
         nodes.append(values)
         weights.append(vectors[0] ** 2)
     return Spectrum(n, nodes, weights)
-
-
-@dataclass
-class Eigenvalue:
-    """One end of a spectrum. residual: ||H x - value x|| for the unit vector x; converged: it is small enough."""
-
-    value: float
-    vector: torch.Tensor
-    residual: float
-    products: int
-    converged: bool
-
-
-def power_iteration(matvec, start, products=1000, tolerance=1e-3):
-    """The eigenvalue of largest magnitude, by power iteration from `start` (n,).
-
-    Ends once the residual is at most `tolerance` times the value, or after that many products, not converged.
-    """
-    x = start / start.norm()
-    for count in range(1, products + 1):
-        product = matvec(x)
-        value = torch.dot(x, product).item()
-        residual = (product - value * x).norm().item()
-        converged = residual <= tolerance * abs(value)
-        if converged or count == products or not math.isfinite(value):
-            return Eigenvalue(value, x, residual, count, converged)
-        x = product / product.norm()
-
-
-def largest_eigenvalue(matvec, start, products=1000, tolerance=1e-3, dimension=20):
-    """The largest eigenvalue, sign included: the top Ritz value of the Krylov space of the products from `start` (n,).
-
-    A space has at most `dimension` vectors, all held at once; the next one starts at the last one's Ritz vector. Ends
-    once the residual is at most `tolerance` times the value, or after that many products, not converged.
-    Raises what `lanczos` raises.
-    """
-    x, used = start, 0
-    while True:
-        space = lanczos(matvec, x, min(dimension, products - used, len(start)))
-        used += len(space.diagonal)
-        values, vectors = space.eigen()
-        value, residual = float(values[-1]), space.last * abs(float(vectors[-1, -1]))
-        x = space.basis.T @ torch.from_numpy(vectors[:, -1].copy()).to(space.basis)
-        converged = residual <= tolerance * abs(value)
-        if converged or used == products:
-            return Eigenvalue(value, x, residual, used, converged)
 
 
 def bin_edges():

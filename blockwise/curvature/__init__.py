@@ -1,0 +1,1 @@
+"""The mathematics of curvature, which training and measuring share: products, diagonals, eigenvalues, spectra."""

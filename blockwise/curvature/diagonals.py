@@ -1,0 +1,166 @@
+"""Diagonals of the Fisher and the Hessian, and the average sharpness of a block that follows from them.
+
+Each `*_diagonal` function gives one unbiased sample per batch and draw: a list of tensors like `params`. Batches,
+precision and shapes are those of `hessian.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from blockwise.blocks import blocks_of, layer_of
+from blockwise.curvature.hessian import alone, gradient, keyed, probing
+
+
+def fisher_diagonal(model, batch, params, seed, draw, micro=None, total=alone):
+    """Gauss-Newton-Bartlett sample of the Fisher's diagonal: B times the squared gradient on sampled labels.
+
+    Sophia's estimator (arXiv 2305.14342, section 2.3) with the paper's B (arXiv 2502.19002): labels are drawn from
+    the model, and the gradient of the mean loss over all B positions is squared once.
+    """
+    generated = gradient(model, batch, params, micro, total, lambda part: sampled_labels(model, part, seed, draw))
+    return [batch.positions * g.square() for g in generated]
+
+
+def data_diagonal(model, batch, params, micro=None, total=alone):
+    """The same formula on the data's own labels. Not the Fisher: it holds B times the squared true gradient besides."""
+    return [batch.positions * g.square() for g in gradient(model, batch, params, micro, total)]
+
+
+def empirical_fisher_diagonal(model, batch, params, total=alone):
+    """T times the mean over windows of the squared gradient of a window's mean loss on the data's labels.
+
+    Per position, as the Fisher is, under the reading that the gradients of a window's positions are uncorrelated.
+    """
+    sums = [torch.zeros_like(p) for p in params]
+    with probing(model):
+        for part in batch.cut(1):
+            for into, grad in zip(sums, torch.autograd.grad(model(part.x, part.y), params), strict=True):
+                into += grad.square() * (part.y.numel() ** 2 / batch.positions)
+    return total(sums)
+
+
+def hessian_diagonal(products, seed, number, draw):
+    """Hutchinson's sample of the Hessian's diagonal, v * H v for random signs v. products: HessianProducts."""
+    generator = keyed(seed, number, draw)
+    signs = [torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for p in products.params]
+    signs = [s.to(p) for s, p in zip(signs, products.params, strict=True)]
+    return [s * h for s, h in zip(signs, products.of(signs), strict=True)]
+
+
+def sampled_labels(model, batch, seed, draw):
+    """Labels drawn from the model's own predictions, (N, T): each window's from a generator of its own.
+
+    By inverting the distribution in float64, so that rounding does not change them.
+    """
+    with probing(model), torch.no_grad():
+        chances = model(batch.x).double().softmax(-1).cumsum(-1)  # (N, T, V)
+    shape = batch.x.shape[1:]
+    u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, w), dtype=torch.float64) for w in batch.windows]
+    u = torch.stack(u).to(chances).unsqueeze(-1) * chances[..., -1:]  # (N, T, 1)
+    return torch.searchsorted(chances, u, right=True).squeeze(-1).clamp_(max=chances.size(-1) - 1)
+
+
+def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, total=alone):
+    """{block type: average Fisher sharpness on `batch`}: the mean over `draws`, the numbers of draws of labels.
+
+    blocks: {block type: its parameters}. The diagonal's trace alone, so that no more than a gradient is held.
+    """
+    params = [p for members in blocks.values() for p in members]
+    traces = dict.fromkeys(blocks, 0.0)
+    for draw in draws:
+        labels = partial(sampled_labels, model, seed=seed, draw=draw)
+        squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, total, labels))
+        for block, members in blocks.items():
+            traces[block] += batch.positions * sum(next(squares) for _ in members)
+    return {b: traces[b] / len(draws) / sum(p.numel() for p in members) for b, members in blocks.items()}
+
+
+@dataclass
+class Sharpness:
+    """Average sharpness of one block: tr of its diagonal curvature over its number of parameters.
+
+    error: standard error of the mean, None for a single sample. geometric: geometric mean of the diagonal's entries
+    that are above zero; positive: their share. histogram: share of all entries in each of the bins of log10 entry.
+    """
+
+    mean: float
+    error: float | None
+    geometric: float | None
+    positive: float
+    parameters: int
+    histogram: list
+
+
+LOG10_BINS = np.linspace(-20, 5, 101)
+
+
+class Diagonal:
+    """Collects samples of a model's diagonal curvature, and averages them by block type and by layer.
+
+    model: gives names and order of the parameters that need a gradient, tied ones once, a tied output layer with the
+    embedding (use `untied` for its two uses apart).
+    """
+
+    def __init__(self, model):
+        block_of = {name: block for block, members in blocks_of(model).items() for name, _ in members}
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
+        self.block_of = [block_of[name] for name in self.names]
+        self.sizes = [p.numel() for _, p in named]
+        self.sums, self.traces = None, []  # of the diagonal; {group: trace} of each batch's samples
+
+    def add(self, samples):
+        """The samples of one batch: a list of diagonals. Batches are independent, draws within one are not."""
+        for sample in samples:
+            if self.sums is None:
+                self.sums, self.count = [torch.zeros_like(d, dtype=torch.float64) for d in sample], 0
+            for into, d in zip(self.sums, sample, strict=True):
+                into += d
+            self.count += 1
+        self.traces.append([[d.double().sum().item() for d in sample] for sample in samples])
+
+    def by_block(self):
+        """{block type: Sharpness}"""
+        return {block: self._of([i for i, b in enumerate(self.block_of) if b == block]) for block in self.blocks}
+
+    def by_layer(self):
+        """{(layer or None, block type): Sharpness}"""
+        keys = [(layer_of(name), block) for name, block in zip(self.names, self.block_of, strict=True)]
+        return {key: self._of([i for i, k in enumerate(keys) if k == key]) for key in dict.fromkeys(keys)}
+
+    @property
+    def blocks(self):
+        return list(dict.fromkeys(self.block_of))
+
+    def _of(self, members):
+        size = sum(self.sizes[i] for i in members)
+        batches = [[sum(tensors[i] for i in members) / size for tensors in samples] for samples in self.traces]
+        # Over batches where there are several: their means hold the spread of the draws too
+        independent = [float(np.mean(draws)) for draws in batches] if len(batches) > 1 else batches[0]
+        error = np.std(independent, ddof=1) / math.sqrt(len(independent)) if len(independent) > 1 else None
+        entries = torch.cat([self.sums[i].flatten() for i in members]).cpu().numpy() / self.count
+        logs = np.log10(entries[entries > 0])
+        histogram, _ = np.histogram(np.clip(logs, LOG10_BINS[0], LOG10_BINS[-1]), LOG10_BINS)
+        return Sharpness(
+            mean=float(np.mean(independent)),
+            error=None if error is None else float(error),
+            geometric=float(10 ** logs.mean()) if len(logs) else None,
+            positive=len(logs) / size,
+            parameters=size,
+            histogram=(histogram / size).tolist(),
+        )
+
+
+def untied(model, copy):
+    """A copy of a model whose output layer has its own matrix, with the same numbers: input and output use apart.
+
+    copy: copies a model, e.g. copy.deepcopy.
+    """
+    twin = copy(model)
+    if twin.lm_head.weight is twin.tok_emb.weight:
+        twin.lm_head.weight = torch.nn.Parameter(twin.tok_emb.weight.detach().clone())
+    return twin

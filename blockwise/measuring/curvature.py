@@ -1,0 +1,97 @@
+"""The largest eigenvalue of the Hessian, plain and preconditioned as the optimizer sees it: curvature_STEP.json."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from tqdm import tqdm
+
+from blockwise import UserError
+from blockwise.automult import multipliers_at
+from blockwise.blocks import param_groups
+from blockwise.checkpoint import load_optimizer
+from blockwise.curvature.eigenvalues import largest_eigenvalue
+from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
+from blockwise.files import write_text
+from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
+from blockwise.schedules import block_rate
+
+
+def measure(config, models, split, world):
+    """Measure every model, with and without its optimizer's preconditioner; rank 0 writes a JSON file for each."""
+    batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
+    alone = config.init_from != "resume" or config.preconditioner == "none"
+    products = len(models) * config.products * (1 if alone else 2)
+    with tqdm(total=products, unit="product", disable=not world.is_master, mininterval=2) as progress:
+        for step, load in models:
+            model, saved = load()
+            model, started = model.to(world.device), time.perf_counter()
+            scales, optimizer = ({}, {}) if alone else met_by_optimizer(config, saved, model)
+            identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
+            found = {"hessian": top(config, step, model, identity, batch, world, progress)}
+            if scales:
+                value = top(config, step, model, scales, batch, world, progress)
+                rate = {"lr_lambda": optimizer["lr"]["Norm"] * value["lambda_max"]}
+                found["preconditioned"] = value | rate | optimizer | {"exclude": config.exclude}
+            elif not alone:
+                progress.total -= config.products
+            if world.is_master:
+                write_curvature(config, step, found, time.perf_counter() - started)
+
+
+def met_by_optimizer(config, saved, model):
+    """R^(1/2) P^(-1/2) of a checkpoint's optimizer, {} where it has none, and what belongs to it: lr, threshold."""
+    run, step = SimpleNamespace(**saved["config"]), saved["step"]
+    adam = run.optimizer in ("adamw", "adam_mini")
+    if not adam and (run.optimizer != "sgd" or config.preconditioner == "adam"):
+        instead = "auto (none, as sgd steps) or none" if run.optimizer == "sgd" else "none, for the Hessian alone"
+        problem = f"the checkpoint of step {step} is of {run.optimizer}, which has no second moments like Adam's"
+        raise UserError(f"preconditioner={config.preconditioner}: {problem}; expected {instead}")
+    groups = param_groups(model, run.learning_rate, multipliers_at(run, step, saved.get("auto_mult")))
+    if {group["block"] for group in groups} <= set(config.exclude):
+        raise UserError(f"exclude={','.join(config.exclude)}: expected to leave a block of the model")
+    optimizer = build_optimizer(run.optimizer, groups, (run.beta1, run.beta2), run.n_embd // run.n_head)
+    load_optimizer(optimizer, saved["optimizer"])
+    for group in optimizer.param_groups:
+        group["lr"] = block_rate(run, step, group["lr_mult"])
+    scales = scaling(optimizer.param_groups, preconditioner(optimizer), config.exclude)
+    if not any(scale.any() for scale in scales.values()):
+        return {}, {}
+    rates = {group["block"]: group["lr"] for group in optimizer.param_groups}
+    return scales, {"lr": rates, "threshold": stability_threshold(run.optimizer, run.beta1)}
+
+
+def top(config, step, model, scales, batch, world, progress):
+    """The largest eigenvalue of D H D with D's entries `scales`, {parameter: tensor}, and how sure it is."""
+    matrix = Preconditioned(HessianProducts(model, batch, scales, config.micro_batch, world.total), scales.values())
+
+    def counted(v):
+        progress.update()
+        return matrix(v)
+
+    try:
+        found = largest_eigenvalue(counted, matrix.random(config.seed), config.products, config.tolerance)
+    except FloatingPointError:
+        raise UserError(f"step {step}: the curvature is not finite") from None
+    progress.total -= config.products - found.products
+    result = {"lambda_max": found.value, "residual": found.residual}
+    return result | {"products": found.products, "converged": found.converged}
+
+
+def write_curvature(config, step, found, seconds):
+    about = {
+        "step": step, "dataset": config.dataset, "positions": config.batches * config.batch_size * config.block_size,
+        "seed": config.seed, "tolerance": config.tolerance, "seconds": seconds,
+    }  # fmt: skip
+    write_text(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | found, indent=1) + "\n")
+    tqdm.write(f"step {step}: largest eigenvalue")
+    for kind, one in found.items():
+        note = "" if one["converged"] else f", NOT CONVERGED after {one['products']} products"
+        tqdm.write(f"  {kind:<15}{one['lambda_max']:.4e}   residual {one['residual']:.1e}{note}")
+    if "preconditioned" in found:
+        one = found["preconditioned"]
+        tqdm.write(f"  {'times the rate':<15}{one['lr_lambda']:.4g}, and {one['threshold']:.4g} is the threshold")
+    elif config.init_from == "resume" and config.preconditioner != "none":
+        tqdm.write("  no preconditioned one: the optimizer has no state yet, or the learning rate is 0")

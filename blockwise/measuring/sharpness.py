@@ -1,0 +1,89 @@
+"""Average sharpness of every block, by block type and by layer: sharpness_KIND_STEP.json."""
+
+import copy
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from blockwise import UserError
+from blockwise.automult import as_words, multipliers
+from blockwise.curvature.diagonals import (
+    LOG10_BINS,
+    Diagonal,
+    data_diagonal,
+    empirical_fisher_diagonal,
+    fisher_diagonal,
+    hessian_diagonal,
+    untied,
+)
+from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.files import write_text
+
+
+def measure(config, models, split, world, suggest):
+    """Measure every model; rank 0 writes a JSON file for each. suggest: print the multipliers that follow."""
+    repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # nothing is drawn in these
+    samples = len(models) * config.batches * repeats
+    with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
+        for step, load in models:
+            model = load()[0].to(world.device)
+            model = untied(model, copy.deepcopy) if config.split_tied else model
+            diagonal, started = Diagonal(model), time.perf_counter()
+            for number in range(config.batches):
+                batch = Batch.sample(split, config.seed, number, config.batch_size, config.block_size, world)
+                drawn = []
+                for draw, sample in enumerate(samples_of(config, model, batch, repeats, world)):
+                    if not all(torch.isfinite(d).all() for d in sample):
+                        raise UserError(f"step {step}, batch {number}, draw {draw}: the curvature is not finite")
+                    drawn.append(sample)
+                    progress.update()
+                diagonal.add(drawn)
+            if world.is_master:
+                write_sharpness(config, step, diagonal, repeats, time.perf_counter() - started, suggest)
+
+
+def samples_of(config, model, batch, repeats, world):
+    """One sample of the diagonal for each draw."""
+    params, micro = [p for p in model.parameters() if p.requires_grad], config.micro_batch
+    if config.kind == "data_labels":
+        yield data_diagonal(model, batch, params, micro, world.total)
+    elif config.kind == "empirical":
+        yield empirical_fisher_diagonal(model, batch, params, world.total)
+    elif config.kind == "fisher":
+        for draw in range(repeats):
+            yield fisher_diagonal(model, batch, params, config.seed, draw, micro, world.total)
+    else:
+        products = HessianProducts(model, batch, params, micro, world.total)
+        for draw in range(repeats):
+            yield hessian_diagonal(products, config.seed, batch.number, draw)
+
+
+def write_sharpness(config, step, diagonal, draws, seconds, suggest):
+    blocks = {block: asdict(one) for block, one in diagonal.by_block().items()}
+    layers = [
+        {"layer": layer, "block": block, "mean": one.mean, "error": one.error, "parameters": one.parameters}
+        for (layer, block), one in diagonal.by_layer().items()
+    ]
+    found = {
+        "step": step, "kind": config.kind, "batches": config.batches, "draws": draws,
+        "positions": config.batch_size * config.block_size, "dataset": config.dataset, "seed": config.seed,
+        "seconds": seconds, "blocks": blocks, "layers": layers, "log10_bins": LOG10_BINS.tolist(),
+    }  # fmt: skip
+    if suggest:
+        averages = {block: one["mean"] for block, one in blocks.items()}
+        suggested = multipliers(averages, config.auto_mult_power, config.auto_mult_max, step)
+        found["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
+    path = Path(config.out_dir) / f"sharpness_{config.kind}_{step:08d}.json"
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    tqdm.write(f"step {step}, {config.kind}: average sharpness by block")
+    for block, one in sorted(blocks.items(), key=lambda item: item[1]["mean"]):
+        error = "" if one["error"] is None else f" +- {one['error']:.1e}"
+        geometric = "-" if one["geometric"] is None else f"{one['geometric']:.2e}"
+        means = f"{one['mean']:.3e}{error}   geometric mean {geometric}"
+        tqdm.write(f"  {block:<5} {means}   {one['parameters']:,} parameters")
+    if suggest:
+        tqdm.write(as_words(suggested))
