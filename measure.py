@@ -153,7 +153,8 @@ from blockwise.curvature import (
 from blockwise.distributed import World, auto_device
 from blockwise.files import write_text
 from blockwise.hardware import free_memory
-from blockwise.huggingface import Pretrained, is_hugging_face
+from blockwise.huggingface.load import Pretrained
+from blockwise.huggingface.names import is_hugging_face
 from blockwise.loader import Dataset, probe_batch
 from blockwise.logger import warn
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold

@@ -58,7 +58,8 @@ from blockwise.hardware import (
     resident_memory,
     training_memory,
 )
-from blockwise.huggingface import Pretrained, is_hugging_face
+from blockwise.huggingface.load import Pretrained
+from blockwise.huggingface.names import is_hugging_face
 from blockwise.loader import Dataset, eval_starts, micro_seed, probe_batch, train_batch
 from blockwise.logger import Logger, console_line, first_line, warn
 from blockwise.optimizers import build_optimizer, keep_state, preconditioner, stability_threshold, state_bytes
