@@ -36,7 +36,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from blockwise.checkpoint import load_checkpoint, need_checkpoint
-from blockwise.huggingface import folder_is_free, write_folder
+from blockwise.huggingface.export import folder_is_free, write_folder
 from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer
 

@@ -54,7 +54,7 @@ from blockwise.checkpoint import load_checkpoint, need_checkpoint
 from blockwise.data.text import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
-from blockwise.huggingface import Pretrained
+from blockwise.huggingface.load import Pretrained
 from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer, json_in, read_json
 from model import ModelConfig, Transformer

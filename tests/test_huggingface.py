@@ -30,7 +30,8 @@ import export
 import sample
 from blockwise import UserError
 from blockwise.data.writing import write_dataset
-from blockwise.huggingface import Pretrained, folder_is_free, write_folder
+from blockwise.huggingface.export import folder_is_free, write_folder
+from blockwise.huggingface.load import Pretrained
 from blockwise.settings import TrainConfig
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet
 from configurator import configure

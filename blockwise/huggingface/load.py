@@ -1,87 +1,22 @@
-"""Models from and to Hugging Face's folders: config.json, model.safetensors, tokenizer.json.
+"""Weights and shape of a Hugging Face model, from a folder or from the hub, for our model.
 
-Numbers and tensors are mapped, both ways; the code that computes is ours. LLaMA's tensors differ in their names only,
-rotary layout included; with qk_norm it is Qwen3 there. GPT-2's linear layers are Conv1D there, stored (in, out), with
-Q, K and V in one.
+Numbers and tensors are mapped; the code that computes is ours.
 """
 
 import itertools
 import json
-import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from blockwise import UserError
+from blockwise.huggingface.names import BUFFERS, DEFAULTS, FIXED, KEYS, MODULES, PREFIX, family_of, hf_names, is_conv1d
 
 SUPPORTED = "expected gpt2, llama or qwen3"
 # What is fetched of a model on the hub: never a pickle
 PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json", "generation_config.json", "tokenizer*.json")
-
-# Our modules -> theirs, inside a layer and outside. Q, K and V come in this order in GPT-2's one matrix.
-MODULES = {
-    "gpt2": {
-        "tok_emb": "wte", "pos_emb": "wpe", "norm1": "ln_1",
-        "attn.q_proj": "attn.c_attn", "attn.k_proj": "attn.c_attn", "attn.v_proj": "attn.c_attn",
-        "attn.o_proj": "attn.c_proj", "norm2": "ln_2", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
-        "norm_f": "ln_f", "lm_head": "lm_head",
-    },
-    "llama": {
-        "tok_emb": "embed_tokens", "norm1": "input_layernorm",
-        "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj",
-        "attn.o_proj": "self_attn.o_proj", "norm2": "post_attention_layernorm",
-        "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.up_proj", "mlp.down_proj": "mlp.down_proj",
-        "norm_f": "norm", "lm_head": "lm_head",
-    },
-}  # fmt: skip
-MODULES["qwen3"] = {**MODULES["llama"], "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
-LAYERS = {"gpt2": "h", "llama": "layers", "qwen3": "layers"}
-# Before every name but lm_head; old files go without it
-PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen3": "model."}
-BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
-
-# Our key -> theirs in config.json
-KEYS = {
-    "gpt2": {
-        "vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
-        "n_embd": "n_embd", "n_inner": "n_inner", "norm_eps": "layer_norm_epsilon",
-        "tie_weights": "tie_word_embeddings",
-    },
-    "llama": {
-        "vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
-        "n_inner": "intermediate_size", "norm_eps": "rms_norm_eps", "tie_weights": "tie_word_embeddings",
-    },
-}  # fmt: skip
-KEYS["qwen3"] = KEYS["llama"]
-# What a key means that config.json leaves out or sets to null
-DEFAULTS = {
-    "gpt2": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-}
-DEFAULTS["qwen3"] = DEFAULTS["llama"]
-# Settings that change the computation, and the values of them that ours has; left out, they have the first one
-FIXED = {
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "quantization_config": (None,),
-    },
-    "llama": {
-        "hidden_act": ("silu", "swish"), "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
-        "sliding_window": (None,), "quantization_config": (None,),
-    },
-}  # fmt: skip
-FIXED["qwen3"] = {**FIXED["llama"], "use_sliding_window": (False,)}
-
-
-def is_hugging_face(init_from):
-    """Whether an init_from names a model to be taken from a folder or from the hub."""
-    return init_from.startswith(("hf:", "gpt2"))
 
 
 class Pretrained:
@@ -105,8 +40,8 @@ class Pretrained:
         names = [("tok_emb", "vocab_size"), *([("pos_emb", "block_size")] if shape["model_type"] == "gpt2" else [])]
         layers = ((f"blocks.{i}.mlp.up_proj", "n_inner") for i in range(shape["n_layer"]))
         for name, rows in itertools.chain(names, layers):
-            (theirs,) = grouped([f"{name}.weight"], self.family)
-            with opened(self.files[self._name_of(theirs)]) as file:
+            (theirs,) = hf_names([f"{name}.weight"], self.family)
+            with open_safetensors(self.files[self._name_of(theirs)]) as file:
                 found = file.get_slice(self._name_of(theirs)).get_shape()
             expected = [shape[rows], shape["n_embd"]]
             if sorted(found) != sorted(expected):
@@ -132,7 +67,7 @@ class Pretrained:
         """
         family, tied = self.family, self.shape["tie_weights"]
         stored, state = dict(self.stored), {}
-        for theirs, ours in grouped(like, family).items():
+        for theirs, ours in hf_names(like, family).items():
             if tied and theirs == "lm_head.weight":
                 continue
             x = self._read(self._name_of(theirs))
@@ -157,7 +92,7 @@ class Pretrained:
         return state
 
     def _read(self, name):
-        with opened(self.files[name]) as file:
+        with open_safetensors(self.files[name]) as file:
             x = file.get_tensor(name)
         if not x.is_floating_point():
             raise UserError(f"{self.files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
@@ -200,17 +135,6 @@ def read_json(path):
     if not isinstance(found, dict):
         raise UserError(f"{path} is broken: expected an object in braces")
     return found
-
-
-def family_of(config):
-    """Hugging Face's model_type for a ModelConfig of ours, as a dict. Raises UserError where it has none."""
-    if config.get("logit_softcap"):
-        raise UserError(f"logit_softcap={config['logit_softcap']}: no model of Hugging Face's is ours with it")
-    if not config.get("qk_norm"):
-        return config["model_type"]
-    if config["model_type"] == "gpt2" or config["bias"]:
-        raise UserError("qk_norm=True: Hugging Face's qwen3 is our llama with it and bias=False, and there is no other")
-    return "qwen3"
 
 
 def read_shape(folder):
@@ -282,7 +206,7 @@ def tensor_files(folder):
     """{name: path of the file that holds it}, from model.safetensors or the index of several."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
-        with opened(whole) as file:
+        with open_safetensors(whole) as file:
             return dict.fromkeys(file.keys(), whole)
     if not index.is_file():
         pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
@@ -294,124 +218,17 @@ def tensor_files(folder):
     for name in sorted(set(files.values())):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing, but {index.name} names it")
-        with opened(folder / name) as file:
+        with open_safetensors(folder / name) as file:
             lacking = {tensor for tensor, place in files.items() if place == name} - set(file.keys())
         if lacking:
             raise UserError(f"{folder / name} lacks the tensor {min(lacking)}, which {index.name} says is there")
     return {tensor: folder / name for tensor, name in files.items()}
 
 
-def opened(path):
+def open_safetensors(path):
+    from safetensors import SafetensorError, safe_open  # here: training from scratch needs no safetensors
+
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is broken: {error}") from None
-
-
-def grouped(names, family):
-    """{Hugging Face's name, without its prefix: [ours, ...]}: one of ours each, but for GPT-2's Q, K and V."""
-    place = {module: i for i, module in enumerate(MODULES[family])}
-    found = {}
-    for name in names:
-        layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
-        theirs = f"{MODULES[family][module]}.{kind}"
-        theirs = theirs if layer is None else f"{LAYERS[family]}.{layer}.{theirs}"
-        found.setdefault(theirs, []).append((place[module], name))
-    return {theirs: [name for _, name in sorted(ours)] for theirs, ours in found.items()}
-
-
-def is_conv1d(theirs, x, family):
-    return family == "gpt2" and theirs.startswith("h.") and x.dim() == 2
-
-
-def their_tensors(state, config):
-    """A state dict of ours under Hugging Face's names. Their GPT-2 always has biases: where ours has none, zeros."""
-    family, tensors = family_of(config), {}
-    for theirs, ours in grouped(state, family).items():
-        if config["tie_weights"] and theirs == "lm_head.weight":
-            continue
-        prefix = "" if theirs == "lm_head.weight" else PREFIX[family]
-        x = torch.cat([state[name] for name in ours])
-        tensors[prefix + theirs] = (x.T if is_conv1d(theirs, x, family) else x).contiguous()
-        if family == "gpt2" and not config["bias"] and theirs.startswith(("h.", "ln_f.")):
-            width = tensors[prefix + theirs].size(-1)
-            tensors[prefix + theirs.removesuffix("weight") + "bias"] = torch.zeros(width)
-    return tensors
-
-
-def their_config(config):
-    """config.json for a model of ours, from its ModelConfig as a dict."""
-    family = family_of(config)
-    theirs = {"model_type": family, "dtype": "float32", "use_cache": True}
-    theirs |= {name: config[key] for key, name in KEYS[family].items()}
-    if family == "gpt2":
-        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config["dropout"])
-        return {"architectures": ["GPT2LMHeadModel"], **theirs, **rates, "activation_function": "gelu_new"}
-    return {
-        "architectures": ["Qwen3ForCausalLM" if family == "qwen3" else "LlamaForCausalLM"], **theirs,
-        "head_dim": config["n_embd"] // config["n_head"], "hidden_act": "silu",
-        "attention_bias": config["bias"], "mlp_bias": config["bias"], "attention_dropout": config["dropout"],
-        "rope_theta": config["rope_theta"],  # read before transformers 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
-    }  # fmt: skip
-
-
-def write_folder(folder, state, config, tokenizer):
-    """Write a model and its tokenizer as AutoModelForCausalLM and AutoTokenizer read them; folder: empty.
-
-    state: a state dict; config: its ModelConfig as a dict; tokenizer: a blockwise.tokenizer.Tokenizer.
-    """
-    folder = Path(folder)
-    text, end, end_id = with_end_of_text(tokenizer.to_json(), tokenizer.vocab_size, config["vocab_size"])
-    # Null where there is none: left out, both would be ids of the family's own vocabulary
-    ids = {"bos_token_id": None if end == "</s>" else end_id, "eos_token_id": end_id}
-    padding = list(range(tokenizer.vocab_size, config["vocab_size"]))
-    generation = ids | ({"suppress_tokens": padding} if padding else {})
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["block_size"],
-        "clean_up_tokenization_spaces": False,
-        **{key.removesuffix("_id"): end for key, value in ids.items() if value is not None},
-    }  # fmt: skip
-    save_file(their_tensors(state, config), folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in {
-        "config": {**their_config(config), **ids}, "generation_config": generation, "tokenizer_config": about
-    }.items():  # fmt: skip
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which comes readable by its owner only
-
-
-def with_end_of_text(text, n_ids, rows):
-    """(tokenizer.json, token that ends a text, its id), the last two None where there is none and no room for one.
-
-    Evaluation harnesses ask for it. Where the tokenizer has none, it is the byte 0, or the first id of the padding; the
-    ids of text stay what they are.
-    """
-    from tokenizers import Tokenizer
-
-    content = json.loads(text)
-    special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
-    for end in ("<|endoftext|>", "</s>"):
-        if end in special:
-            return text, end, special[end]
-    model, zero = content["model"], "\u0100"  # the byte 0, as byte-level vocabularies spell it
-    byte_level = (content["decoder"] or {}).get("type") == "ByteLevel"
-    if model["type"] == "BPE" and byte_level and zero not in json.dumps(model["merges"], ensure_ascii=False):
-        end, end_id = "\0", model["vocab"].pop(zero)
-        model["vocab"][end] = end_id  # spelled as itself, so that the special token is the byte
-    elif n_ids < rows:
-        end, end_id = "<|endoftext|>", n_ids
-    else:
-        return text, None, None
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content["added_tokens"].append({"id": end_id, "content": end, **plain, "special": True})
-    made = json.dumps(content, ensure_ascii=False, indent=1)
-    if Tokenizer.from_str(made).token_to_id(end) != end_id:  # a word of text, or the library numbers otherwise
-        return text, None, None
-    return made, end, end_id
-
-
-def folder_is_free(folder):
-    """Whether a folder can be written: it does not exist, or is empty."""
-    folder = Path(folder)
-    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
