@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, finish, start
 
 import compare
-import plot
 from blockwise import UserError
 from blockwise.checkpoint import manifests
+from blockwise.figures import study as figures
 
 STUDY = """
 dataset = "tiny"
@@ -292,7 +292,7 @@ def test_one_study_at_a_time(study, pretend, tmp_path):
 def test_figures_of_a_broken_study(tmp_path, text):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match=r"study\.json is broken"):
-        plot.study(argparse.Namespace(folder=tmp_path))
+        figures.draw(tmp_path)
 
 
 def test_killed_and_started_again(study, tmp_path):

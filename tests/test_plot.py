@@ -1,7 +1,6 @@
 """What the curves say: gap, speedup, and what was not measured."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, finish, start
@@ -9,6 +8,8 @@ from conftest import ROOT, finish, start
 import plot
 from blockwise import UserError
 from blockwise.curves import reaches, speedup
+from blockwise.figures import curvature
+from blockwise.figures.curves import Run
 
 
 def make_run(folder, losses, blockwise, max_iters=None):
@@ -69,14 +70,14 @@ def test_a_worse_blockwise_run_is_said_to_be_worse(tmp_path):
 
 
 def test_speedup_when_blockwise_ends_below_the_doubled_baseline(tmp_path):
-    bw = plot.Run("bw", True, 200, [], [(0, 5.0), (100, 3.0), (200, 2.0)])
-    double = plot.Run("double", False, 400, [], [(0, 5.0), (400, 2.5)])
+    bw = Run("bw", True, 200, [], [(0, 5.0), (100, 3.0), (200, 2.0)])
+    double = Run("double", False, 400, [], [(0, 5.0), (400, 2.5)])
     ratio, start_step, end, loss = speedup(bw.val, double.val)
     assert (ratio, start_step, end, loss) == (pytest.approx(400 / 150), 150, 400, 2.5)
 
 
 def test_no_speedup_over_a_baseline_that_diverged():
-    bw = plot.Run("bw", True, 100, [], [(0, 5.5), (50, 5.0), (100, 4.5)])
+    bw = Run("bw", True, 100, [], [(0, 5.5), (50, 5.0), (100, 4.5)])
     assert speedup(bw.val, [(0, 5.5), (100, 6.0), (200, 7.0)]) is None
     assert speedup(bw.val, [(0, 4.0), (200, 3.0)]) is None
 
@@ -89,15 +90,15 @@ def test_crossing_is_the_last_not_a_lucky_dip():
 
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        plot.Run.read(tmp_path)
+        Run.read(tmp_path)
     folder = make_run(tmp_path / "bw", [5, 4, "NaN"], True)
-    assert plot.Run.read(folder).val == [(0, 5.0), (100, 4.0)]
+    assert Run.read(folder).val == [(0, 5.0), (100, 4.0)]
     (folder / "metrics.jsonl").write_text('{"step": 0, "train/loss": 1.0}\n')
     with pytest.raises(UserError, match="no validation loss yet"):
-        plot.Run.read(folder)
+        Run.read(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="broken"):
-        plot.Run.read(folder)
+        Run.read(folder)
     make_run(tmp_path / "good", [5, 4], True)
     for words in ([tmp_path / "nothing"], [], ["--outt=x", folder], [tmp_path / "good", "--out=x.foo"]):
         status, _, err = curves(*words)
@@ -161,7 +162,7 @@ def test_lr_mistakes(tmp_path):
 
 def test_curvature_of_a_run_and_of_checkpoints(tmp_path):
     def draw():
-        plot.curvature(SimpleNamespace(folder=tmp_path))
+        curvature.draw(tmp_path)
         return (tmp_path / "curvature.png").read_bytes()
 
     with pytest.raises(UserError, match="holds no curvature"):

@@ -78,9 +78,10 @@ def test_entry_points_do_not_import_each_other():
 
 
 def test_what_answers_at_once_imports_no_torch():
-    for path in (ROOT / "plot.py", ROOT / "configurator.py", ROOT / "blockwise/__init__.py"):
+    figures = (ROOT / "blockwise/figures").glob("*.py")
+    for path in (ROOT / "plot.py", ROOT / "configurator.py", ROOT / "blockwise/__init__.py", *figures):
         assert "torch" not in set(imports_of(path))
-    leaves = ("settings", "signals", "blocks", "schedules", "logger", "rundir", "tokenizer")
+    leaves = ("settings", "signals", "blocks", "curves", "schedules", "logger", "rundir", "tokenizer")
     for name in (*leaves, "data/writing", "data/shards", "data/sources"):
         assert "torch" not in set(imports_of(ROOT / f"blockwise/{name}.py"))
 

@@ -1,0 +1,124 @@
+"""Loss against step, with the terminal gap and the speedup over a baseline."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockwise import UserError
+from blockwise.curves import curve, read_rows, speedup
+from blockwise.figures.style import COLOURS, start_figure, write
+
+
+@dataclass
+class Run:
+    """A run's curves: (step, loss) pairs in the order of steps."""
+
+    name: str
+    blockwise: bool
+    max_iters: int
+    train: list
+    val: list
+
+    @classmethod
+    def read(cls, folder):
+        """Raises UserError if the folder holds no run, or one without a validation loss."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            rows = read_rows(folder)
+            train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
+            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
+        except OSError:
+            raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: its config.json or metrics.jsonl is broken: {error}") from None
+        if not run.val:
+            raise UserError(f"{folder} has no validation loss yet: let the run reach its first evaluation")
+        return run
+
+    @property
+    def finished(self):
+        return self.val[-1][0] == self.max_iters
+
+    @property
+    def final(self):
+        return self.val[-1][1]
+
+
+def compare(run, baselines):
+    """(gap or None, speedup or None) of a finished run against finished baselines."""
+    finished = [b for b in baselines if b.finished and run.finished]
+    same = next((b for b in finished if b.max_iters == run.max_iters), None)
+    double = next((b for b in finished if b.max_iters == 2 * run.max_iters), None)
+    return same and (same.final - run.final, same), double and speedup(run.val, double.val)
+
+
+def draw(folders, baseline=None, out=None):
+    """Draw the runs in these folders to `out`, by default curves.png in the first; prints what each ended at.
+
+    baseline: folder of another run, a baseline whatever its config says. Raises UserError for a folder without a run.
+    """
+    runs = [Run.read(folder) for folder in folders]
+    if baseline:
+        runs.append(Run.read(baseline))
+        runs[-1].blockwise = False
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, [*folders, baseline], strict=False):
+            run.name = str(folder)
+    baselines = [run for run in runs if not run.blockwise]
+    figure, (axes,) = start_figure()
+    colours = iter(COLOURS * len(runs))
+    for run in runs:
+        style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
+        axes.plot(*zip(*run.train, strict=True), alpha=0.25, linewidth=0.8, color=style["color"]) if run.train else None
+        unfinished = "" if run.finished else f", stopped at {run.val[-1][0]} of {run.max_iters}"
+        label = f"{run.name}: {run.final:.3f}{unfinished}".replace("$", r"\$")  # a dollar would begin a formula
+        axes.plot(*zip(*run.val, strict=True), linewidth=2, label=label, **style)
+        print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
+    for run in runs:
+        if run.blockwise:
+            gap, faster = compare(run, baselines)
+            draw_gap(axes, run, gap)
+            draw_speedup(axes, run, faster)
+    zoom(axes, runs)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
+    write(figure, Path(out or Path(folders[0]) / "curves.png"))
+
+
+def draw_gap(axes, run, gap):
+    if gap is None:
+        print(f"{run.name}: gap not measured (give a finished baseline of {run.max_iters} steps)")
+        return
+    difference, baseline = gap
+    side = "below" if difference > 0 else "above"
+    print(f"{run.name}: {abs(difference):.4f} {side} {baseline.name} after {run.max_iters} steps")
+    axes.annotate(
+        "", (run.max_iters, run.final), (run.max_iters, baseline.final), annotation_clip=False,
+        arrowprops={"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
+    )  # fmt: skip
+    text = f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'}"
+    middle = (run.max_iters, (run.final + baseline.final) / 2)
+    axes.annotate(text, middle, (6, 0), textcoords="offset points", va="center", annotation_clip=False)
+
+
+def draw_speedup(axes, run, faster):
+    if faster is None:
+        print(f"{run.name}: speedup not measured (give a finished baseline of {2 * run.max_iters} steps)")
+        axes.plot([], [], " ", label="speedup: not measured")
+        return
+    ratio, start, end, loss = faster
+    print(f"{run.name}: {ratio:.2f}x as fast as the baseline with twice the steps")
+    axes.annotate(
+        "", (end, loss), (start, loss), arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
+    )
+    axes.annotate(f"{ratio:.2f}x", ((start + end) / 2, loss), (0, 5), textcoords="offset points", ha="center")
+
+
+def zoom(axes, runs):
+    """Show the part of the loss axis that matters: what comes after the first tenth of the longest run."""
+    longest = max(run.val[-1][0] for run in runs)
+    late = [loss for run in runs for step, loss in [*run.val, run.val[-1]] if step >= longest / 10]
+    low, high = min(late), max(late)
+    margin = 0.05 * (high - low) or 0.05
+    axes.set(xlim=(0, longest), ylim=(low - margin, high + margin))

@@ -1,0 +1,110 @@
+"""What measure.py sharpness found: each block's average, its distribution, layer by block, and over the steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from blockwise import UserError
+from blockwise.figures.style import COLOURS, start_figure, write
+
+# What a kind of sharpness is called in a figure
+KINDS = {
+    "fisher": "Fisher (Gauss-Newton-Bartlett)", "hessian": "Hessian (Hutchinson)",
+    "empirical": "empirical Fisher (per sequence)", "data_labels": "squared gradient on the data's labels",
+}  # fmt: skip
+ORDER = ("Emb", "Head", "QK", "FFN", "VO", "Norm")  # the paper's, from flat to sharp; it has no Head
+BLOCK_COLOURS = dict(zip(("Emb", "QK", "FFN", "VO", "Norm", "Head"), COLOURS, strict=True))
+BLOCK_MARKERS = dict(zip(ORDER, "oPs^Dv", strict=True))
+
+
+def in_order(blocks):
+    return [block for block in ORDER if block in blocks]
+
+
+def draw(folder):
+    """sharpness_KIND.png of what measure.py found of each kind, and sharpness_KIND_evolution.png over the steps."""
+    folder, kinds = Path(folder), {}
+    for path in sorted(folder.glob("sharpness_*_*.json")):
+        try:
+            found = json.loads(path.read_text())
+            kinds.setdefault(found["kind"], {})[found["step"]] = found
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is broken: {error}") from None
+    if not kinds:
+        raise UserError(f"{folder} holds no measurement: expected what measure.py sharpness writes")
+    for kind, steps in kinds.items():
+        newest = steps[max(steps)]
+        figure, (bars, density, layers) = start_figure(3)
+        draw_bars(bars, newest)
+        draw_density(density, newest)
+        draw_layers(figure, layers, newest)
+        batches = f"{newest['batches']} batches of {newest['positions']:,} tokens"
+        figure.suptitle(f"{KINDS.get(kind, kind)}, step {newest['step']}: {batches}")
+        write(figure, folder / f"sharpness_{kind}.png")
+        if len(steps) > 1:
+            figure, (axes,) = start_figure()
+            draw_evolution(axes, steps)
+            axes.set_title(KINDS.get(kind, kind))
+            write(figure, folder / f"sharpness_{kind}_evolution.png")
+
+
+def draw_bars(axes, found):
+    """Average sharpness with its standard error; the geometric mean as a dotted line across the bar."""
+    names = in_order(found["blocks"])
+    for at, block in enumerate(names):
+        one = found["blocks"][block]
+        if one["mean"] > 0:
+            axes.bar(at, one["mean"], yerr=one["error"], color=BLOCK_COLOURS[block], capsize=4, edgecolor="black")
+        else:  # a trace of the Hessian may be negative: no bar on a logarithmic axis
+            place = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "fontsize": 8}
+            axes.annotate(f"{one['mean']:.1e}", (at, 0.02), **place)
+        if one["geometric"] and found["kind"] != "hessian":  # whose single entries are noise, of either sign
+            axes.plot([at - 0.4, at + 0.4], [one["geometric"]] * 2, color="black", linestyle=":", linewidth=2)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(yscale="log", ylabel="average sharpness (per parameter)")
+    dotted = "" if found["kind"] == "hessian" else "; dotted: geometric mean"
+    axes.set_title(f"mean and standard error{dotted}", fontsize="medium")
+
+
+def draw_density(axes, found):
+    """How the diagonal's entries above zero are spread, each block's share by log10."""
+    low, high = found["log10_bins"][0], found["log10_bins"][-1]
+    edges = np.linspace(low, high, len(found["log10_bins"]))
+    for block in in_order(found["blocks"]):
+        shares = np.array(found["blocks"][block]["histogram"])
+        axes.stairs(shares, edges, label=block, color=BLOCK_COLOURS[block], linewidth=1.5)
+    seen = np.flatnonzero(np.sum([one["histogram"] for one in found["blocks"].values()], axis=0) > 1e-4)
+    if len(seen):
+        axes.set_xlim(edges[seen[0]] - 1, edges[seen[-1] + 1] + 1)
+    axes.set(xlabel="log10 of a parameter's diagonal curvature", ylabel="share of the block", title="distribution")
+    axes.legend(frameon=False)
+
+
+def draw_layers(figure, axes, found):
+    """Layer by block, on a logarithmic scale of grey."""
+    from matplotlib.colors import LogNorm
+
+    names = in_order({one["block"] for one in found["layers"]})
+    rows = sorted({one["layer"] for one in found["layers"]}, key=lambda layer: -1 if layer is None else layer)
+    table = np.full((len(rows), len(names)), np.nan)
+    for one in found["layers"]:
+        table[rows.index(one["layer"]), names.index(one["block"])] = one["mean"] if one["mean"] > 0 else np.nan
+    image = axes.imshow(table, norm=LogNorm(), cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(rows)), ["outside" if row is None else str(row) for row in rows])
+    axes.set(ylabel="layer", title="average sharpness, layer by block")
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes)
+
+
+def draw_evolution(axes, steps):
+    """Each block's average sharpness against the step."""
+    blocks = {block for found in steps.values() for block in found["blocks"]}
+    for block in in_order(blocks):
+        points = [(step, steps[step]["blocks"][block]) for step in sorted(steps) if block in steps[step]["blocks"]]
+        x, y = [step for step, _ in points], [one["mean"] for _, one in points]
+        error = [one["error"] or 0 for _, one in points]
+        axes.errorbar(x, y, error, label=block, color=BLOCK_COLOURS[block], marker=BLOCK_MARKERS[block], capsize=3)
+    axes.set(yscale="log", xlabel="step", ylabel="average sharpness (per parameter)")
+    axes.legend(frameon=False)

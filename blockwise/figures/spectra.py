@@ -1,0 +1,106 @@
+"""What measure.py spectrum found: eigenvalues of each block, and the distances between their spectra."""
+
+import json
+import re
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from blockwise import UserError
+from blockwise.figures.style import start_figure, write
+
+
+def draw(folder):
+    """spectrum.png and spectrum_distances.png of the newest step measured, spectrum_evolution.png over several."""
+    folder, steps = Path(folder), {}
+    for path in sorted(folder.glob("spectrum_*.json")):
+        try:
+            found = json.loads(path.read_text())
+            steps[found["step"]] = found
+            found["js"]["distances"], found["blocks"]  # what is drawn below
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is broken: {error}") from None
+    if not steps:
+        raise UserError(f"{folder} holds no measurement: expected what measure.py spectrum writes")
+    newest = steps[max(steps)]
+    kinds = {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
+    for name, one in newest["blocks"].items():
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_in(name)] = one
+    figure, panels = start_figure(len(kinds))
+    for axes, (kind, layers) in zip(panels, sorted(kinds.items(), key=lambda item: item[0] != "full"), strict=True):
+        draw_spectra(axes, layers, newest["edges"])
+        axes.set_title({"full": "the whole model"}.get(kind, kind), fontsize="medium")
+    figure.suptitle(f"Hessian, step {newest['step']}: {newest['probes']} probes, {newest['positions']:,} tokens")
+    write(figure, folder / "spectrum.png")
+    if newest["js"]["mean"] is not None:
+        figure, (axes,) = start_figure()
+        draw_distances(figure, axes, newest["js"])
+        write(figure, folder / "spectrum_distances.png")
+    if len(steps) > 1:
+        figure, (left, right) = start_figure(2)
+        draw_js0(left, steps)
+        draw_extremes(right, steps)
+        write(figure, folder / "spectrum_evolution.png")
+
+
+def layer_in(name):
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def draw_spectra(axes, layers, edges):
+    """Share of a block's eigenvalues in each bin, in units of its tenth largest: what distances compare.
+
+    edges: of the bins but the outermost two, which have no other end. The axis is linear around zero.
+    """
+    import matplotlib.pyplot as plt
+
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(layers))))
+    ends = [10 * edges[0], *edges, 10 * edges[-1]]
+    for (layer, one), shade, style in zip(layers.items(), shades, cycle(["-", "--", "-.", ":"]), strict=False):
+        if one["histogram"] is not None:
+            label = f"layer {layer}" if layer is not None else None
+            axes.stairs(one["histogram"], ends, label=label, color=shade, linestyle=style, linewidth=1.3)
+    axes.set_xscale("symlog", linthresh=1e-6, linscale=0.3)
+    axes.set_xticks([-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1], ["-1", "-0.01", "-1e-4", "0", "1e-4", "0.01", "1"])
+    axes.minorticks_off()
+    axes.set(yscale="log", ylim=(1e-6, 2), xlim=(-30, 30))
+    axes.set(xlabel="eigenvalue / tenth largest", ylabel="share of the eigenvalues")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def draw_distances(figure, axes, js):
+    """Jensen-Shannon distance between the spectra of each two blocks."""
+    names, table = [name.removeprefix("blocks.").removesuffix(".weight") for name in js["blocks"]], js["distances"]
+    figure.set_size_inches(2 + max(5, 0.45 * len(names)), 1 + max(4.5, 0.42 * len(names)))
+    image = axes.imshow(table, cmap="viridis", vmin=0)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.grid(visible=False)
+    if len(names) <= 20:
+        middle = np.max(table) / 2
+        for (row, column), value in np.ndenumerate(table):
+            shade = "white" if value < middle else "black"
+            axes.annotate(f"{value:.2f}", (column, row), ha="center", va="center", fontsize=6, color=shade)
+    noise = "" if js["noise"] is None else f"; between halves of a block's own probes: {js['noise']:.3f}"
+    axes.set_title(f"JS0, mean over pairs: {js['mean']:.3f}{noise}", fontsize="medium")
+    figure.colorbar(image, ax=axes, label="Jensen-Shannon distance (base 2)")
+
+
+def draw_js0(axes, steps):
+    points = [(step, steps[step]["js"]["mean"]) for step in sorted(steps) if steps[step]["js"]["mean"] is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), color="black", marker="o")
+    axes.set(xlabel="step", ylabel="JS0 (base 2)", ylim=(0, None), title="mean distance between blocks")
+
+
+def draw_extremes(axes, steps):
+    """Largest and smallest eigenvalue of the whole model, or of the one block with the largest."""
+    for key, style in (("largest", "-"), ("smallest", "--")):
+        pick = max if key == "largest" else min
+        points = [(step, pick(one[key] for one in steps[step]["blocks"].values())) for step in sorted(steps)]
+        axes.plot(*zip(*points, strict=True), color="black", linestyle=style, marker="o", label=key)
+    axes.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
+    axes.legend(frameon=False)

@@ -1,0 +1,86 @@
+"""What compare.py found: loss against learning rate, and mean curves with bands."""
+
+import json
+from itertools import cycle, product
+from pathlib import Path
+
+import numpy as np
+
+from blockwise import UserError
+from blockwise.curves import mean_curve
+from blockwise.figures.style import COLOURS, start_figure, write
+
+
+def draw(folder):
+    """learning_rates.png and curves.png of a comparison, one panel for each condition."""
+    folder = Path(folder)
+    try:
+        places = json.loads((folder / "study.json").read_text())["places"]
+        names = {arm: one["role"] for arms in places.values() for arm, one in arms.items()}
+        others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
+        black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
+        styles = {}
+        for arm, role in names.items():
+            line, colour = (black[role], "black") if role in black else next(others)
+            styles[arm] = {"color": colour, "linestyle": line}
+        markers = dict(zip(names, cycle("osD^v<>pP*Xh"), strict=False))
+        for name, draw_arm in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
+            figure, panels = start_figure(len(places))
+            for axes, (place, arms) in zip(panels, places.items(), strict=True):
+                for arm, one in arms.items():
+                    draw_arm(axes, arm, one, {**styles[arm], "marker": markers[arm]})
+                axes.set_title(place.replace("$", r"\$"), fontsize="medium")
+                if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
+                    axes.legend(frameon=False)
+                if draw_arm is draw_bands:
+                    axes.set_ylim(late_range(arms))
+                else:
+                    mark_rates(axes, arms)
+            write(figure, folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{folder / 'study.json'} is broken: {type(error).__name__}: {error}") from None
+
+
+def draw_sweep(axes, arm, one, style):
+    """Final loss against learning rate, one seed; the best is filled. What has no loss stands at the top, in words."""
+    points = [(p["learning_rate"], p["loss"]) for p in one["sweep"] if p["loss"] is not None]
+    axes.set(xscale="log", xlabel="learning_rate (of Norm)", ylabel="final validation loss (nats per token)")
+    if points:
+        axes.plot(*zip(*points, strict=True), label=arm, markersize=5, markerfacecolor="white", **style)
+        best = [point for point in points if point[0] == one["best"]]
+        axes.plot(*zip(*best, strict=True), markersize=7, **style) if best else None
+    for point in one["sweep"]:
+        if point["loss"] is None:
+            axes.annotate(
+                point["status"], (point["learning_rate"], 0.99), xycoords=axes.get_xaxis_transform(), rotation=90,
+                ha="center", va="top", fontsize="x-small", color=style["color"],
+            )  # fmt: skip
+
+
+def mark_rates(axes, arms):
+    """A tick at every learning rate that was tried."""
+    rates = sorted({point["learning_rate"] for one in arms.values() for point in one["sweep"]})
+    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45, ha="right", fontsize="small")
+    axes.minorticks_off()
+
+
+def draw_bands(axes, arm, one, style):
+    """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation."""
+    axes.set(xlabel="step", ylabel="validation loss (nats per token)")
+    if not one["curves"]:
+        return
+    steps, mean, spread = map(np.array, zip(*mean_curve(list(one["curves"].values())), strict=True))
+    label = f"{arm} at {one['best']:g}: {one['mean']:.3f}"
+    axes.plot(steps, mean, label=label, color=style["color"], linestyle=style["linestyle"])
+    axes.fill_between(steps, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def late_range(arms):
+    """Loss axis for the bands after the first quarter of each run: what comes before would flatten the rest."""
+    bands = [mean_curve(list(one["curves"].values())) for one in arms.values() if one["curves"]]
+    late = [point for band in bands for point in band[len(band) // 4 :]]
+    low = min((mean - spread for _, mean, spread in late), default=0.0)
+    high = max((mean + spread for _, mean, spread in late), default=1.0)
+    return low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
