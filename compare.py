@@ -24,11 +24,10 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-from blockwise import UserError, exit_on_user_error
-from blockwise.archwarmup import layer_schedule
+from blockwise import UserError, exit_on_user_error, warn
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, curve, read_rows, speedups, spikes
 from blockwise.files import InUse, write_text
-from blockwise.logger import warn
+from blockwise.layer_warmup import layer_schedule
 from blockwise.rundir import run_lock
 from blockwise.settings import AUTO_MULT, TrainConfig
 from blockwise.signals import StopRequest

@@ -31,6 +31,7 @@ class MeasureConfig:
 
     out_dir: Annotated[str, "folder of the run, and where the results go"] = "out"
     init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID"] = "resume"
+    ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
     checkpoints: Annotated[Literal["newest", "all"], "all: every checkpoint that is kept (train with --keep_checkpoints=-1)"] = "newest"
     batches: Annotated[int, "how many batches"] = 1
     batch_size: Annotated[int, "windows of a batch, over all processes"] = 16
@@ -123,18 +124,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from blockwise import warn
 from blockwise.distributed import World, auto_device
 from blockwise.loader import Dataset
-from blockwise.logger import warn
 from blockwise.measuring import curvature, sharpness, spectrum
 from blockwise.measuring.models import models_of
-from model import ModelConfig, Transformer
+from model import Transformer
 
 
 def main(config, flags=()):
     device = auto_device(config.device)
     with World.start(device, "nccl" if device.startswith("cuda") else "gloo") as world:
-        models, run = models_of(config, lambda shape: Transformer(ModelConfig(**shape)))
+        models, run = models_of(config, Transformer)
         keys = ("dataset", "data_dir", "block_size")
         config = replace(config, **{key: getattr(config, key) or run.get(key) for key in keys})
         if config.dataset is None:

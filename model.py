@@ -21,6 +21,7 @@ from blockwise.layer_warmup import active_layers_at
 from blockwise.losses import mean_cross_entropy, softcapped, training_loss
 from blockwise.matmul import linear
 
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a model computes; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here.
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         if config.qk_norm:  # one gain for all heads, before the rotation, as in Qwen3 and Gemma 3
             self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(self.D, eps=config.norm_eps)
-        if config.qk_clip:  # since blockwise.qkclip last read it
+        if config.qk_clip:  # since blockwise.qk_clip last read it
             self.register_buffer("largest_logits", torch.zeros(config.n_head), persistent=False)
 
     def forward(self, x, rotary=None, cache=None):
@@ -194,7 +195,7 @@ class Transformer(nn.Module):
     """Decoder-only language model. `model(tokens)` gives logits, `model(tokens, targets)` the mean loss in nats."""
 
     def __init__(self, config, activation_checkpointing=False):
-        """activation_checkpointing: keep the input of each block and recompute the rest in the backward pass (1604.06174)."""
+        """activation_checkpointing: keep each block's input, recompute the rest in the backward pass (1604.06174)."""
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing

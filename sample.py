@@ -20,6 +20,7 @@ class SampleConfig:
 
     out_dir: Annotated[str, "folder of the run"] = "out"
     init_from: Annotated[str, "resume: the newest checkpoint in out_dir; hf:DIR_OR_ID, gpt2, ...: weights"] = "resume"
+    ema: Annotated[bool, "sample from the moving average of the weights (train with --ema_decay)"] = False
     start: Annotated[str, "text to go on from, or FILE:path to read it from a file"] = "\n"
     num_samples: Annotated[int, "texts to write"] = 10
     max_new_tokens: Annotated[int, "length of each, in tokens"] = 500
@@ -35,6 +36,8 @@ class SampleConfig:
             raise UserError(
                 f"init_from={self.init_from}: expected resume, hf:DIR_OR_ID, gpt2, gpt2-medium, gpt2-large or gpt2-xl"
             )
+        if self.ema and self.init_from != "resume":
+            raise UserError("ema=True: expected False for Hugging Face weights, which have no moving average")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
         if any("\ud800" <= char <= "\udfff" for char in self.start):
@@ -50,20 +53,18 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
 
 import torch
 
-from blockwise.checkpoint import load_checkpoint, need_checkpoint
+from blockwise.checkpoint import load_checkpoint, require_checkpoint
 from blockwise.data.text import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
 from blockwise.huggingface.load import Pretrained
-from blockwise.logger import warn
 from blockwise.tokenizer import Tokenizer, json_in, read_json
-from model import ModelConfig, Transformer
+from model import Transformer
 
 
 def main(config):
     device = find_device(auto_device(config.device))
-    loaded = checkpoint_of(config.out_dir) if config.init_from == "resume" else pretrained(config.init_from)
-    model, tokenizer, n_ids = loaded
+    model, tokenizer, n_ids = (from_checkpoint if config.init_from == "resume" else from_pretrained)(config)
     model.to(device).eval()
     if config.compile:
         model.compile()
@@ -84,20 +85,18 @@ def main(config):
         print("---------------")
 
 
-def checkpoint_of(out_dir):
+def from_checkpoint(config):
     """Model, tokenizer and number of ids of text of the newest checkpoint in a folder."""
-    saved = load_checkpoint(need_checkpoint(out_dir, warn))
-    model = Transformer(ModelConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
-    tokenizer = Tokenizer(saved["tokenizer"])
+    checkpoint = load_checkpoint(require_checkpoint(config.out_dir))
+    model = Transformer.from_checkpoint(checkpoint, ema=config.ema)
+    tokenizer = Tokenizer(checkpoint["tokenizer"])
     return model, tokenizer, tokenizer.vocab_size
 
 
-def pretrained(init_from):
+def from_pretrained(config):
     """The same of a folder in Hugging Face's format, or on its hub; an export may pad the vocabulary."""
-    source = Pretrained(init_from)
-    model = Transformer(ModelConfig(**source.shape, dropout=0.0))
-    model.load_state_dict(source.weights(model.state_dict()))
+    source = Pretrained(config.init_from)
+    model = Transformer.from_pretrained(source)
     tokenizer = Tokenizer(read_json(json_in(source.folder), str(source.folder)))
     return model, tokenizer, min(tokenizer.vocab_size, source.text_ids())
 

@@ -9,7 +9,7 @@ Any number of config files and --key=value; order counts, later wins.
 
 import sys
 
-from blockwise import UserError, exit_on_user_error
+from blockwise import exit_on_user_error
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest, end_with_launcher
 from configurator import configure
@@ -261,7 +261,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
                 break
 
     if stopping:
-        print0(f"stopped by {stop.signal or 'a signal'}: saved at step {progress.step}; continue with --init_from=resume")
+        cause = stop.signal or "a signal"
+        print0(f"stopped by {cause}: saved at step {progress.step}; continue with --init_from=resume")
     profiler.stop()
     output.finish(status)
     return status

@@ -28,7 +28,7 @@ from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
 from blockwise.curvature.hessian import Batch, HessianProducts
-from blockwise.curvature.live import Live
+from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch, train_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import learning_rate
@@ -58,7 +58,7 @@ def live(model, batch, method, products, tolerance=0.0, seed=0):
     def solve(matvec, start):
         return METHODS[method](matvec, start, products, tolerance)
 
-    return Live(model, batch, solve, stability_threshold("adamw", BETAS[0]), seed=seed)
+    return CurvatureTracker(model, batch, solve, stability_threshold("adamw", BETAS[0]), seed=seed)
 
 
 def take_step(model, optimizer, x, y, way):

@@ -119,7 +119,7 @@ def large_product(args, device):
     """A function that multiplies two large matrices, and the operations that this takes."""
     import torch
 
-    from blockwise.products import product
+    from blockwise.matmul import product
 
     n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)

@@ -19,7 +19,7 @@ import os
 import re
 import zipfile
 from contextlib import suppress
-from dataclasses import MISSING, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -200,21 +200,29 @@ def load_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         saved, architecture, config = checkpoint, checkpoint["model_config"], checkpoint["config"]
-        if checkpoint.get("version", 1) > VERSION:
-            raise UserError(f"{path} is of version {checkpoint['version']}, newer than this project's {VERSION}: update it")
-        defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(TrainConfig)}
+        if (version := checkpoint.get("version", 1)) > VERSION:
+            raise UserError(f"{path} is of version {version}, this project reads versions up to {VERSION}: update it")
         for key in architecture.keys() - {*ARCHITECTURE, *TRAINING_ONLY}:
-            raise UserError(f"{path} has an architecture with {key}={architecture[key]!r}, which is not known here: update")
+            problem = f"{key}={architecture[key]!r}, which this version does not know"
+            raise UserError(f"{path} has {problem}: update the project")
         later = {
             "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None, "layers": [[0, architecture["n_layer"]]],
             "auto_mult": None, "eigenvector": None, "ema": None, "data": None,
         }  # fmt: skip
-        checkpoint = {**later, **saved, "config": {**defaults, **config}}
+        checkpoint = {**later, **saved, "config": {**asdict(TrainConfig()), **config}}
         for key in ("step", "tokens", "best_val_loss", "model", "optimizer", "scaler", "tokenizer"):
             checkpoint[key]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint of this project: {type(error).__name__}: {error}") from None
     return checkpoint
+
+
+def config_of(path):
+    """The run's config of a checkpoint, by the manifest beside it, which is small, or else by the checkpoint itself."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text())["config"]
+    except (OSError, ValueError, KeyError):
+        return load_checkpoint(path)["config"]
 
 
 def weights_of(checkpoint, ema=False):

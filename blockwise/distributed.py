@@ -110,7 +110,7 @@ def launched_as():
     numbers = {name: int(text) for name, text in given.items()}
     rank, size, local_rank = (numbers[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not local_rank <= rank < size:
-        raise LauncherError(f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}: expected LOCAL_RANK <= RANK < WORLD_SIZE")
+        raise LauncherError(f"impossible ranks, {expected} with LOCAL_RANK <= RANK < WORLD_SIZE")
     if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise LauncherError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: expected torchrun to set them")
     return rank, size, local_rank

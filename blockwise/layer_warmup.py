@@ -46,6 +46,13 @@ def active_layers_at(schedule, step):
     return [layers for since, layers in schedule if since <= step][-1]
 
 
+def make_identity(block):
+    """Zero what a block adds to its input: the output projections of its two branches."""
+    for linear in (block.attn.o_proj, block.mlp.down_proj):
+        for p in linear.parameters():
+            p.detach().zero_()
+
+
 class LayerWarmup:
     """The layers of a run, step by step; without arch_warmup all of them are active from the start."""
 
@@ -61,11 +68,9 @@ class LayerWarmup:
         model.set_active_layers(active_layers_at(self.schedule, step))
 
     def lock(self, model):
-        """Make a new model's locked layers the identity: zero the output projections of their two branches."""
+        """Make a new model's locked layers the identity."""
         for block in model.blocks[active_layers_at(self.schedule, 0) :]:
-            for linear in (block.attn.o_proj, block.mlp.down_proj):
-                for p in linear.parameters():
-                    p.detach().zero_()
+            make_identity(block)
 
     def describe(self, step=0):
         """The schedule from a step on: '2 of 4 layers active, 3 from step 60, 4 from step 80'."""

@@ -105,6 +105,10 @@ class Dataset:
         tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars", "json", "end_of_text")}
         return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, hashes)
 
+    @property
+    def identity(self):
+        return {"tokenizer": self.tokenizer, **self.hashes}
+
     def verify(self):
         """Check every id and, where meta.json states them, the files' hashes. Raises UserError."""
         for split in ("train", "val"):

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 
-
 # Beside Ctrl-C and kill: a terminal that closes, a scheduler's warning before its limit, a limit on processor time
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 

@@ -68,11 +68,11 @@ import torch.nn.functional as F
 from figures import STYLES, panels, save, table
 from torch import nn
 
-from blockwise.checkpoint import load_checkpoint, need_checkpoint
+from blockwise.checkpoint import load_checkpoint, require_checkpoint
 from blockwise.curvature.hessian import Batch, HessianProducts
 from blockwise.curvature.spectra import Spectrum, js_distances, js_noise, quadrature
 from blockwise.loader import Dataset, eval_starts
-from blockwise.logger import first_line, warn
+from blockwise.logger import first_line
 from model import ModelConfig, Transformer
 
 PAPER_GRID = range(-8, -1)  # exponents of the root of 10: 1e-4 to 1e-1
@@ -244,8 +244,8 @@ def classifier(make, data, config):
 
 def transformer(config):
     """({"initialization": ..., "trained": ...} as plain data, the same as spectra). Raises UserError: no checkpoint."""
-    saved = load_checkpoint(need_checkpoint(config.out_dir, warn))
-    shape, run = ModelConfig(**saved["model_config"]), saved["config"]
+    saved = load_checkpoint(require_checkpoint(config.out_dir))
+    shape, run = ModelConfig.of(saved["model_config"]), saved["config"]
     fresh, trained = seeded(lambda: Transformer(shape), run["seed"]), Transformer(shape)
     trained.load_state_dict(saved["model"])
     T = min(shape.block_size, config.examples)

@@ -15,9 +15,9 @@ import export
 import measure
 import sample
 from blockwise import UserError
-from blockwise.archwarmup import layer_schedule, layers_at, make_identity, put_to_work, told
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_checkpoint
+from blockwise.layer_warmup import LayerWarmup, active_layers_at, layer_schedule, make_identity
 from blockwise.optimizers import build_optimizer, keep_state
 from blockwise.settings import TrainConfig
 from configurator import configure
@@ -36,8 +36,9 @@ def test_the_papers_schedule():
     """16 layers: half of them until the 2,000 steps of warmup are over, then four groups, 500 steps apart."""
     expected = [[0, 8], [2000, 10], [2500, 12], [3000, 14], [3500, 16]]
     assert schedule("--n_layer=16") == expected
-    assert [layers_at(expected, step) for step in (0, 1999, 2000, 2499, 3500, 10**6)] == [8, 8, 10, 10, 16, 16]
-    assert told(expected, 2500) == "12 of 16 layers at work, 14 from step 3000, 16 from step 3500"
+    assert [active_layers_at(expected, step) for step in (0, 1999, 2000, 2499, 3500, 10**6)] == [8, 8, 10, 10, 16, 16]
+    config = configure(TrainConfig, ["--arch_warmup=True", "--n_layer=16"], "")[0]
+    assert LayerWarmup(config, None).describe(2500) == "12 of 16 layers active, 14 from step 3000, 16 from step 3500"
 
 
 def test_other_schedules():
@@ -78,7 +79,7 @@ def shallow(kind, layers=1, **options):
     model = Transformer(make_config(**KINDS[kind], n_layer=3, bias=True, **options)).train()
     for block in model.blocks[layers:]:
         make_identity(block)
-    put_to_work(model, layers)
+    model.set_active_layers(layers)
     return model
 
 
@@ -88,11 +89,11 @@ def test_unlocking_changes_no_bit(kind, dtype):
     """Of logits and loss, with dropout drawn, from the same seed; a model that never locked any computes them too."""
     model, (x, y) = shallow(kind, dropout=0.2), batch()
     full = copy.deepcopy(model)
-    put_to_work(full, 3)
+    full.set_active_layers(3)
     logits, losses = [], []
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         for one, layers in ((model, 1), (model, 2), (model, 3), (full, 3)):
-            put_to_work(one, layers)
+            one.set_active_layers(layers)
             torch.manual_seed(5)
             logits.append(one(x))
             torch.manual_seed(5)
@@ -123,7 +124,7 @@ def test_every_weight_moves_within_two_steps(kind, name):
     assert not any(n.startswith(("blocks.1", "blocks.2")) for n in first)
     held = optimizer.state
     assert set(held) == {p for p in model.parameters() if p.requires_grad}
-    put_to_work(model, 3)
+    model.set_active_layers(3)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = grown(optimizer)
     assert set(optimizer.state) == set(held) and all(optimizer.state[p] is state for p, state in held.items())
@@ -145,7 +146,7 @@ def test_locked_layers_cost_nothing(capsys):
     one = model.flops_per_token()
     model(x, y).backward()
     assert calls == [0]
-    put_to_work(model, 3)
+    model.set_active_layers(3)
     layer = 6 * (4 * 32 * 32 + 3 * 32 * 48) + 12 * 32 * 16
     assert (one, model.flops_per_token()) == (layer + 6 * 32 * 61, 3 * layer + 6 * 32 * 61)
 
@@ -224,13 +225,13 @@ def test_the_checkpoints_steps_hold(small, tmp_path, capsys):
     straight, words = (*small, *WARMUP, f"--out_dir={tmp_path / 'straight'}"), (*small, *WARMUP)
     run(*straight)
     run(*words, stop=Stop(words, 1))
-    assert len(losses(words)) == 3 and "3 of 4 layers at work, 4 from step 4" in capsys.readouterr().out
+    assert len(losses(words)) == 3 and "3 of 4 layers active, 4 from step 4" in capsys.readouterr().out
     other = (*words, f"--out_dir={tmp_path / 'other'}", "--warmup_iters=3")  # from the keys it would be step 5 now
     shutil.copytree(out_dir(words), out_dir(other))
     assert run(*other, "--init_from=resume") == 0 and "step 4: 4 of 4" in capsys.readouterr().out
     assert run(*small, "--n_layer=4", "--init_from=resume", "--arch_warmup_interval=3") == 0
     out = capsys.readouterr().out
-    assert "arch_warmup_interval stays 2: the checkpoint holds" in out and "step 4: 4 of 4 layers at work" in out
+    assert "arch_warmup_interval keeps the checkpoint's value 2" in out and "step 4: 4 of 4 layers active" in out
     assert losses(words) == losses(straight)
     config = json.loads((out_dir(words) / "config.json").read_text())
     assert config["arch_warmup"] is True and config["arch_warmup_interval"] == 2
@@ -255,13 +256,13 @@ def test_a_checkpoint_of_the_middle_is_a_whole_model(middle, tmp_path, capsys, m
     saved = load_checkpoint(out_dir(middle) / "ckpt_00000002.pt")
     assert (saved["step"], saved["layers"]) == (2, [[0, 2], [3, 3], [5, 4]])
     model, _, _ = sample.checkpoint_of(str(out_dir(middle)))
-    assert model.eval().layers_at_work == 4
+    assert model.eval().n_active_layers == 4
     x = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = model(x)
-        put_to_work(model, 2)
+        model.set_active_layers(2)
         assert torch.equal(model(x), logits)
-    put_to_work(model, 4)
+    model.set_active_layers(4)
     generator = torch.Generator().manual_seed(0)
     assert len(list(model.generate(x[:, :3], 20, generator=generator))) == 20
 
@@ -283,12 +284,12 @@ def test_a_checkpoint_of_the_middle_is_a_whole_model(middle, tmp_path, capsys, m
 
 def test_what_is_said(small, capsys):
     assert run(*small, *WARMUP, "--dry_run") == 0
-    assert "2 of 4 layers at work, 3 from step 2, 4 from step 4" in capsys.readouterr().out
+    assert "2 of 4 layers active, 3 from step 2, 4 from step 4" in capsys.readouterr().out
     run(*small, *WARMUP)
     out = capsys.readouterr().out
-    assert "2 of 4 layers at work, 3 from step 2, 4 from step 4" in out.split("step 0")[0]
+    assert "2 of 4 layers active, 3 from step 2, 4 from step 4" in out.split("step 0")[0]
     assert "QK" + " " * 11 + "4" in out  # tensors
-    assert "step 2: 3 of 4 layers at work, 4 from step 4" in out and "step 4: 4 of 4 layers at work" in out
+    assert "step 2: 3 of 4 layers active, 4 from step 4" in out and "step 4: 4 of 4 layers active" in out
 
 
 def test_compiled_anew(small, tmp_path, monkeypatch):
@@ -308,6 +309,6 @@ def test_two_processes(small, tmp_path):
     alone = (*words, f"--out_dir={tmp_path / 'alone'}")
     run(*alone)
     status, out, err = finish(start(*words, processes=2))
-    assert status == 0 and out.count("layers at work") == 3, err
+    assert status == 0 and out.count("layers active") == 3, err
     for step, pair in losses(alone).items():
         assert losses(words)[step] == pytest.approx(pair, abs=1e-5)

@@ -11,11 +11,11 @@ from test_archwarmup import Stop, same
 
 import measure
 import plot
-from blockwise import NotFinite, UserError, automult
-from blockwise.automult import as_words, multipliers, multipliers_at
+from blockwise import NotFinite, UserError, lr_multipliers
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import load_checkpoint
-from blockwise.curvature.live import Live
+from blockwise.curvature.tracker import CurvatureTracker
+from blockwise.lr_multipliers import as_arguments, multipliers, multipliers_at
 from blockwise.settings import TrainConfig
 from configurator import configure
 
@@ -26,7 +26,7 @@ FOUND = {"Norm": 8.0, "FFN": 4.0, "QK": 0.008, "Emb": 16.0}
 
 @pytest.fixture(autouse=True)
 def few_probes(monkeypatch):
-    monkeypatch.setattr(automult, "PROBES", 6)
+    monkeypatch.setattr(lr_multipliers, "PROBES", 6)
 
 
 def test_the_rule():
@@ -48,7 +48,7 @@ def test_the_papers_multipliers():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
 def test_no_multiplier_follows(value):
-    with pytest.raises(UserError, match=r"step 7: the sharpness of QK is \S+, from which no multipliers follow"):
+    with pytest.raises(UserError, match=r"step 7: cannot set multipliers: sharpness of QK is \S+"):
         multipliers({"Norm": 1.0, "QK": value}, 0.7, 10, 7)
 
 
@@ -109,7 +109,7 @@ def test_resume_is_exact_from_every_step(small, tmp_path, capsys, monkeypatch):
     assert len(told) == 2 and told[1].startswith("step 3: lr_mult=auto: Emb ")
     for step in (2, 3, 4, 7):
         if step == 4:  # from here on nothing is measured any more
-            monkeypatch.setattr(automult, "measure", None)
+            monkeypatch.setattr(lr_multipliers, "measure", None)
         again = (*words, f"--out_dir={tmp_path / str(step)}", "--init_from=resume")
         shutil.copytree(out_dir(words), out_dir(again))
         for path in out_dir(again).glob("ckpt_*"):
@@ -130,8 +130,8 @@ def test_a_stop_between_two_probes(small, tmp_path, monkeypatch):
     """It does not wait for the others: the run saves before them, and the next one measures afresh."""
     straight, words = (*small, *AUTO, f"--out_dir={tmp_path / 'straight'}"), (*small, *AUTO)
     run(*straight)
-    probes, measure = [], Live.sharpness
-    monkeypatch.setattr(Live, "sharpness", lambda self, *args: probes.append(1) or measure(self, *args))
+    probes, measure = [], CurvatureTracker.sharpness
+    monkeypatch.setattr(CurvatureTracker, "sharpness", lambda self, *args: probes.append(1) or measure(self, *args))
     stop = type("Stop", (), {"signal": "SIGTERM", "__bool__": lambda self: len(probes) == 2})()
     assert run(*words, stop=stop) == 0 and len(probes) == 2
     saved = load_checkpoint(out_dir(words) / "ckpt_00000003.pt")
@@ -157,7 +157,7 @@ def test_a_resume_between_auto_and_numbers(small, capsys):
     row = metrics(words)[5]
     assert row["lr/QK"] == pytest.approx(3 * row["lr/Norm"], rel=0.2)  # the floor is not scaled
     assert load_checkpoint(out_dir(words) / "ckpt_00000006.pt")["auto_mult"] is None
-    with pytest.raises(UserError, match="=3: expected 6 to 7: the run goes on from step 6; or numbers for lr_mult"):
+    with pytest.raises(UserError, match="=3: expected 6 to 7: the run continues from step 6; or numbers for lr_mult"):
         run(*words, *AUTO, "--init_from=resume")
     assert run(*words, *AUTO, "--init_from=resume", "--auto_mult_step=7", "--log_interval=1") == 0
     assert "lr_mult/QK" in metrics(words)[7] and metrics(words)[6]["lr/QK"] == metrics(words)[6]["lr/Norm"]
@@ -185,7 +185,7 @@ def test_suggested_is_what_training_sets(small, capsys, monkeypatch):
     expected = {block: row[f"lr_mult/{block}"] for block in ("Emb", "QK", "VO", "FFN", "Norm")}
     assert found == {"power": 0.1, "max": 10, "lr_mult": pytest.approx(expected, rel=1e-5)}
     assert 1 < max(expected.values()) < 10
-    line = as_words(found["lr_mult"])
+    line = as_arguments(found["lr_mult"])
     assert line in capsys.readouterr().out.splitlines()
     parsed = configure(TrainConfig, line.split(), "")[0].lr_mult
     assert parsed == pytest.approx({**expected, "Head": LR_MULT["Head"]}, rel=5e-3)
@@ -236,9 +236,10 @@ def test_bad_input(small, words, request):
 
 def test_a_model_that_has_blown_up(small, monkeypatch):
     """Its sharpness is no number: the run ends with one line, and its checkpoints stay."""
-    sharpness = automult.multipliers
-    monkeypatch.setattr(automult, "multipliers", lambda found, *rule: sharpness({**found, "QK": torch.nan}, *rule))
-    with pytest.raises(NotFinite, match="step 5: the sharpness of QK is nan") as stopped:
+    sharpness = lr_multipliers.multipliers
+    nan = lambda found, *rule: sharpness({**found, "QK": torch.nan}, *rule)  # noqa: E731
+    monkeypatch.setattr(lr_multipliers, "multipliers", nan)
+    with pytest.raises(NotFinite, match="step 5: cannot set multipliers: sharpness of QK is nan") as stopped:
         run(*small, *AUTO, "--auto_mult_step=5")
     assert stopped.value.status == 3
     assert (out_dir(small) / "ckpt_00000004.json").exists() and list(metrics(small)) == [0, 1, 2, 3, 4]

@@ -18,7 +18,7 @@ from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
-from blockwise.curvature.live import Live
+from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from configurator import configure
@@ -72,7 +72,7 @@ def dense_scale(model, optimizer, name, steps):
 
 
 def live(model, batch, solve, **options):
-    return Live(model, batch, solve, threshold=38.0, **options)
+    return CurvatureTracker(model, batch, solve, threshold=38.0, **options)
 
 
 def all_products(matvec, start):

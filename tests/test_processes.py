@@ -74,7 +74,7 @@ def test_killed_in_an_architecture_warm_up(small, tmp_path, optimizer, processes
     wait_for(out_dir(words) / "metrics.jsonl", '"step": 14', process)
     kill_all(process)
     status, out, err = finish(start(*words, "--init_from=auto", processes=processes))
-    assert status == 0 and "3 of 4 layers at work, 4 from step 20" in out, err
+    assert status == 0 and "3 of 4 layers active, 4 from step 20" in out, err
     assert losses(words) == losses(straight)
 
 

@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from conftest import losses, run
 
-from blockwise import products
-from blockwise.products import linear, product
+from blockwise import matmul
+from blockwise.matmul import linear, product
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 
 
 @pytest.fixture
 def onednn(monkeypatch):
-    monkeypatch.setattr(products, "ONEDNN", True)
+    monkeypatch.setattr(matmul, "ONEDNN", True)
 
 
 def tensors(B=3, T=40, C=24, M=56):
@@ -23,7 +23,7 @@ def tensors(B=3, T=40, C=24, M=56):
 
 def count(monkeypatch):
     calls = []
-    monkeypatch.setattr(products, "product", lambda x, w: calls.append(x.shape) or product(x, w))
+    monkeypatch.setattr(matmul, "product", lambda x, w: calls.append(x.shape) or product(x, w))
     return calls
 
 
@@ -90,7 +90,7 @@ def test_nothing_to_multiply(onednn):
 def test_training_is_the_same_without(small, tmp_path, monkeypatch):
     runs = {}
     for on in (True, False):
-        monkeypatch.setattr(products, "ONEDNN", on)
+        monkeypatch.setattr(matmul, "ONEDNN", on)
         words = (*small, "--batch_size=8", f"--out_dir={tmp_path / str(on)}")
         run(*words)
         runs[on] = [loss for pair in losses(words).values() for loss in pair if loss is not None]

@@ -9,7 +9,7 @@ from test_model import KINDS, batch, make
 
 import model as model_file
 from blockwise import UserError
-from blockwise.qkclip import clip_qk
+from blockwise.qk_clip import clip_qk
 
 
 def logits_of(model, monkeypatch):

@@ -462,7 +462,7 @@ def test_a_disk_that_fails_at_the_sync_leaves_the_run_alive(small, monkeypatch, 
 
     monkeypatch.setattr(os, "fsync", failing)
     assert run(*small) == 0
-    assert "the run goes on" in capsys.readouterr().err
+    assert "the run continues" in capsys.readouterr().err
     assert list(metrics(small)) == list(range(9)) and not (out_dir(small) / "ckpt_00000004.json").exists()
 
 

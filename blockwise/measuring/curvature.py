@@ -9,12 +9,12 @@ import torch
 from tqdm import tqdm
 
 from blockwise import UserError
-from blockwise.automult import multipliers_at
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.curvature.eigenvalues import largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
 from blockwise.files import write_text
+from blockwise.lr_multipliers import multipliers_at
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import block_rate
 
@@ -65,7 +65,8 @@ def met_by_optimizer(config, saved, model):
 
 def top(config, step, model, scales, batch, world, progress):
     """The largest eigenvalue of D H D with D's entries `scales`, {parameter: tensor}, and how sure it is."""
-    matrix = Preconditioned(HessianProducts(model, batch, scales, config.micro_batch, world.total), scales.values())
+    products = HessianProducts(model, batch, scales, config.micro_batch, world.all_reduce_sum)
+    matrix = Preconditioned(products, scales.values())
 
     def counted(v):
         progress.update()

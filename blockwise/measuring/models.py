@@ -1,55 +1,37 @@
 """Which models are measured: the checkpoints of a run, or one in Hugging Face's format."""
 
-import json
 from functools import partial
 from pathlib import Path
 
 from blockwise import UserError
-from blockwise.archwarmup import layers_at, put_to_work
-from blockwise.checkpoint import load_checkpoint, need_checkpoint, whole_checkpoints
-from blockwise.huggingface import Pretrained, is_hugging_face
-from blockwise.logger import warn
+from blockwise.checkpoint import config_of, load_checkpoint, require_checkpoint, step_of, valid_checkpoints
+from blockwise.huggingface.load import Pretrained
+from blockwise.huggingface.names import is_hugging_face
 
 
-def models_of(config, build):
+def models_of(config, transformer):
     """([(step, load), ...], the run's config), where load() gives a model and its checkpoint.
 
-    build: makes a model from its shape, a dict of ModelConfig's fields. A model in Hugging Face's format is step 0 of
-    no run, and its checkpoint is None.
+    transformer: model.Transformer. A model in Hugging Face's format is step 0 of no run, and its checkpoint is None.
     Raises UserError where there is none.
     """
-    return checkpoints_of(config, build) if config.init_from == "resume" else pretrained(config, build)
-
-
-def checkpoints_of(config, build):
-    newest = need_checkpoint(config.out_dir, warn)
-    paths = [newest] if config.checkpoints == "newest" else whole_checkpoints(config.out_dir, warn)
-
-    def load(path):
-        saved = load_checkpoint(path)
-        return from_checkpoint(build, saved), saved
-
-    steps = [(int(path.stem.removeprefix("ckpt_")), partial(load, path)) for path in paths]
-    return steps, json.loads(newest.with_suffix(".json").read_text())["config"]
-
-
-def pretrained(config, build):
+    if config.init_from == "resume":
+        return checkpoints_of(config, transformer)
     if not is_hugging_face(config.init_from):
         raise UserError(f"init_from={config.init_from}: expected resume or hf:DIR_OR_ID")
+    if config.ema:
+        raise UserError("ema=True: expected False for Hugging Face weights, which have no moving average")
     source = Pretrained(config.init_from)
     Path(config.out_dir).mkdir(parents=True, exist_ok=True)
-    return [(0, lambda: (from_pretrained(build, source), None))], {"block_size": source.shape["block_size"]}
+    return [(0, lambda: (transformer.from_pretrained(source), None))], {"block_size": source.shape["block_size"]}
 
 
-def from_checkpoint(build, saved):
-    model = build(saved["model_config"])
-    model.load_state_dict(saved["model"])
-    # Layers that an architecture warm-up has locked take no part
-    put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), saved["step"]))
-    return model
+def checkpoints_of(config, transformer):
+    newest = require_checkpoint(config.out_dir)
+    paths = [newest] if config.checkpoints == "newest" else valid_checkpoints(config.out_dir)
 
+    def load(path):
+        checkpoint = load_checkpoint(path)
+        return transformer.from_checkpoint(checkpoint, ema=config.ema), checkpoint
 
-def from_pretrained(build, source):
-    model = build({**source.shape, "dropout": 0.0})
-    model.load_state_dict(source.weights(model.state_dict()))
-    return model
+    return [(step_of(path), partial(load, path)) for path in paths], config_of(newest)

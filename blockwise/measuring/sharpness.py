@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from blockwise import UserError
-from blockwise.automult import as_words, multipliers
 from blockwise.curvature.diagonals import (
     LOG10_BINS,
     Diagonal,
@@ -22,6 +21,7 @@ from blockwise.curvature.diagonals import (
 )
 from blockwise.curvature.hessian import Batch, HessianProducts
 from blockwise.files import write_text
+from blockwise.lr_multipliers import as_arguments, multipliers
 
 
 def measure(config, models, split, world, suggest):
@@ -50,14 +50,14 @@ def samples_of(config, model, batch, repeats, world):
     """One sample of the diagonal for each draw."""
     params, micro = [p for p in model.parameters() if p.requires_grad], config.micro_batch
     if config.kind == "data_labels":
-        yield data_diagonal(model, batch, params, micro, world.total)
+        yield data_diagonal(model, batch, params, micro, world.all_reduce_sum)
     elif config.kind == "empirical":
-        yield empirical_fisher_diagonal(model, batch, params, world.total)
+        yield empirical_fisher_diagonal(model, batch, params, world.all_reduce_sum)
     elif config.kind == "fisher":
         for draw in range(repeats):
-            yield fisher_diagonal(model, batch, params, config.seed, draw, micro, world.total)
+            yield fisher_diagonal(model, batch, params, config.seed, draw, micro, world.all_reduce_sum)
     else:
-        products = HessianProducts(model, batch, params, micro, world.total)
+        products = HessianProducts(model, batch, params, micro, world.all_reduce_sum)
         for draw in range(repeats):
             yield hessian_diagonal(products, config.seed, batch.number, draw)
 
@@ -86,4 +86,4 @@ def write_sharpness(config, step, diagonal, draws, seconds, suggest):
         means = f"{one['mean']:.3e}{error}   geometric mean {geometric}"
         tqdm.write(f"  {block:<5} {means}   {one['parameters']:,} parameters")
     if suggest:
-        tqdm.write(as_words(suggested))
+        tqdm.write(as_arguments(suggested))

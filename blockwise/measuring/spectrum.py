@@ -40,7 +40,7 @@ def measure(config, models, split, world):
                 progress.set_postfix_str(name)
                 before = progress.n
                 try:
-                    products = HessianProducts(model, batch, params, config.micro_batch, world.total)
+                    products = HessianProducts(model, batch, params, config.micro_batch, world.all_reduce_sum)
                     found[name] = spectrum_of(config, name, products, steps[name], world.device, progress.update)
                 except FloatingPointError:
                     raise UserError(f"step {step}, {name}: the curvature is not finite") from None

@@ -1,4 +1,4 @@
-"""ema_decay: an exponential moving average of the weights, evaluated beside them (Polyak averaging; 1412.6980, sec. 7.2)."""
+"""ema_decay: an exponential moving average of the weights (arXiv 1412.6980, section 7.2), evaluated beside them."""
 
 from contextlib import contextmanager
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from blockwise import UserError, print0
 from blockwise.checkpoint import checkpoint_files, load_checkpoint, newest_checkpoint
 from blockwise.files import FolderLock
-from blockwise.huggingface import Pretrained, is_hugging_face
+from blockwise.huggingface.load import Pretrained
+from blockwise.huggingface.names import is_hugging_face
 from blockwise.loader import Dataset
 from blockwise.rundir import run_lock
 from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig

@@ -9,7 +9,7 @@ from blockwise.curvature.diagonals import fisher_sharpness
 from blockwise.curvature.hessian import HessianProducts, Preconditioned, alone, norm_rate, scaling
 
 
-class Live:
+class CurvatureTracker:
     """Measures a model while it trains, on one fixed batch; what its methods return are parts of a log's row.
 
     Of the largest eigenvalue of R^(1/2) P^(-1/2) H P^(-1/2) R^(1/2) it makes few products a time and carries the
