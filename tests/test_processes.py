@@ -278,7 +278,7 @@ def test_file_size_limit_instead_of_a_full_disk(small, tmp_path):
     )
     status, _, err = finish(start(*small, script=str(script)))
     assert status == 1  # the last checkpoint could not be saved, so this was no success
-    assert err.count("the run goes on") == 1 and list(metrics(small)) == list(range(8))
+    assert err.count("the run continues") == 1 and list(metrics(small)) == list(range(8))
     assert not list(out_dir(small).glob("*.tmp")) + list(out_dir(small).glob("ckpt*"))
 
 
