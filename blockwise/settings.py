@@ -7,20 +7,20 @@ from typing import Annotated, Literal
 from blockwise import UserError
 from blockwise.blocks import BLOCKS, LR_MULT
 
-# What a checkpoint's weights fix: a resumed run takes these from it and refuses to change them.
+# Fixed by a checkpoint's weights: a resumed run takes these from it and refuses to change them.
 ARCHITECTURE = (
     "model_type", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "block_size", "vocab_size", "bias",
     "rope_theta", "norm_eps", "tie_weights", "qk_norm", "logit_softcap",
 )  # fmt: skip
 
-# What a run keeps from its beginning on: which layers it starts with, and when the others come.
+# Fixed for the whole run: which layers it starts with, and when the others are activated.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
 
-# What a run with lr_mult=auto keeps from its beginning on: when its multipliers are measured, and the rule.
+# Fixed for the whole run with lr_mult=auto: when its multipliers are measured, and the rule.
 AUTO_MULT = ("auto_mult_step", "auto_mult_max", "auto_mult_power")
 
-# Defaults that follow from the optimizer; where it has no line of its own, AdamW's. Lion's are its authors' for
-# language models (arXiv 2302.06675) and the paper's; SGD's weight decay is not decoupled, so that 0.1 would be huge.
+# Defaults that depend on the optimizer; AdamW's hold where it has no entry. Lion's are those of its authors for language
+# models (arXiv 2302.06675) and of the paper; SGD's weight decay is not decoupled, so 0.1 would be huge.
 BY_OPTIMIZER = {
     "adamw": {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95},
     "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
@@ -34,7 +34,7 @@ class TrainConfig:
     """The keys of train.py. Names that nanoGPT has keep its meaning and default."""
 
     # model
-    model_type: Annotated[Literal["gpt2", "llama"], "gpt2: learned positions, LayerNorm, GELU; llama: RoPE, RMSNorm, SwiGLU"] = "gpt2"
+    model_type: Annotated[Literal["gpt2", "llama"], "architecture; gpt2: learned positions, LayerNorm, GELU; llama: RoPE, RMSNorm, SwiGLU"] = "gpt2"
     n_layer: Annotated[int, "transformer blocks"] = 12
     n_head: Annotated[int, "attention heads; must divide n_embd"] = 12
     n_kv_head: Annotated[int | None, "key-value heads; must divide n_head (None: n_head)"] = None
@@ -42,82 +42,82 @@ class TrainConfig:
     n_inner: Annotated[int | None, "width of the feed-forward layer (None: 4 n_embd)"] = None
     block_size: Annotated[int, "context length in tokens"] = 1024
     vocab_size: Annotated[int | None, "rows of the embedding (None: the data's, padded up to a multiple of 64)"] = None
-    dropout: Annotated[float, "probability, on embeddings, attention and residual branches"] = 0.0
+    dropout: Annotated[float, "dropout probability, on embeddings, attention and residual branches"] = 0.0
     bias: Annotated[bool, "biases in linear layers and LayerNorms"] = False
     rope_theta: Annotated[float, "base of the rotary angles (llama)"] = 10000.0
     norm_eps: Annotated[float | None, "epsilon of the norms (None: 1e-5 for gpt2, 1e-6 for llama)"] = None
     tie_weights: Annotated[bool | None, "output layer shares the embedding's matrix (None: True for gpt2, False for llama)"] = None
     qk_norm: Annotated[bool, "RMSNorm of each head's queries and keys, before the rotation, with a gain that counts as Norm"] = False
-    logit_softcap: Annotated[float, "final logits are cap tanh(logits / cap), at most this in size; 0: off"] = 0.0
+    logit_softcap: Annotated[float, "bound on the size of the final logits: cap * tanh(logits / cap); 0: off"] = 0.0
 
     # data
-    dataset: Annotated[str, "folder of train.bin and val.bin below data_dir"] = "openwebtext"
-    data_dir: Annotated[str, "where data sets lie"] = "data"
-    batch_size: Annotated[int, "sequences per micro-step on one process; lower it when out of memory"] = 12
-    gradient_accumulation_steps: Annotated[int, "micro-steps per optimizer step, over all processes, whose number must divide it"] = 40
+    dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin"] = "openwebtext"
+    data_dir: Annotated[str, "folder that holds the data sets"] = "data"
+    batch_size: Annotated[int, "sequences per micro-step and process; lower it when out of memory"] = 12
+    gradient_accumulation_steps: Annotated[int, "micro-steps per optimizer step over all processes; a multiple of their number"] = 40
 
     # optimizer and learning rate
-    optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "adam_mini: one second moment per head or row; muon: for matrices inside the blocks, AdamW for the rest"] = "adamw"
-    learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block runs at a multiple of it"] = 6e-4
-    blockwise: Annotated[bool, "False sets every lr_mult to 1: the plain baseline"] = True
-    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of a block over learning_rate; one entry: --lr_mult.QK=6; auto: set by the blocks' sharpness"] = field(default_factory=lambda: dict(LR_MULT))
-    auto_mult_step: Annotated[int | None, "lr_mult=auto: step at which they are measured; 1 until then, rising over as many steps after it (None: 2% of max_iters)"] = None
+    optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "optimizer; adam_mini: one second moment per head or row; muon: Muon for matrices inside the blocks, AdamW for the rest"] = "adamw"
+    learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block has a multiple of it"] = 6e-4
+    blockwise: Annotated[bool, "one learning rate per block type; False: every lr_mult is 1, the plain baseline"] = True
+    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of each block type as a multiple of learning_rate; one entry: --lr_mult.QK=6; auto: set from measured sharpness"] = field(default_factory=lambda: dict(LR_MULT))
+    auto_mult_step: Annotated[int | None, "lr_mult=auto: step of the measurement; multipliers are 1 before it and rise over as many steps after it (None: 2% of max_iters)"] = None
     auto_mult_max: Annotated[float, "lr_mult=auto: largest multiplier; the smallest is 1"] = 10.0
-    auto_mult_power: Annotated[float, "lr_mult=auto: p of (sharpness of Norm / sharpness of the block)^p"] = 0.7
-    weight_decay: Annotated[float | None, "weight decay, on every parameter; decoupled but for sgd (None: 0.1; lion 1.0, sgd 0)"] = None
-    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of a block over weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
-    beta1: Annotated[float | None, "decay of the first moment; sgd's momentum (None: 0.9; lion 0.95)"] = None
-    beta2: Annotated[float | None, "decay of the second moment, for lion of its only one (None: 0.95; lion 0.98)"] = None
-    grad_clip: Annotated[float, "largest global gradient norm; 0: no clipping"] = 1.0
-    arch_warmup: Annotated[bool, "begin with fewer layers and put the others to work once the warmup of the learning rate is over"] = False
-    arch_warmup_start: Annotated[float, "share of the layers at work at first"] = 0.5
-    arch_warmup_groups: Annotated[int, "groups in which the others are put to work, the first at the end of the warmup"] = 4
-    arch_warmup_interval: Annotated[int, "steps from one group to the next"] = 500
-    qk_clip: Annotated[float, "after a step, scale down Q and K of heads whose largest attention logit exceeded this; 0: off"] = 0.0
-    z_loss: Annotated[float, "weight of the square of log Z in what is trained, not in the losses reported; PaLM's is 1e-4; 0: off"] = 0.0
+    auto_mult_power: Annotated[float, "lr_mult=auto: exponent p in (sharpness of Norm / sharpness of the block)^p"] = 0.7
+    weight_decay: Annotated[float | None, "weight decay of every parameter, decoupled except in sgd (None: 0.1; lion 1.0, sgd 0)"] = None
+    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
+    beta1: Annotated[float | None, "decay of the first moment; sgd: momentum (None: 0.9; lion 0.95)"] = None
+    beta2: Annotated[float | None, "decay of the second moment; lion: of its only moment (None: 0.95; lion 0.98)"] = None
+    grad_clip: Annotated[float, "maximum global gradient norm; 0: no clipping"] = 1.0
+    arch_warmup: Annotated[bool, "architecture warm-up: start with a fraction of the layers and activate the rest after LR warmup"] = False
+    arch_warmup_start: Annotated[float, "fraction of the layers that are active at the start"] = 0.5
+    arch_warmup_groups: Annotated[int, "groups in which the other layers are activated, the first one when LR warmup ends"] = 4
+    arch_warmup_interval: Annotated[int, "steps between the activation of two groups"] = 500
+    qk_clip: Annotated[float, "QK-Clip threshold: after a step, Q and K of heads whose largest attention logit exceeded it are scaled down; 0: off"] = 0.0
+    z_loss: Annotated[float, "weight of (log Z)^2 in the objective, not in the reported losses; PaLM uses 1e-4; 0: off"] = 0.0
     max_iters: Annotated[int, "optimizer steps"] = 600000
-    schedule: Annotated[Literal["cosine", "linear", "wsd", "constant"], "learning rate after the warmup; wsd: constant, then linear"] = "cosine"
-    wsd_decay: Annotated[float, "share of lr_decay_iters, at its end, in which wsd falls to the floor"] = 1 / 3
-    wsd_boost: Annotated[Literal["full", "paper"], "full: blocks keep their multiples until wsd falls; paper: from half of that time they fall to learning_rate"] = "full"
-    decay_lr: Annotated[bool, "False: constant learning rate, no warmup"] = True
+    schedule: Annotated[Literal["cosine", "linear", "wsd", "constant"], "learning rate after warmup; wsd: constant, then linear decay"] = "cosine"
+    wsd_decay: Annotated[float, "fraction of lr_decay_iters, at its end, over which wsd decays to the floor"] = 1 / 3
+    wsd_boost: Annotated[Literal["full", "paper"], "multipliers under wsd; full: kept until the decay; paper: kept for half of the time before the decay, then falling to 1"] = "full"
+    decay_lr: Annotated[bool, "learning rate schedule; False: constant learning rate, no warmup"] = True
     warmup_iters: Annotated[int, "steps of linear warmup; may exceed max_iters"] = 2000
-    warmup_scaled: Annotated[bool, "True: a block's warmup is lr_mult times as long, so that all rise with one slope"] = False
+    warmup_scaled: Annotated[bool, "warmup of each block lasts lr_mult times as long, so that all rates rise with one slope"] = False
     lr_decay_iters: Annotated[int, "step at which the learning rate reaches its floor"] = 600000
     min_lr: Annotated[float, "floor of the learning rate, one for all blocks (the paper's rule)"] = 6e-5
-    min_lr_ratio: Annotated[float | None, "given, min_lr is this times learning_rate"] = None
-    min_lr_scaled: Annotated[bool, "True: a block's floor is min_lr times its lr_mult"] = False
+    min_lr_ratio: Annotated[float | None, "floor as a fraction of learning_rate; replaces min_lr if given"] = None
+    min_lr_scaled: Annotated[bool, "floor of each block is min_lr times its lr_mult"] = False
 
     # output
     out_dir: Annotated[str, "folder of checkpoints, config.json and metrics.jsonl"] = "out"
-    init_from: Annotated[str, "scratch, resume (an error if there is no checkpoint), auto (resume if there is one), or weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID"] = "scratch"
+    init_from: Annotated[str, "start of the run: scratch; resume (error without a checkpoint); auto (resume if there is a checkpoint); or weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID"] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step"] = 2000
-    eval_iters: Annotated[int, "evaluation covers eval_iters * batch_size fixed windows"] = 200
-    eval_only: Annotated[bool, "evaluate once, print the loss and stop; a run in out_dir stays as it is"] = False
-    log_interval: Annotated[int, "steps between log rows"] = 1
-    always_save_checkpoint: Annotated[bool, "False: after an evaluation, save only if it improved; the best is kept besides the newest"] = True
-    keep_checkpoints: Annotated[int, "newest checkpoints kept, at least 2; -1: all, and one at step 0"] = 2
-    wandb_log: Annotated[bool, "log to Weights & Biases too"] = False
-    wandb_project: Annotated[str, "its project"] = "owt"
-    wandb_run_name: Annotated[str, "its run name"] = "gpt2"
+    eval_iters: Annotated[int, "batches per evaluation, which covers eval_iters * batch_size fixed sequences"] = 200
+    eval_only: Annotated[bool, "one evaluation only: print the loss and stop; a run in out_dir stays as it is"] = False
+    log_interval: Annotated[int, "steps between logged rows"] = 1
+    always_save_checkpoint: Annotated[bool, "checkpoint after every evaluation; False: only if the loss improved, and the best is kept as well as the newest"] = True
+    keep_checkpoints: Annotated[int, "number of newest checkpoints kept, at least 2; -1: all, including one at step 0"] = 2
+    wandb_log: Annotated[bool, "logging to Weights & Biases as well"] = False
+    wandb_project: Annotated[str, "project in Weights & Biases"] = "owt"
+    wandb_run_name: Annotated[str, "run name in Weights & Biases"] = "gpt2"
 
     # curvature while training
     sharpness_interval: Annotated[int, "steps between measurements of each block's Fisher sharpness; 0: none"] = 0
     curvature_interval: Annotated[int, "steps between measurements of the largest preconditioned eigenvalue; 0: none"] = 0
-    curvature_hvps: Annotated[int, "Hessian-vector products of such a measurement"] = 5
-    curvature_method: Annotated[Literal["krylov", "power"], "krylov: the largest eigenvalue; power: power iteration, the one of largest magnitude"] = "krylov"
-    curvature_exclude: Annotated[list[Literal[BLOCKS]], "blocks that the eigenvalue leaves out: --curvature_exclude=Emb,Head"] = field(default_factory=list)
-    curvature_batch_size: Annotated[int | None, "sequences of a batch that is measured on, over all processes (None: an eighth of a step's)"] = None
+    curvature_hvps: Annotated[int, "Hessian-vector products per measurement of the eigenvalue"] = 5
+    curvature_method: Annotated[Literal["krylov", "power"], "method; krylov: largest eigenvalue; power: power iteration, which finds the one of largest magnitude"] = "krylov"
+    curvature_exclude: Annotated[list[Literal[BLOCKS]], "blocks left out of the eigenvalue: --curvature_exclude=Emb,Head"] = field(default_factory=list)
+    curvature_batch_size: Annotated[int | None, "sequences per measurement, over all processes (None: an eighth of a step's)"] = None
 
     # machine
-    device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
-    compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on CUDA, eager where it fails)"] = "auto"
-    activation_checkpointing: Annotated[bool, "keep only what enters a transformer block and compute the rest anew: less memory, slower"] = False
+    device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there is one, else cpu)"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the matrix products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
+    compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on for CUDA, with eager as the fallback; off elsewhere)"] = "auto"
+    activation_checkpointing: Annotated[bool, "recomputation in the backward pass of all but the inputs of the transformer blocks: less memory, slower"] = False
     backend: Annotated[Literal["auto", "nccl", "gloo"], "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
-    seed: Annotated[int, "everything random follows from it"] = 1337
-    nan_policy: Annotated[Literal["stop", "skip"], "at a loss or gradient norm that is not finite: stop, or skip the step (10 in a row stop)"] = "stop"
-    deterministic: Annotated[bool, "bit-reproducible on CUDA too, but slower; a CPU always is"] = False
-    profile: Annotated[bool, "write a torch.profiler trace of a few steps into out_dir"] = False
+    seed: Annotated[int, "random seed"] = 1337
+    nan_policy: Annotated[Literal["stop", "skip"], "reaction to a loss or gradient norm that is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
+    deterministic: Annotated[bool, "bitwise reproducibility on CUDA too, at a cost in speed; on a CPU it always holds"] = False
+    profile: Annotated[bool, "torch.profiler trace of a few steps, written into out_dir"] = False
 
     def __post_init__(self):
         near = difflib.get_close_matches(self.init_from.lower(), INIT_FROM)
@@ -128,7 +128,7 @@ class TrainConfig:
             self.check(key, not isinstance(value, int) or value < 2**64, "below 2**64")
         self.check("arch_warmup_start", 0 < self.arch_warmup_start < 1, "between 0 and 1")
         trained = self.init_from not in ("scratch", "resume", "auto")
-        self.check("arch_warmup", not (self.arch_warmup and trained), "False for a model that is trained already")
+        self.check("arch_warmup", not (self.arch_warmup and trained), "False with pretrained weights")
         for key in ("arch_warmup_groups", "arch_warmup_interval", "n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):
             self.check(key, getattr(self, key) >= 1, "at least 1")
         for key in ("n_kv_head", "n_inner", "vocab_size"):
@@ -136,13 +136,13 @@ class TrainConfig:
         self.check("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
         for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed"):
             self.check(key, getattr(self, key) >= 0, "at least 0")
-        self.check("qk_clip", not (self.qk_clip and self.qk_norm), "0 under qk_norm, which undoes any scale of Q and K")
+        self.check("qk_clip", not (self.qk_clip and self.qk_norm), "0 with qk_norm=True, which undoes any scaling of Q and K")
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
         tables = {"wd_mult": self.wd_mult}
-        if self.lr_mult != "auto":  # a dict that took the word's place names some blocks alone
+        if self.lr_mult != "auto":  # a dict that replaced "auto" may name only some blocks
             self.lr_mult = tables["lr_mult"] = LR_MULT | self.lr_mult
         for key, table in tables.items():
             for block, value in table.items():
@@ -192,9 +192,9 @@ class TrainConfig:
             config.check("n_embd", config.n_embd // config.n_head % 2 == 0, f"an even multiple of n_head={config.n_head}, for rotary positions")
         if config.curvature_interval > 0:
             adam = self.optimizer not in ("lion", "muon")
-            config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}: it has no second moment to measure by")
+            config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}, which has no second moment to precondition with")
             base = config.learning_rate * (1 if auto else config.lr_mult["Norm"])
-            config.check("curvature_interval", base > 0, "0 where learning_rate * lr_mult.Norm is 0: the eigenvalue is stated for that rate")
+            config.check("curvature_interval", base > 0, "0 if learning_rate * lr_mult.Norm is 0, since the eigenvalue is stated relative to that rate")
             blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
         return config
