@@ -1,4 +1,4 @@
-"""The house holds: who imports whom, every config trains, every command of the README parses and runs."""
+"""The house holds: who imports whom, every config trains, every command of README and docs parses or runs."""
 
 import ast
 import re
@@ -11,6 +11,10 @@ import torch
 from conftest import ROOT, metrics, run
 
 import compare
+import export
+import measure
+import sample
+import train
 from blockwise.settings import TrainConfig
 from configurator import configure
 from model import ModelConfig, Transformer
@@ -29,6 +33,12 @@ TINY = (
     "--batch_size=2",
 )  # fmt: skip
 SHORT = ("--gradient_accumulation_steps=2", "--eval_iters=2", "--max_iters=2", "--dataset=tiny", "--wandb_log=False")
+PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TRAINING_PAGES = {ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("training", "methods", "measuring"))}
+KEYS = {
+    "train.py": (TrainConfig, train.FLAGS), "sample.py": (sample.SampleConfig, {}), "measure.py": (None, {}),
+    "export.py": (export.ExportConfig, {}), "compare.py": (compare.StudyConfig, compare.FLAGS),
+}  # fmt: skip
 
 
 def imports_of(path):
@@ -127,18 +137,33 @@ def test_parameter_counts_of_the_scaling_law(path):
     assert tokens / 20e6 == pytest.approx(stated, rel=1e-3) and config.lr_decay_iters == config.max_iters
 
 
-def readme_commands():
-    text = (ROOT / "README.md").read_text()
-    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
-        yield from (line.split("#")[0].strip() for line in block.replace("\\\n", " ").splitlines() if line.strip())
+def commands_of(page):
+    """The command lines in the sh blocks of a page."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        yield from (line.split("#")[0].strip() for line in lines if line.split("#")[0].strip())
 
 
-def test_the_readme_has_commands():
-    assert len(list(readme_commands())) > 10
+def runs_here(command):
+    """Whether the tests train by it: layers that come later need more of them, and steps, than a test has."""
+    return "train.py" in command and "--arch_warmup" not in command
 
 
-@pytest.mark.parametrize("command", sorted({c for c in readme_commands() if "train.py" in c}))
-def test_readme_train_commands(command, data_dir, tmp_path):
+COMMANDS = {(page, command) for page in PAGES for command in commands_of(page)}
+RUN = sorted({command for page, command in COMMANDS if page in TRAINING_PAGES and runs_here(command)})
+OTHERS = sorted({command for _, command in COMMANDS} - set(RUN))
+
+
+def test_the_pages_have_commands():
+    assert len(list(commands_of(ROOT / "README.md"))) > 10 and len(RUN) > 12 and len(OTHERS) > 30
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_commands_that_train(command, data_dir, tmp_path):
     """Each runs its first steps, here in one process and at a size that fits a test."""
     words = shlex.split(command)
     words = words[words.index("train.py") + 1 :]
@@ -157,31 +182,65 @@ def test_readme_train_commands(command, data_dir, tmp_path):
     assert run(*words, *small) == 0
 
 
-@pytest.mark.parametrize("command", sorted({c for c in readme_commands() if "train.py" not in c}))
-def test_readme_names_files_that_exist(command):
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands(command):
+    """The files that each names exist, and what has keys takes the keys that it is given."""
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in words:
         if word.endswith(".py"):
             assert (ROOT / word).is_file(), command
+    script = next((word for word in words if word in KEYS), None)
+    if script is None or "--help" in words:
+        return
+    words = words[words.index(script) + 1 :]
+    keys, flags = KEYS[script]
+    if script == "measure.py":
+        keys = measure.COMMANDS[words.pop(0)]
+        flags = keys.flags
+    config, _, _ = configure(keys, words, "", flags)
+    if isinstance(config, TrainConfig):
+        config.resolved()
 
 
-def test_readme_snippets_run(tmp_path):
-    """The five lines on a tiny Hugging Face model, made here instead of downloaded; the study has a plan."""
-    snippet, study = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_exist(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_design_lists_every_module():
+    """By its name, in the tables of docs/design.md; and no module that is not there."""
+    listed = set(re.findall(r"`(\w+\.py)`", (ROOT / "docs/design.md").read_text().split("## Modules")[1]))
+    there = {path.name for path in [*ROOT.glob("*.py"), *LEAVES, *ROOMS] if path.name != "__init__.py"}
+    assert (there - listed, listed - there) == (set(), set())
+
+
+def python_in(page):
+    """The one block of Python of a page."""
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return block
+
+
+def test_the_five_lines_run():
+    """On a tiny Hugging Face model, made here instead of downloaded."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tiny = AutoModelForCausalLM.from_config(LlamaConfig(**shape, vocab_size=64))
+    snippet = python_in(ROOT / "README.md")
     made = re.sub(r"AutoModelForCausalLM\.from_pretrained\(.*?\)", "tiny", snippet)
     assert made != snippet
     names = {"tiny": tiny}
     exec(made, names)
     rates = {group["block"]: group["lr"] for group in names["optimizer"].param_groups}
     assert rates["QK"] == pytest.approx(8 * rates["Norm"])
+
+
+def test_the_study_of_the_page_has_a_plan(tmp_path):
     path = tmp_path / "study.py"
-    path.write_text(study)
+    path.write_text(python_in(ROOT / "docs/comparing.md"))
     assert compare.main([str(path), "--plan"]) == 0
 
 
