@@ -28,9 +28,9 @@ IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a con
 
 
 def configure(cls, argv, about, flags=None, start=None):
-    """Build `cls` from command-line words.
+    """Build `cls` from command-line arguments.
 
-    flags: {name: meaning} of bare words such as --dry_run, which are no keys.
+    flags: {name: meaning} of arguments without a value, such as --dry_run, which are not keys.
     start: an object with the fields of `cls`, whose values take the place of the defaults.
     Returns (config, set of the keys that were given, set of the flags that were given).
     Prints and exits at --help. Raises UserError for an unknown key, a wrong type, a config file that fails.
@@ -44,26 +44,26 @@ def configure(cls, argv, about, flags=None, start=None):
         print(help_text(cls, kinds, values, about, flags))
         sys.exit(0)
     given, given_flags = set(), set()
-    for word in argv:
-        if word.startswith("--") and word[2:] in flags:
-            given_flags.add(word[2:])
+    for arg in argv:
+        if arg.startswith("--") and arg[2:] in flags:
+            given_flags.add(arg[2:])
             continue
-        changes = parse_word(word, kinds, values, flags) if word.startswith("-") else run_file(word, kinds, values)
+        changes = parse_key(arg, kinds, values, flags) if arg.startswith("-") else run_file(arg, kinds, values)
         values.update(changes)
         given.update(changes)
     return cls(**values), given, given_flags
 
 
-def parse_word(word, kinds, values, flags):
+def parse_key(arg, kinds, values, flags):
     """'--lr_mult.QK=6' -> {'lr_mult': {..., 'QK': 6.0}}"""
-    name, equals, text = word.removeprefix("--").partition("=")
+    name, equals, text = arg.removeprefix("--").partition("=")
     key, dot, entry = name.partition(".")
     if name in flags:
-        raise UserError(f"{word}: expected --{name}, which takes no value")
-    if not word.startswith("--") or key not in kinds:
+        raise UserError(f"{arg}: expected --{name}, which takes no value")
+    if not arg.startswith("--") or key not in kinds:
         raise unknown(f"key {name!r}", key.strip("-"), [*kinds, *flags])
     if not equals:
-        raise UserError(f"{word}: expected --{name}=VALUE")
+        raise UserError(f"{arg}: expected --{name}=VALUE")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -124,8 +124,8 @@ def run_file(path, kinds, values):
 def merge(key, value, kind, old, text=None, where=""):
     """value as a `kind`, where a dict changes only the entries of `old` that it names.
 
-    text: what was typed, where it was typed. Raises UserError for a wrong type, and for an entry of a dict whose keys
-    are a Literal (its type then says which there are) that is none of these.
+    text: what was typed, where it was typed. Raises UserError for a wrong type, and for an entry of a dict whose
+    keys are a Literal, if it is none of these.
     """
     if table(kind) and isinstance(value, dict):
         names, member = get_args(table(kind))
@@ -138,8 +138,8 @@ def merge(key, value, kind, old, text=None, where=""):
         return convert(value, kind, text)
     except TypeError:
         names = [c for c in choices(kind) if isinstance(c, str)]
-        words = value if isinstance(value, list | tuple) else str(value).split(",")
-        near = did_you_mean([name for word in words if word not in names for name in close(str(word), names)])
+        members = value if isinstance(value, list | tuple) else str(value).split(",")
+        near = did_you_mean([name for member in members if member not in names for name in close(str(member), names)])
         shown = repr(value) if text is None else text
         raise UserError(f"{where}{key}: expected {describe(kind)}, got {shown}{near}") from None
 
@@ -151,7 +151,7 @@ def table(kind):
 
 
 def convert(value, kind, text=None):
-    """value as a `kind` (a type, a union, a Literal): 1 passes for a float, but True for no number. Else TypeError."""
+    """value as a `kind` (a type, a union, a Literal), else TypeError: 1 is a float too, but True is not a number."""
     if get_origin(kind) in (Union, types.UnionType):
         for member in get_args(kind):
             try:
@@ -162,8 +162,8 @@ def convert(value, kind, text=None):
         if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
             return value
     elif get_origin(kind) is list:
-        words = isinstance(value, str) and text is not None
-        alone = value.split(",") * bool(value) if words else [value]  # QK,VO or 1 was typed
+        typed = isinstance(value, str) and text is not None
+        alone = value.split(",") * bool(value) if typed else [value]  # QK,VO or 1 was typed
         values = value if isinstance(value, list | tuple) else alone
         return [convert(member, get_args(kind)[0]) for member in values]
     elif kind is str and text is not None:

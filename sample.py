@@ -19,17 +19,17 @@ class SampleConfig:
     """The keys of sample.py. Names that nanoGPT has keep its meaning."""
 
     out_dir: Annotated[str, "folder of the run"] = "out"
-    init_from: Annotated[str, "resume: the newest checkpoint in out_dir; hf:DIR_OR_ID, gpt2, ...: weights"] = "resume"
+    init_from: Annotated[str, "resume: newest checkpoint in out_dir; or weights: hf:DIR_OR_ID, gpt2, ..."] = "resume"
     ema: Annotated[bool, "sample from the moving average of the weights (train with --ema_decay)"] = False
-    start: Annotated[str, "text to go on from, or FILE:path to read it from a file"] = "\n"
-    num_samples: Annotated[int, "texts to write"] = 10
-    max_new_tokens: Annotated[int, "length of each, in tokens"] = 500
-    temperature: Annotated[float, "below 1 plays safe, above 1 dares; 0 always takes the likeliest token"] = 0.8
-    top_k: Annotated[int | None, "draw from the k likeliest tokens only; None: from all"] = 200
-    seed: Annotated[int, "of the draws"] = 1337
+    start: Annotated[str, "prompt, or FILE:path to read it from a file"] = "\n"
+    num_samples: Annotated[int, "number of texts"] = 10
+    max_new_tokens: Annotated[int, "length of each text, in tokens"] = 500
+    temperature: Annotated[float, "softmax temperature; 0: greedy"] = 0.8
+    top_k: Annotated[int | None, "number of most likely tokens to draw from; None: all"] = 200
+    seed: Annotated[int, "random seed"] = 1337
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "as in train.py"] = "auto"
-    compile: Annotated[bool, "torch.compile the model"] = False
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision, as in train.py"] = "auto"
+    compile: Annotated[bool, "torch.compile"] = False
 
     def __post_init__(self):
         if self.init_from != "resume" and not re.fullmatch(r"gpt2(-medium|-large|-xl)?|hf:.+", self.init_from):
@@ -72,7 +72,7 @@ def main(config):
     start = read_text(config.start.removeprefix("FILE:")) if config.start.startswith("FILE:") else config.start
     prompt = tokenizer.encode(start)
     if not prompt:
-        raise UserError("start is empty: expected at least one character to go on from")
+        raise UserError("start is empty: expected at least one character")
     if max(prompt) >= model.config.vocab_size:
         raise UserError(f"the tokenizer gives token id {max(prompt)}, the model has {model.config.vocab_size} of them")
     dtype = getattr(torch, auto_dtype(config.dtype, device))
