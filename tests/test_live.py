@@ -17,7 +17,7 @@ from blockwise import UserError
 from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
 from blockwise.curvature.live import Live
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
@@ -92,7 +92,7 @@ def test_the_operator_is_the_dense_one(name, exclude):
     D = dense_scale(model, optimizer, name, 3)[index]
     H = H[index][:, index]
     G = D[:, None] * H * D
-    matrix = Preconditioned(HessianProducts(model, batch, scales), scales.values())
+    matrix = Preconditioned(HessianVectorProduct(model, batch, scales), scales.values())
     assert torch.allclose(matrix.scale, D, rtol=1e-10)
     unseen = 4 if name != "sgd" and not exclude else 0  # the row of the token that never came
     assert (matrix.scale == 0).sum() == unseen
@@ -218,7 +218,7 @@ def test_a_process_without_windows_adds_nothing(data_dir):
     assert x.shape == y.shape == (0, 16)
     model, batch = make("llama", True), make_batch()
     empty = Batch(batch.x[:0], batch.y[:0], [], batch.positions)
-    products = HessianProducts(model, empty, model.parameters())
+    products = HessianVectorProduct(model, empty, model.parameters())
     assert not products(torch.ones(products.size, dtype=torch.float64)).any()
 
 
@@ -234,7 +234,7 @@ def test_probing_computes_in_full_float32(monkeypatch):
     monkeypatch.setattr(type(model), "forward", looking)
     torch.set_float32_matmul_precision("high")
     try:
-        HessianProducts(model, batch, model.parameters())
+        HessianVectorProduct(model, batch, model.parameters())
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -11,7 +11,7 @@ from conftest import finish, metrics, out_dir, run, start
 import measure
 from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint
-from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.distributed import World
 from blockwise.loader import Dataset
 from blockwise.measuring import models
@@ -194,7 +194,7 @@ def hessian_of(small, name):
     model.load_state_dict(saved["model"])
     data = Dataset.open(saved["config"]["data_dir"], saved["config"]["dataset"], 16)
     batch = Batch.sample(data.train, 0, 0, 4, 16, World(0, 1, torch.device("cpu")))
-    products = HessianProducts(model, batch, [model.get_parameter(name)])
+    products = HessianVectorProduct(model, batch, [model.get_parameter(name)])
     return torch.stack([products(row) for row in torch.eye(products.size, dtype=torch.float64)]).numpy()
 
 

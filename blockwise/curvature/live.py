@@ -6,7 +6,7 @@ import time
 import torch
 
 from blockwise.curvature.diagonals import fisher_sharpness
-from blockwise.curvature.hessian import HessianProducts, Preconditioned, alone, norm_rate, scaling
+from blockwise.curvature.hessian import HessianVectorProduct, Preconditioned, no_reduce, norm_rate, scaling
 
 
 class Live:
@@ -21,7 +21,7 @@ class Live:
     and of the first start; micro, total: as everywhere here.
     """
 
-    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, total=alone):
+    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, total=no_reduce):
         self.model, self.batch, self.solve, self.threshold = model, batch, solve, threshold
         self.exclude, self.seed, self.micro, self.total = exclude, seed, micro, total
         self.names = {p: name for name, p in model.named_parameters()}
@@ -45,9 +45,9 @@ class Live:
         scales = scaling(groups, preconditioner, self.exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianProducts(self.model, self.batch, scales, self.micro, self.total)
+        products = HessianVectorProduct(self.model, self.batch, scales, self.micro, self.total)
         matrix = Preconditioned(products, scales.values())
-        start = matrix.entered(self.carried(products.params))
+        start = matrix.to_preconditioned(self.warm_start(products.params))
         try:
             found = self.solve(matrix, start if start.any() else matrix.random(self.seed))
             value, residual = found.value, found.residual
@@ -66,7 +66,7 @@ class Live:
             "curvature/ms": 1000 * (time.perf_counter() - started),
         }
 
-    def carried(self, params):
+    def warm_start(self, params):
         """The vector over these parameters, (n,); 0 for those that it has no part of."""
         vector = self.vector or {}
         parts = [vector.get(self.names[p]) for p in params]
