@@ -165,7 +165,7 @@ def draw(config):
         done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or f"exit status {error.returncode}").splitlines()[-1]
-        warn(f"no figures: {reason}")
+        warn(f"no figures: {reason.removeprefix('error: ')}")
     except OSError as error:
         warn(f"no figures: {error}")
     else:

@@ -27,7 +27,7 @@ import torch
 from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
-from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch, train_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
@@ -149,7 +149,7 @@ def cost(args):
     params = list(model.parameters())
     tracker = live(model, batch, "krylov", args.products)
     take_step(model, optimizer, x, y, model)
-    products = HessianProducts(model, batch, params)
+    products = HessianVectorProduct(model, batch, params)
     v = torch.randn(products.size)
 
     def forward_and_backward():
@@ -164,7 +164,7 @@ def cost(args):
         ways |= {"a compiled step": torch.compile(model), "a bfloat16 step": in_bfloat16}
     sides = {
         "forward and backward": forward_and_backward,
-        "graph of the gradient": lambda: HessianProducts(model, batch, params),
+        "graph of the gradient": lambda: HessianVectorProduct(model, batch, params),
         "a further product": lambda: products(v),
         "a measurement": lambda: tracker.curvature(optimizer.param_groups, preconditioner(optimizer)),
     }

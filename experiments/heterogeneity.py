@@ -69,7 +69,7 @@ from figures import STYLES, panels, save, table
 from torch import nn
 
 from blockwise.checkpoint import load_checkpoint, require_checkpoint
-from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.curvature.spectra import Spectrum, js_distances, js_noise, quadrature
 from blockwise.loader import Dataset, eval_starts
 from blockwise.logger import first_line
@@ -148,7 +148,7 @@ def spectra(model, batch, names, config):
     model = copy.deepcopy(model).double()
     parameters, found = dict(model.named_parameters()), {}
     for number, name in enumerate(names):
-        products = HessianProducts(model, batch, [parameters[name]])
+        products = HessianVectorProduct(model, batch, [parameters[name]])
         steps = min(config.lanczos_steps, products.size)
         generator = torch.Generator().manual_seed(number)
         found[name] = quadrature(products, products.size, steps, config.probes, generator, dtype=torch.float64)

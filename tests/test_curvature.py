@@ -20,7 +20,7 @@ from blockwise.curvature.diagonals import (
     sampled_labels,
     untied,
 )
-from blockwise.curvature.hessian import Batch, HessianProducts, gradient, probing
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, double_backward_mode, gradient
 from model import ModelConfig, Transformer
 
 V, T, N = 5, 4, 4
@@ -99,12 +99,12 @@ def test_products_are_the_explicit_hessians(model_type, tied):
     model, batch = make(model_type, tied), make_batch()
     H = explicit_hessian(model_type, tied)
     assert (H - H.T).abs().max() < 1e-12
-    products = HessianProducts(model, batch, model.parameters())
+    products = HessianVectorProduct(model, batch, model.parameters())
     for _ in range(5):
         v = torch.randn(len(H), dtype=torch.float64)
         assert torch.allclose(products(v), H @ v, atol=1e-10)
     for (name, p), where in zip(model.named_parameters(), slices(model).values(), strict=True):
-        part = HessianProducts(model, batch, [p])
+        part = HessianVectorProduct(model, batch, [p])
         v = torch.randn(p.numel(), dtype=torch.float64)
         assert torch.allclose(part(v), H[where, where] @ v, atol=1e-11), name
 
@@ -114,7 +114,7 @@ def test_estimates_are_within_four_standard_errors(model_type, tied):
     """Of every block's explicit trace, by both estimators."""
     model, batch = make(model_type, tied), make_batch()
     params = list(model.parameters())
-    products = HessianProducts(model, batch, params)
+    products = HessianVectorProduct(model, batch, params)
     truths = {"fisher": explicit_fisher(model, batch), "hessian": explicit_hessian(model_type, tied).diagonal()}
     samples = {
         "fisher": [fisher_diagonal(model, batch, params, 0, draw) for draw in range(200)],
@@ -143,7 +143,7 @@ def test_the_standard_error_covers(model_type, tied, kind):
     """Of 50 estimates of ten draws, the truth lies within two of their standard errors in about 93 %."""
     model, batch = make(model_type, tied), make_batch()
     params = list(model.parameters())
-    products = HessianProducts(model, batch, params)
+    products = HessianVectorProduct(model, batch, params)
     truth = explicit_fisher(model, batch) if kind == "fisher" else explicit_hessian(model_type, tied).diagonal()
     hits = []
     for seed in range(50):
@@ -161,8 +161,8 @@ def test_the_standard_error_covers(model_type, tied, kind):
 def test_the_cut_into_micro_batches_does_not_matter(micro):
     model, batch = make("gpt2", True), make_batch()
     params = list(model.parameters())
-    whole = HessianProducts(model, batch, params)
-    cut = HessianProducts(model, batch, params, micro)
+    whole = HessianVectorProduct(model, batch, params)
+    cut = HessianVectorProduct(model, batch, params, micro)
     for a, b in (
         (fisher_diagonal(model, batch, params, 0, 0), fisher_diagonal(model, batch, params, 0, 0, micro)),
         (data_diagonal(model, batch, params), data_diagonal(model, batch, params, micro)),
@@ -188,13 +188,13 @@ def test_processes_share_a_batch():
     def total(mine):
         return [m + other for m, other in zip(mine, second, strict=True)]
 
-    squared = data_diagonal(model, halves[0], params, total=total)
+    squared = data_diagonal(model, halves[0], params, all_reduce=total)
     assert torch.allclose(flat(squared), flat(data_diagonal(model, batch, params)), rtol=1e-9)
 
 
 def test_labels_follow_the_model_and_their_key():
     model, batch = make("llama", False), make_batch(windows=1)
-    with probing(model), torch.no_grad():
+    with double_backward_mode(model), torch.no_grad():
         chances = model(batch.x)[0, -1].softmax(-1)
     draws = torch.stack([sampled_labels(model, batch, 0, draw)[0, -1] for draw in range(3000)])
     counts = torch.bincount(draws, minlength=V) / 3000
@@ -228,7 +228,7 @@ def test_nothing_that_trains_is_touched():
     params = list(model.parameters())
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     fisher_diagonal(model, batch, params, 0, 0)
-    hessian_diagonal(HessianProducts(model, batch, params), 0, 0, 0)
+    hessian_diagonal(HessianVectorProduct(model, batch, params), 0, 0, 0)
     empirical_fisher_diagonal(model, batch, params)
     assert model.training and all(p.grad is None for p in params)
     assert torch.equal(state, torch.get_rng_state())

@@ -17,7 +17,7 @@ from blockwise import UserError
 from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
@@ -92,7 +92,7 @@ def test_the_operator_is_the_dense_one(name, exclude):
     D = dense_scale(model, optimizer, name, 3)[index]
     H = H[index][:, index]
     G = D[:, None] * H * D
-    matrix = Preconditioned(HessianProducts(model, batch, scales), scales.values())
+    matrix = Preconditioned(HessianVectorProduct(model, batch, scales), scales.values())
     assert torch.allclose(matrix.scale, D, rtol=1e-10)
     unseen = 4 if name != "sgd" and not exclude else 0  # the row of the token that never came
     assert (matrix.scale == 0).sum() == unseen
@@ -104,8 +104,8 @@ def test_the_operator_is_the_dense_one(name, exclude):
     value = torch.linalg.eigvalsh(G)[-1].item()
     assert row["curvature/lambda_max"] == pytest.approx(value, rel=1e-6)
     assert row["curvature/lr_lambda"] == pytest.approx(2.5e-4 * value, rel=1e-6)
-    assert (row["curvature/threshold"], tracker.vector.keys()) == (38.0, {names[p] for p in scales})
-    x = flat([tracker.vector[names[p]] for p in scales])  # in the parameters' space: H x = lambda P R^(-1) x
+    assert (row["curvature/threshold"], tracker.eigenvector.keys()) == (38.0, {names[p] for p in scales})
+    x = flat([tracker.eigenvector[names[p]] for p in scales])  # in the parameters' space: H x = lambda P R^(-1) x
     inside = D > 0
     assert torch.allclose((H @ x)[inside], value * (x / D**2)[inside], atol=1e-5 * value * (x / D**2)[inside].norm())
 
@@ -137,7 +137,7 @@ def test_the_vector_is_carried_in_the_space_of_the_parameters():
 
     tracker = live(model, batch, spy)
     tracker.curvature(optimizer.param_groups, preconditioner(optimizer))
-    carried = copy.deepcopy(tracker.vector)
+    carried = copy.deepcopy(tracker.eigenvector)
     model(batch.x, batch.y).backward()
     optimizer.step()
     for group in optimizer.param_groups:
@@ -149,7 +149,7 @@ def test_the_vector_is_carried_in_the_space_of_the_parameters():
     assert torch.allclose(starts[1] * D, x) and (starts[1][D == 0] == 0).all() and (D == 0).sum() == 4
 
     fresh = live(model, batch, spy, seed=1)
-    fresh.vector = {name: value for name, value in carried.items() if "blocks.0" not in name}  # a part alone
+    fresh.eigenvector = {name: value for name, value in carried.items() if "blocks.0" not in name}  # a part alone
     fresh.curvature(optimizer.param_groups, preconditioner(optimizer))
     parts = dict(zip((names[p] for p in scales), starts[2].split([p.numel() for p in scales]), strict=True))
     assert not parts["blocks.0.attn.q_proj.weight"].any() and parts["blocks.1.attn.q_proj.weight"].any()
@@ -175,7 +175,7 @@ def test_a_product_that_is_not_finite():
     with torch.no_grad():
         model.norm_f.weight[0] = math.inf
     row = tracker.curvature(optimizer.param_groups, preconditioner(optimizer))
-    assert math.isnan(row["curvature/lambda_max"]) and math.isnan(row["curvature/residual"]) and tracker.vector is None
+    assert math.isnan(row["curvature/lambda_max"]) and math.isnan(row["curvature/residual"]) and tracker.eigenvector is None
 
 
 def test_the_threshold_is_where_a_quadratic_diverges():
@@ -218,7 +218,7 @@ def test_a_process_without_windows_adds_nothing(data_dir):
     assert x.shape == y.shape == (0, 16)
     model, batch = make("llama", True), make_batch()
     empty = Batch(batch.x[:0], batch.y[:0], [], batch.positions)
-    products = HessianProducts(model, empty, model.parameters())
+    products = HessianVectorProduct(model, empty, model.parameters())
     assert not products(torch.ones(products.size, dtype=torch.float64)).any()
 
 
@@ -234,7 +234,7 @@ def test_probing_computes_in_full_float32(monkeypatch):
     monkeypatch.setattr(type(model), "forward", looking)
     torch.set_float32_matmul_precision("high")
     try:
-        HessianProducts(model, batch, model.parameters())
+        HessianVectorProduct(model, batch, model.parameters())
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

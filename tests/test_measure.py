@@ -10,9 +10,11 @@ from conftest import finish, metrics, out_dir, run, start
 
 import measure
 from blockwise import UserError
-from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.checkpoint import load_checkpoint
+from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.distributed import World
 from blockwise.loader import Dataset
+from blockwise.measuring import models
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -113,6 +115,41 @@ def test_the_checkpoint_stays_as_it_is(trained, small):
     assert all((out_dir(small) / name).read_bytes() == content for name, content in before.items())
 
 
+def test_figures_that_fail_are_a_warning(trained, small, tmp_path, capsys, monkeypatch):
+    """Without matplotlib, the traceback of plot.py becomes one line, and the numbers are on the disk."""
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('no matplotlib here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert curvature(trained, "--products=1", "--preconditioner=none", "--batch_size=1", "--device=cpu") == 0
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    (warning,) = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert warning == "warning: no figures: ModuleNotFoundError: no matplotlib here"
+    assert largest(out_dir(small))["step"] == 8
+
+
+def test_every_checkpoint_is_loaded_once(trained, small, monkeypatch):
+    loaded = []
+
+    def counted(path):
+        loaded.append(path.name)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr(models, "load_checkpoint", counted)
+    monkeypatch.setattr(measure, "draw", lambda _: None)
+    spectrum(trained, "--blocks=blocks.0.norm1.*", "--full=False", *SHORT, "--checkpoints=all")
+    assert loaded == [f"ckpt_{step:08d}.pt" for step in (0, 4, 8)]
+
+
+def test_spectra_while_layers_are_put_to_work(small, monkeypatch):
+    """Checkpoints of an architecture warm-up: a later one has more to measure than the first."""
+    run(*small, *LLAMA, "--arch_warmup=True", "--arch_warmup_groups=1", "--warmup_iters=6")
+    monkeypatch.setattr(measure, "draw", lambda _: None)
+    words = (f"--out_dir={out_dir(small)}", *SHORT, "--blocks=*.norm1.*", "--full=False", "--checkpoints=all")
+    spectrum(*words)
+    counts = [len(eigenvalues(out_dir(small), step)["blocks"]) for step in (0, 4, 8)]
+    assert counts == [1, 1, 2]
+
+
 def test_mistakes(trained, small, tmp_path):
     for words, expected in (
         ([f"--out_dir={tmp_path / 'none'}"], "no checkpoint in"),
@@ -157,7 +194,7 @@ def hessian_of(small, name):
     model.load_state_dict(saved["model"])
     data = Dataset.open(saved["config"]["data_dir"], saved["config"]["dataset"], 16)
     batch = Batch.sample(data.train, 0, 0, 4, 16, World(0, 1, torch.device("cpu")))
-    products = HessianProducts(model, batch, [model.get_parameter(name)])
+    products = HessianVectorProduct(model, batch, [model.get_parameter(name)])
     return torch.stack([products(row) for row in torch.eye(products.size, dtype=torch.float64)]).numpy()
 
 

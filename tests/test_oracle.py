@@ -11,7 +11,7 @@ from test_curvature import MODELS, explicit_fisher, make, make_batch, slices
 
 from blockwise.blocks import blocks_of
 from blockwise.curvature.eigenvalues import lanczos
-from blockwise.curvature.hessian import HessianProducts, probing
+from blockwise.curvature.hessian import HessianVectorProduct, double_backward_mode
 
 
 def within(block):
@@ -44,9 +44,9 @@ def test_hessian_products_of_every_block(model_type, tied):
     model, batch = make(model_type, tied), make_batch()
     for block in (None, *blocks_of(model).values()):
         params = [p for _, p in block] if block else list(model.parameters())
-        ours = HessianProducts(model, batch, params)
+        ours = HessianVectorProduct(model, batch, params)
         v = start(ours.size)
-        with probing(model):
+        with double_backward_mode(model):
             theirs = their_hessian(model, batch, block).matvec(v)
         assert torch.allclose(ours(v), theirs, rtol=1e-9, atol=1e-12)
 
@@ -59,7 +59,7 @@ def test_the_fisher_is_the_gauss_newton_matrix(model_type, tied):
     for where in slices(model).values():
         entry = where.start + int(fisher[where].argmax())
         unit = F.one_hot(torch.tensor(entry), theirs.size).double()
-        with probing(model):
+        with double_backward_mode(model):
             found = theirs.matvec(unit)[entry].item()
         assert found == pytest.approx(fisher[entry].item(), rel=1e-9)
 
@@ -68,8 +68,8 @@ def test_the_fisher_is_the_gauss_newton_matrix(model_type, tied):
 def test_lanczos_and_the_largest_eigenvalue(model_type, tied):
     """From the same start the same tridiagonal matrix; from another the same largest eigenvalue."""
     model, batch = make(model_type, tied), make_batch()
-    ours, theirs = HessianProducts(model, batch, model.parameters()), their_hessian(model, batch)
-    with probing(model):
+    ours, theirs = HessianVectorProduct(model, batch, model.parameters()), their_hessian(model, batch)
+    with double_backward_mode(model):
         expected = lanczos_tridiagonal(theirs, start(ours.size), 20)
         largest = their_lanczos(theirs, max_iter=60, k=1, reorthogonalize=True, seed=1)
     found = lanczos(ours, start(ours.size), 20)

@@ -12,43 +12,43 @@ import numpy as np
 import torch
 
 from blockwise.blocks import blocks_of, layer_of
-from blockwise.curvature.hessian import alone, gradient, keyed, probing
+from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, no_reduce
 
 
-def fisher_diagonal(model, batch, params, seed, draw, micro=None, total=alone):
+def fisher_diagonal(model, batch, params, seed, draw, micro=None, all_reduce=no_reduce):
     """Gauss-Newton-Bartlett sample of the Fisher's diagonal: B times the squared gradient on sampled labels.
 
     Sophia's estimator (arXiv 2305.14342, section 2.3) with the paper's B (arXiv 2502.19002): labels are drawn from
     the model, and the gradient of the mean loss over all B positions is squared once.
     """
-    generated = gradient(model, batch, params, micro, total, lambda part: sampled_labels(model, part, seed, draw))
+    generated = gradient(model, batch, params, micro, all_reduce, lambda part: sampled_labels(model, part, seed, draw))
     return [batch.positions * g.square() for g in generated]
 
 
-def data_diagonal(model, batch, params, micro=None, total=alone):
+def data_diagonal(model, batch, params, micro=None, all_reduce=no_reduce):
     """The same formula on the data's own labels. Not the Fisher: it holds B times the squared true gradient besides."""
-    return [batch.positions * g.square() for g in gradient(model, batch, params, micro, total)]
+    return [batch.positions * g.square() for g in gradient(model, batch, params, micro, all_reduce)]
 
 
-def empirical_fisher_diagonal(model, batch, params, total=alone):
+def empirical_fisher_diagonal(model, batch, params, all_reduce=no_reduce):
     """T times the mean over windows of the squared gradient of a window's mean loss on the data's labels.
 
     Per position, as the Fisher is, under the reading that the gradients of a window's positions are uncorrelated.
     """
     sums = [torch.zeros_like(p) for p in params]
-    with probing(model):
+    with double_backward_mode(model):
         for part in batch.cut(1):
             for into, grad in zip(sums, torch.autograd.grad(model(part.x, part.y), params), strict=True):
                 into += grad.square() * (part.y.numel() ** 2 / batch.positions)
-    return total(sums)
+    return all_reduce(sums)
 
 
-def hessian_diagonal(products, seed, number, draw):
-    """Hutchinson's sample of the Hessian's diagonal, v * H v for random signs v. products: HessianProducts."""
+def hessian_diagonal(hessian, seed, number, draw):
+    """Hutchinson's sample of the Hessian's diagonal, v * H v for random signs v. hessian: HessianVectorProduct."""
     generator = keyed(seed, number, draw)
-    signs = [torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for p in products.params]
-    signs = [s.to(p) for s, p in zip(signs, products.params, strict=True)]
-    return [s * h for s, h in zip(signs, products.of(signs), strict=True)]
+    signs = [torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for p in hessian.params]
+    signs = [s.to(p) for s, p in zip(signs, hessian.params, strict=True)]
+    return [s * h for s, h in zip(signs, hessian.hvp(signs), strict=True)]
 
 
 def sampled_labels(model, batch, seed, draw):
@@ -56,7 +56,7 @@ def sampled_labels(model, batch, seed, draw):
 
     By inverting the distribution in float64, so that rounding does not change them.
     """
-    with probing(model), torch.no_grad():
+    with double_backward_mode(model), torch.no_grad():
         chances = model(batch.x).double().softmax(-1).cumsum(-1)  # (N, T, V)
     shape = batch.x.shape[1:]
     u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, w), dtype=torch.float64) for w in batch.windows]
@@ -64,7 +64,7 @@ def sampled_labels(model, batch, seed, draw):
     return torch.searchsorted(chances, u, right=True).squeeze(-1).clamp_(max=chances.size(-1) - 1)
 
 
-def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, total=alone):
+def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce):
     """{block type: average Fisher sharpness on `batch`}: the mean over `draws`, the numbers of draws of labels.
 
     blocks: {block type: its parameters}. The diagonal's trace alone, so that no more than a gradient is held.
@@ -73,7 +73,7 @@ def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, total=alone)
     traces = dict.fromkeys(blocks, 0.0)
     for draw in draws:
         labels = partial(sampled_labels, model, seed=seed, draw=draw)
-        squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, total, labels))
+        squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, all_reduce, labels))
         for block, members in blocks.items():
             traces[block] += batch.positions * sum(next(squares) for _ in members)
     return {b: traces[b] / len(draws) / sum(p.numel() for p in members) for b, members in blocks.items()}

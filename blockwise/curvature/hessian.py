@@ -47,7 +47,7 @@ class Batch:
 
 
 @contextmanager
-def probing(model):
+def double_backward_mode(model):
     """Where a model's loss can be differentiated twice, as it is without dropout, in full float32."""
     training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
@@ -60,36 +60,37 @@ def probing(model):
         torch.set_float32_matmul_precision(precision)
 
 
-def alone(tensors):
+def no_reduce(tensors):
     """The sum over processes, where there is one."""
     return tensors
 
 
-def gradient(model, batch, params, micro=None, total=alone, targets=None):
+def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=None):
     """Gradient of the mean loss over the whole batch: a list of tensors like `params`.
 
-    micro: windows per micro-batch. total: sums a list of tensors over the processes. targets: a function of a
+    micro: windows per micro-batch. all_reduce: sums a list of tensors over the processes. targets: a function of a
     micro-batch that gives other labels than the data's, (N, T).
     """
     sums = [torch.zeros_like(p) for p in params]
-    with probing(model):
+    with double_backward_mode(model):
         for part in batch.cut(micro):
             y = part.y if targets is None else targets(part)
             loss = model(part.x, y) * (y.numel() / batch.positions)
             for into, grad in zip(sums, torch.autograd.grad(loss, params), strict=True):
                 into += grad
-    return total(sums)
+    return all_reduce(sums)
 
 
-class HessianProducts:
+class HessianVectorProduct:
     """Products with the Hessian of the mean loss over a batch, with respect to `params` alone: its diagonal block.
 
     Where the batch is one micro-batch, the gradient's graph is built once and kept, and a product costs one backward
     pass through it; else every product builds the graphs anew, one after the other.
     """
 
-    def __init__(self, model, batch, params, micro=None, total=alone):
-        self.model, self.batch, self.params, self.micro, self.total = model, batch, list(params), micro, total
+    def __init__(self, model, batch, params, micro=None, all_reduce=no_reduce):
+        self.model, self.batch, self.params, self.micro = model, batch, list(params), micro
+        self.all_reduce = all_reduce
         self.size = sum(p.numel() for p in self.params)
         self.kept = None
         parts = list(batch.cut(micro))
@@ -97,49 +98,49 @@ class HessianProducts:
             self.kept = self._gradient(parts[0])
 
     def _gradient(self, part):
-        with probing(self.model):
+        with double_backward_mode(self.model):
             loss = self.model(part.x, part.y) * (part.y.numel() / self.batch.positions)
             return torch.autograd.grad(loss, self.params, create_graph=True)
 
-    def of(self, vectors):
+    def hvp(self, vectors):
         """H times `vectors`, a list of tensors like `params`; returns such a list."""
         sums = [torch.zeros_like(p) for p in self.params]
         parts = [None] if self.kept else self.batch.cut(self.micro)
         for part in parts:
             grads = self.kept or self._gradient(part)
-            with probing(self.model):
+            with double_backward_mode(self.model):
                 products = torch.autograd.grad(
                     grads, self.params, vectors, retain_graph=self.kept is not None, materialize_grads=True
                 )
             for into, product in zip(sums, products, strict=True):
                 into += product
-        return self.total(sums)
+        return self.all_reduce(sums)
 
     def __call__(self, v):
         """The same on flat vectors, (n,) -> (n,): a matvec for `eigenvalues`."""
         pieces = v.split([p.numel() for p in self.params])
         vectors = [piece.view_as(p) for piece, p in zip(pieces, self.params, strict=True)]
-        return torch.cat([product.flatten() for product in self.of(vectors)])
+        return torch.cat([product.flatten() for product in self.hvp(vectors)])
 
 
 class Preconditioned:
     """Products with D H D, D = R^(1/2) P^(-1/2) diagonal: a matvec for `eigenvalues`.
 
-    products: HessianProducts; scales: D's entries, tensors like its params. Coordinates where D is 0 are left out.
+    hessian: HessianVectorProduct; scales: D's entries, tensors like its params. Coordinates where D is 0 are left out.
     """
 
-    def __init__(self, products, scales):
-        self.products = products
+    def __init__(self, hessian, scales):
+        self.hessian = hessian
         self.scale = torch.cat([scale.flatten() for scale in scales])  # (n,)
 
     def __call__(self, v):
-        return self.scale * self.products(self.scale * v)
+        return self.scale * self.hessian(self.scale * v)
 
     def random(self, seed):
         """A vector (n,) to start from, which belongs to the seed."""
         return torch.randn(len(self.scale), generator=keyed(seed)).to(self.scale) * (self.scale > 0)
 
-    def entered(self, x):
+    def to_preconditioned(self, x):
         """The v for which D v = x, up to what D leaves out: both (n,)."""
         return torch.where(self.scale > 0, x / self.scale, 0.0)
 

@@ -6,7 +6,7 @@ import time
 import torch
 
 from blockwise.curvature.diagonals import fisher_sharpness
-from blockwise.curvature.hessian import HessianProducts, Preconditioned, alone, norm_rate, scaling
+from blockwise.curvature.hessian import HessianVectorProduct, Preconditioned, no_reduce, norm_rate, scaling
 
 
 class CurvatureTracker:
@@ -16,16 +16,16 @@ class CurvatureTracker:
     eigenvector v on, as the direction x = R^(1/2) P^(-1/2) v of the parameters: P^(1/2) R^(-1/2) x under the next P
     and R is the transport of arXiv 2606.16768, and needs no old P.
 
-    vector: {name of a parameter: its part of x}, None before the first time: what an exact resume needs.
-    solve: (matvec, start) -> eigenvalues.Eigenvalue; threshold: of the optimizer; exclude: block types; seed: of labels
-    and of the first start; micro, total: as everywhere here.
+    eigenvector: {name of a parameter: its part of x}, None before the first time: what an exact resume needs.
+    solve: (matvec, start) -> eigenvalues.Eigenvalue; threshold: the optimizer's; exclude: block types to leave out;
+    seed: for labels and the first start; micro: sequences at a time; all_reduce: sums tensors over the processes.
     """
 
-    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, total=alone):
+    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, all_reduce=no_reduce):
         self.model, self.batch, self.solve, self.threshold = model, batch, solve, threshold
-        self.exclude, self.seed, self.micro, self.total = exclude, seed, micro, total
+        self.exclude, self.seed, self.micro, self.all_reduce = exclude, seed, micro, all_reduce
         self.names = {p: name for name, p in model.named_parameters()}
-        self.vector = None
+        self.eigenvector = None
 
     def sharpness(self, draw, groups, batch=None):
         """sharpness/BLOCK of every block, on labels of this number. batch: another than its own."""
@@ -33,7 +33,7 @@ class CurvatureTracker:
         for group in groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
         batch = batch or self.batch
-        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.total)
+        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.all_reduce)
         return {f"sharpness/{block}": value for block, value in found.items()}
 
     def curvature(self, groups, preconditioner):
@@ -45,19 +45,19 @@ class CurvatureTracker:
         scales = scaling(groups, preconditioner, self.exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianProducts(self.model, self.batch, scales, self.micro, self.total)
+        products = HessianVectorProduct(self.model, self.batch, scales, self.micro, self.all_reduce)
         matrix = Preconditioned(products, scales.values())
-        start = matrix.entered(self.carried(products.params))
+        start = matrix.to_preconditioned(self.warm_start(products.params))
         try:
             found = self.solve(matrix, start if start.any() else matrix.random(self.seed))
             value, residual = found.value, found.residual
         except FloatingPointError:
             value = residual = math.nan
-        self.vector = None
+        self.eigenvector = None
         if math.isfinite(value):
             pieces = (matrix.scale * found.vector).split([p.numel() for p in products.params])
             pairs = zip(products.params, pieces, strict=True)
-            self.vector = {self.names[p]: piece.view_as(p).clone() for p, piece in pairs}
+            self.eigenvector = {self.names[p]: piece.view_as(p).clone() for p, piece in pairs}
         return {
             "curvature/lambda_max": value,
             "curvature/lr_lambda": norm_rate(groups) * value,
@@ -66,9 +66,9 @@ class CurvatureTracker:
             "curvature/ms": 1000 * (time.perf_counter() - started),
         }
 
-    def carried(self, params):
+    def warm_start(self, params):
         """The vector over these parameters, (n,); 0 for those that it has no part of."""
-        vector = self.vector or {}
+        vector = self.eigenvector or {}
         parts = [vector.get(self.names[p]) for p in params]
         parts = [torch.zeros_like(p) if x is None else x.to(p) for p, x in zip(params, parts, strict=True)]
         return torch.cat([part.flatten() for part in parts])

@@ -12,7 +12,7 @@ from blockwise import UserError
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.curvature.eigenvalues import largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianProducts, Preconditioned, scaling
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
 from blockwise.files import write_text
 from blockwise.lr_multipliers import multipliers_at
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
@@ -22,26 +22,26 @@ from blockwise.schedules import block_rate
 def measure(config, models, split, world):
     """Measure every model, with and without its optimizer's preconditioner; rank 0 writes a JSON file for each."""
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
-    alone = config.init_from != "resume" or config.preconditioner == "none"
-    products = len(models) * config.products * (1 if alone else 2)
+    plain_only = config.init_from != "resume" or config.preconditioner == "none"
+    products = len(models) * config.products * (1 if plain_only else 2)
     with tqdm(total=products, unit="product", disable=not world.is_master, mininterval=2) as progress:
         for step, load in models:
             model, saved = load()
             model, started = model.to(world.device), time.perf_counter()
-            scales, optimizer = ({}, {}) if alone else met_by_optimizer(config, saved, model)
+            scales, optimizer = ({}, {}) if plain_only else preconditioner_scales(config, saved, model)
             identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
-            found = {"hessian": top(config, step, model, identity, batch, world, progress)}
+            found = {"hessian": largest_eigenvalue_of(config, step, model, identity, batch, world, progress)}
             if scales:
-                value = top(config, step, model, scales, batch, world, progress)
+                value = largest_eigenvalue_of(config, step, model, scales, batch, world, progress)
                 rate = {"lr_lambda": optimizer["lr"]["Norm"] * value["lambda_max"]}
                 found["preconditioned"] = value | rate | optimizer | {"exclude": config.exclude}
-            elif not alone:
+            elif not plain_only:
                 progress.total -= config.products
             if world.is_master:
                 write_curvature(config, step, found, time.perf_counter() - started)
 
 
-def met_by_optimizer(config, saved, model):
+def preconditioner_scales(config, saved, model):
     """R^(1/2) P^(-1/2) of a checkpoint's optimizer, {} where it has none, and what belongs to it: lr, threshold."""
     run, step = SimpleNamespace(**saved["config"]), saved["step"]
     adam = run.optimizer in ("adamw", "adam_mini")
@@ -63,10 +63,10 @@ def met_by_optimizer(config, saved, model):
     return scales, {"lr": rates, "threshold": stability_threshold(run.optimizer, run.beta1)}
 
 
-def top(config, step, model, scales, batch, world, progress):
+def largest_eigenvalue_of(config, step, model, scales, batch, world, progress):
     """The largest eigenvalue of D H D with D's entries `scales`, {parameter: tensor}, and how sure it is."""
-    products = HessianProducts(model, batch, scales, config.micro_batch, world.all_reduce_sum)
-    matrix = Preconditioned(products, scales.values())
+    hessian = HessianVectorProduct(model, batch, scales, config.micro_batch, world.all_reduce_sum)
+    matrix = Preconditioned(hessian, scales.values())
 
     def counted(v):
         progress.update()

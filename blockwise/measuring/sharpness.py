@@ -19,7 +19,7 @@ from blockwise.curvature.diagonals import (
     hessian_diagonal,
     untied,
 )
-from blockwise.curvature.hessian import Batch, HessianProducts
+from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.files import write_text
 from blockwise.lr_multipliers import as_arguments, multipliers
 
@@ -36,7 +36,7 @@ def measure(config, models, split, world, suggest):
             for number in range(config.batches):
                 batch = Batch.sample(split, config.seed, number, config.batch_size, config.block_size, world)
                 drawn = []
-                for draw, sample in enumerate(samples_of(config, model, batch, repeats, world)):
+                for draw, sample in enumerate(diagonal_samples(config, model, batch, repeats, world)):
                     if not all(torch.isfinite(d).all() for d in sample):
                         raise UserError(f"step {step}, batch {number}, draw {draw}: the curvature is not finite")
                     drawn.append(sample)
@@ -46,7 +46,7 @@ def measure(config, models, split, world, suggest):
                 write_sharpness(config, step, diagonal, repeats, time.perf_counter() - started, suggest)
 
 
-def samples_of(config, model, batch, repeats, world):
+def diagonal_samples(config, model, batch, repeats, world):
     """One sample of the diagonal for each draw."""
     params, micro = [p for p in model.parameters() if p.requires_grad], config.micro_batch
     if config.kind == "data_labels":
@@ -57,9 +57,9 @@ def samples_of(config, model, batch, repeats, world):
         for draw in range(repeats):
             yield fisher_diagonal(model, batch, params, config.seed, draw, micro, world.all_reduce_sum)
     else:
-        products = HessianProducts(model, batch, params, micro, world.all_reduce_sum)
+        hessian = HessianVectorProduct(model, batch, params, micro, world.all_reduce_sum)
         for draw in range(repeats):
-            yield hessian_diagonal(products, config.seed, batch.number, draw)
+            yield hessian_diagonal(hessian, config.seed, batch.number, draw)
 
 
 def write_sharpness(config, step, diagonal, draws, seconds, suggest):

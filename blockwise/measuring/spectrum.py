@@ -12,7 +12,7 @@ from tqdm import tqdm
 from blockwise import UserError
 from blockwise.blocks import BLOCKS, blocks_of, layer_of
 from blockwise.curvature.eigenvalues import power_iteration
-from blockwise.curvature.hessian import Batch, HessianProducts, keyed
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, keyed
 from blockwise.curvature.spectra import bin_edges, js_distances, js_noise, quadrature
 from blockwise.files import write_text
 from blockwise.hardware import free_memory
@@ -29,7 +29,7 @@ def measure(config, models, split, world):
         for number, (step, load) in enumerate(models):
             model = load()[0]
             blocks = blocks_to_measure(config, model)
-            steps = steps_of(config, blocks)
+            steps = lanczos_steps(config, blocks)
             if number == 0:
                 require_memory(config, blocks, steps, world.device)
             budget = sum(config.probes * count + POWER_PRODUCTS for count in steps.values())
@@ -40,8 +40,8 @@ def measure(config, models, split, world):
                 progress.set_postfix_str(name)
                 before = progress.n
                 try:
-                    products = HessianProducts(model, batch, params, config.micro_batch, world.all_reduce_sum)
-                    found[name] = spectrum_of(config, name, products, steps[name], world.device, progress.update)
+                    hessian = HessianVectorProduct(model, batch, params, config.micro_batch, world.all_reduce_sum)
+                    found[name] = spectrum_of(config, name, hessian, steps[name], world.device, progress.update)
                 except FloatingPointError:
                     raise UserError(f"step {step}, {name}: the curvature is not finite") from None
                 progress.update(before + config.probes * steps[name] + POWER_PRODUCTS - progress.n)  # if it ended early
@@ -75,7 +75,7 @@ def blocks_to_measure(config, model):
     return chosen | ({"full": [p for _, p in trained]} if config.full else {})
 
 
-def steps_of(config, blocks):
+def lanczos_steps(config, blocks):
     """{block: Lanczos steps}. Raises UserError where more were asked for than a block has parameters."""
     sizes = {name: sum(p.numel() for p in params) for name, params in blocks.items()}
     for name, size in sizes.items():
@@ -97,13 +97,13 @@ def require_memory(config, blocks, steps, device):
         )
 
 
-def spectrum_of(config, name, products, steps, device, progress):
+def spectrum_of(config, name, hessian, steps, device, progress):
     """What is written of one block: its quadrature, and power iteration's word on the largest magnitude."""
     like = {"device": device, "dtype": getattr(torch, config.dtype)}
     own = keyed(config.seed, zlib.crc32(name.encode()))  # blocks that share their probes would look alike
-    density = quadrature(products, products.size, steps, config.probes, own, progress=progress, **like)
-    start = torch.randn(products.size, generator=own, dtype=torch.float64).to(**like)
-    return density, power_iteration(products, start, POWER_PRODUCTS)
+    density = quadrature(hessian, hessian.size, steps, config.probes, own, progress=progress, **like)
+    start = torch.randn(hessian.size, generator=own, dtype=torch.float64).to(**like)
+    return density, power_iteration(hessian, start, POWER_PRODUCTS)
 
 
 def write_spectrum(config, step, found, steps, seconds):

@@ -25,10 +25,10 @@ class LiveCurvature:
             exclude=config.curvature_exclude,
             seed=config.seed,
             micro=config.batch_size,
-            total=world.all_reduce_sum,
+            all_reduce=world.all_reduce_sum,
         )
         if checkpoint and config.curvature_interval:
-            self.tracker.vector = checkpoint["eigenvector"]
+            self.tracker.eigenvector = checkpoint["eigenvector"]
 
     def batch(self, number):
         config = self.config
@@ -49,4 +49,4 @@ class LiveCurvature:
         return {key.removeprefix("sharpness/"): value for key, value in found.items()}
 
     def state_dict(self):
-        return {"eigenvector": self.tracker.vector}
+        return {"eigenvector": self.tracker.eigenvector}
