@@ -1,17 +1,21 @@
 """Tokenized data sets, and batches that are addressed, not streamed.
 
 A batch is a function of (seed, step, micro-step): there is no position to save, a resumed run sees what it would have
-seen, and so does any number of processes. Format: data/NAME/{train,val}.bin, little-endian uint16 token ids, and
-meta.json; nanoGPT's meta.pkl, or no description at all (GPT-2 tokens), are read too.
+seen, and so does any number of processes. Format: data/NAME/{train,val}.bin, little-endian token ids, uint16 or uint32
+as meta.json says; nanoGPT's meta.pkl, or no description at all (GPT-2 tokens), are read too, then always as uint16.
 """
 
 import difflib
+import hashlib
 import io
 import json
+import os
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from blockwise import UserError
 from blockwise.files import sha256
 
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
+TEXT_BYTES = np.array([*b"\t\n\r", *range(32, 127)], dtype=np.uint8)
 # What reading damaged JSON or a damaged pickle raises
 BROKEN = (
     ValueError, TypeError, AttributeError, EOFError, IndexError, OverflowError, MemoryError, RecursionError,
@@ -27,22 +32,35 @@ BROKEN = (
 )  # fmt: skip
 PROBE = 1 << 40  # steps from here on are no training's: their sequences are the probes'
 SCAN_BYTES = 1 << 30  # files from here on are not scanned at every start; their batches are checked one by one
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
 @dataclass
 class Split:
-    """One file of token ids. bound: ids must be below it; checked: all of them are known to be."""
+    """One file of token ids, which stays open: prepare.py replaces files, and a run keeps those that it began with.
+
+    bound: ids must be below it; checked: all of them are known to be; bytes: of the text, None where nobody says.
+    """
 
     path: Path
     tokens: int
     bound: int
     checked: bool = False
+    dtype: str = "uint16"
+    bytes: int | None = None
+    sha256: str | None = None  # as meta.json states it
+
+    @cached_property
+    def file(self) -> Any:
+        return open(self.path, "rb")
+
+    def ids(self):
+        # Mapped again for every batch: a lasting map keeps each page it ever touched in the process's memory.
+        return np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r")
 
     def sequences(self, starts, block_size):
         """Inputs and targets, each (len(starts), block_size) int64 on the CPU; raises UserError for a bad id."""
-        # Mapped anew for every batch: a lasting map keeps each page it ever touched in the process's memory.
-        ids = np.memmap(self.path, dtype="<u2", mode="r")
-        chunk = ids[np.asarray(starts)[:, None] + np.arange(block_size + 1)]  # (B, T+1)
+        chunk = self.ids()[np.asarray(starts)[:, None] + np.arange(block_size + 1)]  # (B, T+1)
         if not self.checked and chunk.size:
             self._check(chunk)
         chunk = torch.from_numpy(chunk.astype(np.int64))
@@ -50,25 +68,67 @@ class Split:
 
     def _check(self, ids):
         if ids.max() >= self.bound:
-            raise UserError(f"{self.path}: token id {ids.max()} where the vocabulary has {self.bound}; prepare it anew")
+            problem = f"token id {ids.max()} where the vocabulary has {self.bound}"
+            raise UserError(f"{self.path}: {problem}; prepare it again")
 
     def check_all(self):
         """Scan the whole file for ids out of range."""
-        ids = np.memmap(self.path, dtype="<u2", mode="r")
+        ids = self.ids()
         for start in range(0, len(ids), 1 << 24):
             self._check(ids[start : start + (1 << 24)])
         self.checked = True
 
+    def check_width(self):
+        """Recognize what is no uint16 although nothing says so: an .npy file, wider integers, plain bytes of text."""
+        head = self.ids()[: 1 << 16]
+        if len(head) < 64:  # too few to tell
+            return
+        guess = None
+        low, high = head[::2], head[1::2]
+        if head[:4].tobytes().startswith(b"\x93NUMPY"):
+            guess = "a file of numpy.save: write the bare ids with .tofile"
+        elif high.max() <= 2 < low.max():  # the upper halves of ids below 196,608, or of int64
+            guess = 'wider integers than uint16: add a meta.json with "dtype": "uint32", or convert it'
+        elif self.bound > 30000 and np.isin(head.view("u1"), TEXT_BYTES).mean() > 0.97:
+            guess = "text or single bytes, not token ids: prepare it with data/text/prepare.py"
+        if guess:
+            raise UserError(f"{self.path} looks like {guess}")
+
+    def fingerprint(self):
+        """The sha256 that meta.json states, else the file's own; from 1 GB on that of its size and of 64 samples.
+
+        A hash of the whole of a large file would take minutes at every start.
+        """
+        if self.sha256:
+            return self.sha256
+        data = self.ids().view("u1")
+        if len(data) < SCAN_BYTES:
+            return self.digest()
+        digest = hashlib.sha256(str(len(data)).encode())
+        for start in np.linspace(0, len(data) - (1 << 20), 64).astype(np.int64):
+            digest.update(data[start : start + (1 << 20)])
+        return "sampled:" + digest.hexdigest()
+
+    def digest(self):
+        data, digest = self.ids().view("u1"), hashlib.sha256()
+        for start in range(0, len(data), 1 << 24):
+            digest.update(data[start : start + (1 << 24)])
+        return digest.hexdigest()
+
 
 @dataclass
 class Dataset:
-    """A data set's two splits, its vocabulary and its tokenizer (a plain dict; see tokenizer.py)."""
+    """A data set's two splits, its vocabulary and its tokenizer (a plain dict; see tokenizer.py).
+
+    note: what a user must know of how the files are taken, "" if there is nothing.
+    """
 
     train: Split
     val: Split
     embedding_rows: int  # what the model needs: the data's vocabulary, padded, unless the number was given
     tokenizer: dict
-    hashes: dict = field(default_factory=dict)
+    name: str = ""
+    note: str = ""
 
     @classmethod
     def open(cls, data_dir, name, block_size, vocab_size=None):
@@ -84,26 +144,45 @@ class Dataset:
         meta = read_meta(folder)
         if vocab_size is not None and vocab_size < meta["vocab_size"]:
             raise UserError(f"vocab_size={vocab_size}: data set {name} needs at least {meta['vocab_size']}")
-        splits, hashes = {}, {}
+        splits, width = {}, np.dtype(DTYPES[meta["dtype"]]).itemsize
         for split in ("train", "val"):
             path = folder / f"{split}.bin"
-            size = path.stat().st_size
-            if size % 2:
-                raise UserError(f"{path} has an odd length, {size} bytes: expected uint16 token ids; prepare it anew")
-            if size // 2 < block_size + 1:
-                raise UserError(f"{path} has {size // 2} tokens: expected at least block_size + 1 = {block_size + 1}")
             stated = meta.get("splits", {}).get(split)
-            if stated and stated["tokens"] != size // 2:
-                raise UserError(f"{path} has {size // 2} tokens, meta.json says {stated['tokens']}: prepare it anew")
-            hashes[split] = stated and stated["sha256"]
-            splits[split] = Split(path, size // 2, bound=vocab_size or meta["vocab_size"])
+            facts = {key: stated and stated.get(key) for key in ("bytes", "sha256")}
+            splits[split] = part = Split(path, 0, vocab_size or meta["vocab_size"], dtype=meta["dtype"], **facts)
+            size = os.fstat(part.file.fileno()).st_size  # of what is open from here on, whatever its name comes to mean
+            part.tokens = size // width
+            if size % width:
+                problem = f"an odd length, {size} bytes" if width == 2 else f"{size} bytes, no multiple of {width}"
+                raise UserError(f"{path} has {problem}: expected {meta['dtype']} token ids; prepare it again")
+            if part.tokens < block_size + 1:
+                raise UserError(f"{path} has {part.tokens} tokens: expected at least block_size + 1 = {block_size + 1}")
+            if stated and stated["tokens"] != part.tokens:
+                raise UserError(f"{path} has {part.tokens} tokens, meta.json says {stated['tokens']}: prepare it again")
+            if stated is None:
+                part.check_width()
             if stated is None or size < SCAN_BYTES:
-                splits[split].check_all()
+                part.check_all()
         if "tokenizer_file" in meta:
             meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
         padded = -(-meta["vocab_size"] // 64) * 64
         tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars", "json", "end_of_text")}
-        return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, hashes)
+        return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, name, meta.get("note", ""))
+
+    @cached_property
+    def identity(self):
+        """What a run, a checkpoint or a figure belongs to: {"dataset": its name, "tokenizer", "train", "val": sha256}.
+
+        Two tokenizers are one if they give a text the same ids; a mark for the end of a document makes no difference.
+        """
+        description = {key: value for key, value in self.tokenizer.items() if key != "end_of_text"}
+        if "chars" in description:
+            description["chars"] = list(description["chars"])  # of meta.pkl a list, of meta.json a string
+        if "json" in description:
+            del description["tokenizer"]  # its name; a model's folder may have another one
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        parts = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
+        return {"dataset": self.name, "tokenizer": digest, **parts}
 
     @property
     def identity(self):
@@ -114,8 +193,8 @@ class Dataset:
         for split in ("train", "val"):
             part = getattr(self, split)
             part.check_all()
-            if self.hashes[split] and sha256(part.path) != self.hashes[split]:
-                raise UserError(f"{part.path} does not have the sha256 that its meta.json states; prepare it anew")
+            if part.sha256 and part.digest() != part.sha256:
+                raise UserError(f"{part.path} does not have the sha256 that its meta.json states; prepare it again")
 
 
 def train_batch(split, seed, step, micro, batch_size, block_size):
@@ -163,36 +242,39 @@ def read_meta(folder):
         if path.is_file():
             meta = json.loads(path.read_text(encoding="utf-8"))
             tokens = [meta["splits"][split]["tokens"] for split in ("train", "val")]
-            if not all(type(n) is int for n in [meta["vocab_size"], *tokens]) or meta["dtype"] != "uint16":
-                raise ValueError("vocab_size and tokens must be integers, dtype uint16")
+            if not all(type(n) is int for n in [meta["vocab_size"], *tokens]) or meta["dtype"] not in DTYPES:
+                raise ValueError("vocab_size and tokens must be integers, dtype uint16 or uint32")
             if meta["tokenizer"] == "chars" and len(meta["chars"]) != meta["vocab_size"]:
                 raise ValueError("its chars are not as many as its vocab_size")
             [meta["splits"][split]["sha256"] for split in ("train", "val")]
-            if not 0 < meta["vocab_size"] <= 65536:
-                raise ValueError(f"vocab_size {meta['vocab_size']} does not fit uint16 token ids")
+            if not all(type(meta["splits"][split].get("bytes", 0)) is int for split in ("train", "val")):
+                raise ValueError("the bytes of its splits must be integers")
+            if not 0 < meta["vocab_size"] <= 1 << 8 * np.dtype(meta["dtype"]).itemsize:
+                raise ValueError(f"vocab_size {meta['vocab_size']} does not fit {meta['dtype']} token ids")
             if "tokenizer_file" in meta:
                 [folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"]]
-            return {"tokenizer": meta["tokenizer"], **meta}
+            return {"tokenizer": meta["tokenizer"], **meta, "note": ""}
         path = folder / "meta.pkl"
         if path.is_file():
             meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
             chars = [meta["itos"][i] for i in range(int(meta["vocab_size"]))]
             if not all(isinstance(char, str) for char in chars):
                 raise ValueError("its itos must give strings")
-            return {"tokenizer": "chars", "vocab_size": int(meta["vocab_size"]), "chars": chars}
+            return {"tokenizer": "chars", "vocab_size": int(meta["vocab_size"]), "chars": chars, "dtype": "uint16"}
     except KeyError as error:
-        raise UserError(f"{path} lacks {error}; prepare the data set anew") from None
+        raise UserError(f"{path} lacks {error}; prepare the data set again") from None
     except BROKEN as error:
-        raise UserError(f"{path} is broken: {error or type(error).__name__}; prepare the data set anew") from None
-    return dict(GPT2)
+        raise UserError(f"{path} is broken: {error or type(error).__name__}; prepare the data set again") from None
+    note = f"{folder} has no meta.json: taken as uint16 tokens of GPT-2, like nanoGPT's openwebtext"
+    return {**GPT2, "dtype": "uint16", "note": note}
 
 
 def read_tokenizer(path, digest):
     """The text of a data set's tokenizer.json. Raises UserError if it is not the one that meta.json states."""
     if not path.is_file():
-        raise UserError(f"{path} is missing, and the data set's meta.json names it; prepare the data set anew")
+        raise UserError(f"{path} is missing, and the data set's meta.json names it; prepare the data set again")
     if sha256(path) != digest:
-        raise UserError(f"{path} does not have the sha256 that its meta.json states; prepare the data set anew")
+        raise UserError(f"{path} does not have the sha256 that its meta.json states; prepare the data set again")
     return path.read_text(encoding="utf-8")
 
 

@@ -273,13 +273,13 @@ def test_ids_on_the_disk(tmp_path):
         (256, [1, -1], [1], "vocabulary of 256"),
         (65536, [1], [65536], "vocabulary of 65536"),
         (65536, [1], [2**16 + 5], "vocabulary of 65536"),
-        (65537, [1], [1], "uint16"),
-        (70000, [65536], [1], "uint16"),
+        (65537, [65537], [1], "vocabulary of 65537"),
+        (2**32 + 1, [1], [1], "uint32"),
         (256, [], [1], "train split"),
         (256, [1], [], "val split"),
     ],
 )
-def test_what_uint16_or_the_vocabulary_cannot_hold_is_refused(tmp_path, vocab_size, train, val, part):
+def test_what_uint32_or_the_vocabulary_cannot_hold_is_refused(tmp_path, vocab_size, train, val, part):
     write_dataset(tmp_path, {"train": [1, 2], "val": [3]}, BYTES, "old")
     old = contents(tmp_path)
     with pytest.raises(UserError, match=part):

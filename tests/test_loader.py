@@ -1,5 +1,6 @@
 """Data sets on the disk: what is read from them, and every way in which they can be broken."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -44,6 +45,11 @@ def edit_meta(folder, **changes):
     path = folder / "meta.json"
     meta = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+
+
+def edit_split(folder, split, **changes):
+    splits = json.loads((folder / "meta.json").read_text())["splits"]
+    edit_meta(folder, splits={**splits, split: {**splits[split], **changes}})
 
 
 def without_meta(folder, pickled=None):
@@ -232,13 +238,13 @@ def test_meta_lacks_the_characters(folder):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(vocab_size="256"), dict(vocab_size=256.0), dict(vocab_size=0), dict(vocab_size=65537), dict(dtype="uint32"),
-     dict(splits=5), dict(splits={"train": 5, "val": 5}), dict(splits=[])],
+    [dict(vocab_size="256"), dict(vocab_size=256.0), dict(vocab_size=0), dict(vocab_size=65537), dict(dtype="int32"),
+     dict(dtype="uint32", vocab_size=2**32 + 1), dict(splits=5), dict(splits={"train": 5, "val": 5}), dict(splits=[])],
 )  # fmt: skip
 def test_meta_holds_nonsense(folder, changes):
     edit_meta(folder, **changes)
     message = refusal(opened, folder)
-    assert "meta.json is broken" in message and "prepare the data set anew" in message
+    assert "meta.json is broken" in message and "prepare the data set again" in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '"words"', '{"vocab_size": 256', "\x00", "\udcff"])
@@ -253,7 +259,7 @@ def test_id_outside_the_vocabulary(folder, split, place):
     ids[place] = 256
     put(folder, ids, split)
     message = refusal(opened, folder)
-    assert f"{split}.bin: token id 256" in message and "256" in message and "prepare it anew" in message
+    assert f"{split}.bin: token id 256" in message and "256" in message and "prepare it again" in message
     assert opened(folder, vocab_size=257).embedding_rows == 257
 
 
@@ -308,7 +314,7 @@ def test_pickled_code_is_refused_and_not_run(folder, tmp_path):
 )  # fmt: skip
 def test_broken_pickle(folder, pickled):
     message = refusal(opened, without_meta(folder, pickled))
-    assert "meta.pkl" in message and "prepare the data set anew" in message
+    assert "meta.pkl" in message and "prepare the data set again" in message
 
 
 def test_pickle_with_a_damaged_length(folder):
@@ -356,3 +362,116 @@ def test_verify_finds_one_flipped_byte(folder, monkeypatch, split, byte, part):
 def test_verify_without_hashes(folder):
     without_meta(folder)
     opened(folder).verify()
+
+
+# Wide ids, what belongs to what, files that are replaced
+
+
+@pytest.mark.parametrize("vocab_size", [65537, 128256, 151936])
+def test_large_vocabularies_are_uint32(tmp_path, vocab_size):
+    ids = np.random.default_rng(0).integers(vocab_size, size=1000)
+    ids[:2] = 0, vocab_size - 1
+    description = {**BYTES, "vocab_size": vocab_size}
+    write_dataset(tmp_path / "set", {"train": ids[:800], "val": ids[800:]}, description, "made up")
+    folder = tmp_path / "set"
+    assert (folder / "train.bin").read_bytes() == ids[:800].astype("<u4").tobytes()
+    assert json.loads((folder / "meta.json").read_text())["dtype"] == "uint32"
+    data = opened(folder)
+    data.verify()
+    assert (data.train.tokens, data.embedding_rows) == (800, -(-vocab_size // 64) * 64)
+    x, y = data.train.sequences([0, 791], 8)
+    assert x.tolist() == [ids[:8].tolist(), ids[791:799].tolist()] and y[0].tolist() == ids[1:9].tolist()
+    (folder / "val.bin").write_bytes((folder / "val.bin").read_bytes()[:-1])
+    assert "799 bytes, no multiple of 4: expected uint32" in refusal(opened, folder)
+
+
+def test_65536_ids_are_uint16(tmp_path):
+    write_dataset(tmp_path / "set", {"train": [65535] * 9, "val": [0] * 9}, {**BYTES, "vocab_size": 65536}, "made up")
+    assert json.loads((tmp_path / "set" / "meta.json").read_text())["dtype"] == "uint16"
+    assert opened(tmp_path / "set").train.sequences([0], 8)[0].tolist() == [[65535] * 8]
+
+
+WRONG = {
+    "uint32": (np.random.default_rng(0).integers(50257, size=500).astype("<u4").tobytes(), '"dtype": "uint32"'),
+    "int64": (np.random.default_rng(0).integers(50257, size=500).astype("<i8").tobytes(), '"dtype": "uint32"'),
+    "above uint16": (np.random.default_rng(0).integers(151936, size=500).astype("<u4").tobytes(), '"dtype": "uint32"'),
+    "text": (b"Plain text, and no token ids.\n" * 20, "looks like text"),
+    "npy": (b"\x93NUMPY\x01\x00v\x00" + b" \x01" * 400, "numpy.save"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_files_are_not_taken_for_uint16(folder, kind):
+    data, part = WRONG[kind]
+    without_meta(folder)
+    (folder / "val.bin").write_bytes(data)
+    message = refusal(opened, folder)
+    assert "val.bin looks like" in message and part in message
+
+
+def test_tokens_of_gpt2_are_not_taken_for_something_else(folder):
+    without_meta(folder)
+    for ids in (np.random.default_rng(0).integers(50257, size=9999), [262] * 500, [0] * 500, [0, 50256] * 500):
+        put(folder, ids)
+        assert "GPT-2" in opened(folder).note
+    assert "set has no meta.json" in opened(folder).note
+
+
+def test_there_is_nothing_to_note_where_a_description_says_it(folder):
+    assert opened(folder).note == ""
+    without_meta(folder, pickle.dumps({"vocab_size": 256, "itos": {i: chr(i) for i in range(256)}}))
+    assert opened(folder).note == ""
+
+
+def test_bytes_of_text(folder):
+    assert (opened(folder).train.bytes, opened(folder).val.bytes) == (None, None)
+    edit_split(folder, "val", bytes=1234)
+    assert (opened(folder).train.bytes, opened(folder).val.bytes) == (None, 1234)
+    edit_split(folder, "val", bytes="many")
+    assert "meta.json is broken" in refusal(opened, folder)
+
+
+def test_identity(folder, monkeypatch):
+    """Files that nothing describes are hashed; the stated hash is taken; a large file by samples."""
+    stated = opened(folder).identity
+    by_hand = {split: hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest() for split in ("train", "val")}
+    assert stated == {"dataset": "set", "tokenizer": stated["tokenizer"], **by_hand}
+    assert len(stated["tokenizer"]) == 64
+    put(folder, IDS[::-1][:800])
+    assert opened(folder).identity == stated
+    without_meta(folder, pickle.dumps({"vocab_size": 256, "itos": {i: chr(i) for i in range(256)}}))
+    other = opened(folder).identity
+    assert other["val"] == stated["val"]
+    assert other["train"] != stated["train"] and other["tokenizer"] != stated["tokenizer"]
+    monkeypatch.setattr(loader, "SCAN_BYTES", 1)
+    large = np.random.default_rng(0).integers(256, size=1 << 20)
+    put(folder, large)
+    sampled = opened(folder).identity["train"]
+    large[1 << 19] ^= 1
+    put(folder, large)
+    assert sampled.startswith("sampled:") and opened(folder).identity["train"] not in (sampled, stated["train"])
+
+
+def test_a_tokenizer_is_known_by_what_it_does(tmp_path):
+    """Not by its name, the form of its characters, or a mark for the end of a document."""
+
+    def identity(description):
+        write_dataset(tmp_path / "set", {"train": [1] * 9, "val": [1] * 9}, description, "made up")
+        return opened(tmp_path / "set").identity["tokenizer"]
+
+    one, same = ({"tokenizer": name, "vocab_size": 300, "json": "{}"} for name in ("bpe:300", "hf:x"))
+    assert identity(one) == identity(same) != identity({**one, "json": "[]"})
+    assert identity(BYTES) == identity({**BYTES, "end_of_text": 0}) != identity({**BYTES, "vocab_size": 257})
+    chars = {"tokenizer": "chars", "vocab_size": 2, "chars": "ab"}
+    assert identity(chars) == identity({**chars, "chars": ["a", "b"]}) != identity({**chars, "chars": "ba"})
+
+
+def test_a_run_keeps_the_files_that_it_began_with(folder):
+    data = opened(folder)
+    before = data.train.sequences([0, 791], 8)[0]
+    write_dataset(folder, {"train": IDS[::-1][:90], "val": IDS[:90]}, BYTES, "another text")
+    assert torch.equal(data.train.sequences([0, 791], 8)[0], before)
+    data.verify()
+    assert opened(folder).train.tokens == 90
+    (folder / "train.bin").unlink()
+    assert torch.equal(data.train.sequences([0, 791], 8)[0], before)
