@@ -15,6 +15,8 @@ import compare
 from blockwise import UserError
 from blockwise.checkpoint import manifests
 from blockwise.figures import study as figures
+from blockwise.rundir import run_lock
+from blockwise.study import plan, runner
 
 STUDY = """
 dataset = "tiny"
@@ -68,7 +70,7 @@ def pretend(tmp_path, monkeypatch):
     def install(best=2e-3, extra=""):
         script, calls = tmp_path / "trainer.py", tmp_path / "calls"
         script.write_text(TRAINER.format(calls=str(calls), best=best, extra=extra))
-        monkeypatch.setattr(compare, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
+        monkeypatch.setattr(runner, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
         return lambda: calls.read_text().split() if calls.exists() else []
 
     return install
@@ -267,9 +269,9 @@ def test_equal_arms_run_once_and_other_data_is_another_run(study, pretend, tmp_p
     compare.main(study("arms['again'] = '--blockwise=False'\nlearning_rates['again'] = [1e-3, 2e-3, 4e-3]"))
     assert len(calls()) == 2 * 4
     meta = data_dir / "tiny" / "meta.json"
-    compare.fingerprint.cache_clear()
+    plan.fingerprint.cache_clear()
     text = meta.read_text()
-    assert json.loads(text)["splits"]["val"]["sha256"] == compare.fingerprint(str(data_dir), "tiny")["val"]
+    assert json.loads(text)["splits"]["val"]["sha256"] == plan.fingerprint(str(data_dir), "tiny")["val"]
 
 
 def test_floors_are_the_same_for_all_arms(study, capsys):
@@ -282,7 +284,7 @@ def test_floors_are_the_same_for_all_arms(study, capsys):
 
 def test_one_study_at_a_time(study, pretend, tmp_path):
     pretend()
-    lock = compare.run_lock(tmp_path / "out")
+    lock = run_lock(tmp_path / "out")
     lock.acquire()
     with pytest.raises(UserError, match="in use by another run"):
         compare.main(study())
@@ -340,6 +342,6 @@ def test_runs_under_torchrun_end_with_a_study_that_is_killed(study, tmp_path):
     process.communicate()
     (folder,) = runs.iterdir()
     deadline = time.monotonic() + 30
-    while compare.busy(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
+    while runner.busy(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not compare.busy(argparse.Namespace(folder=folder))
+    assert not runner.busy(argparse.Namespace(folder=folder))

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import t
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
-from blockwise.study import around, needed, paired, sense, sentence, spread, sweep, verdict
+from blockwise.study.rules import around, needed, paired, sense, sentence, spread, sweep, verdict
 
 
 def valley(best):

@@ -1,0 +1,1 @@
+"""A fair comparison of ways to train: its rules, its plan, the runs as processes, its report."""

@@ -1,0 +1,241 @@
+"""A study's plan: which runs the comparison needs, which of them are the same, and what is known of each."""
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+from blockwise import UserError, warn
+from blockwise.settings import AUTO_MULT, TrainConfig
+from blockwise.study.rules import around, needed
+
+TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
+# What may differ between two runs that compute the same; multipliers and floor are in the resolved config
+NOT_IDENTITY = (
+    "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
+    "min_lr_ratio", "activation_checkpointing",
+)  # fmt: skip
+# What the arms of a comparison must have in common: the budget, and what their losses are measured on
+COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval")
+SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
+
+
+@dataclass
+class StudyConfig(TrainConfig):
+    """The keys of a study, besides those of train.py."""
+
+    arms: Annotated[dict[str, str], "name: words for train.py (files and --key=value) that make this way to train"] = field(default_factory=dict)
+    baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
+    learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
+    seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
+    conditions: Annotated[dict[str, str], "name: words; the whole comparison is made under each (none: once)"] = field(default_factory=dict)
+    floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's words (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
+    twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
+    extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
+    jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
+    processes: Annotated[int, "of each run; above 1, under torchrun"] = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("processes", "jobs"):
+            self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
+        self.check("extensions", self.extensions >= 0, "at least 0")
+        self.check("max_iters", self.max_iters >= 1, "at least 1")
+        self.check("init_from", self.init_from == "scratch", "scratch, from where all runs of a study start")
+        self.check("eval_only", not self.eval_only, "False")
+        if self.twice:
+            often = 0 < self.eval_interval <= self.max_iters / 5
+            self.check("eval_interval", often, f"1 to {self.max_iters // 5}, to read a speedup from the curves")
+        divides = self.gradient_accumulation_steps % self.processes == 0
+        self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study: where it belongs, and the config that train.py gets."""
+
+    condition: str
+    arm: str
+    rate: float
+    seed: int
+    config: TrainConfig = field(compare=False, repr=False)
+    folder: Path = field(compare=False, repr=False)
+
+    @property
+    def label(self):
+        where = f" ({self.condition})" if self.condition else ""
+        return f"{self.arm} at {self.rate:g}, seed {self.seed}{where}"
+
+
+class Study:
+    """A study's plan and what is known of it: every run follows from the config and from the results so far."""
+
+    def __init__(self, config, parse):
+        """parse(words, shared): the TrainConfig that train.py would make of these words, starting from `shared`.
+
+        Raises UserError for a study that does not say what to compare, or compares what cannot be compared.
+        """
+        self.config = config
+        self.folder = Path(config.out_dir)
+        self.results = {}  # folder of a run -> its result; one that failed is tried again by the next call
+        check(config)
+        floors = config.floors or {
+            "absolute floor": f"--min_lr_ratio=None --min_lr={config.min_lr}",
+            "relative floor": "--min_lr_ratio=0.05",
+        }
+        shared = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+        self.settings = {}  # (place, arm) -> TrainConfig
+        self.places = []  # names of the comparisons: a condition with a floor each
+        for (condition, before), (floor, behind) in product((config.conditions or {"": ""}).items(), floors.items()):
+            place = ", ".join(filter(None, (condition, floor)))
+            self.places.append(place)
+            for arm, words in config.arms.items():
+                words = f"{before} {words} {behind}"
+                settings = self.settings[place, arm] = settings_of(words, shared, arm, parse)
+                if arm == config.baseline and config.twice:
+                    doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
+                    self.settings[place, arm + TWICE] = replace(settings, **doubled)
+            check_common({arm: self.settings[place, arm] for arm in config.arms})
+
+    def run_of(self, place, arm, rate, seed):
+        config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
+        left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
+        identity = {k: v for k, v in asdict(config.resolved()).items() if k not in left_out}
+        identity["data"] = fingerprint(config.data_dir, config.dataset)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"
+        return Run(place, arm, rate, seed, replace(config, out_dir=str(folder)), folder)
+
+    def arm(self, place, arm):
+        """(runs that this arm needs so far, {(rate, seed): loss} of those that are done, its best rate or None).
+
+        A run that failed has no loss: what it would have said is not known, and so nothing follows from it.
+        """
+        grid, best = self.config.learning_rates.get(arm), None
+        if arm.endswith(TWICE):
+            runs, _, best = self.arm(place, arm.removesuffix(TWICE))
+            if best is None:
+                return [], {}, None
+            grid = around(best, {run.rate for run in runs})
+        losses = {}
+        while True:  # each result may ask for more runs, whose results may be there already
+            pairs, best = needed(grid, self.config.seeds, losses, self.config.extensions)
+            runs = [self.run_of(place, arm, rate, seed) for rate, seed in pairs]
+            results = {(run.rate, run.seed): self.result(run) for run in runs}
+            found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
+            if found.keys() == losses.keys():
+                return runs, losses, best
+            losses = found
+
+    def result(self, run):
+        """{"status": "finished" | "diverged" | "failed", "loss", "curve", "seconds", "spikes"}, or None: not done.
+
+        spikes: None for a run of before they were counted.
+        """
+        path = run.folder / "result.json"
+        if run.folder not in self.results and path.is_file():
+            try:
+                found = json.loads(path.read_text())
+                if not isinstance(found["curve"], list) or (found["status"] == "finished" and found["loss"] * 0 != 0):
+                    raise ValueError("not what a study writes")
+                known = {key: found[key] for key in ("status", "loss", "curve", "seconds")}
+                self.results[run.folder] = {**known, "spikes": found.get("spikes")}
+            except (ValueError, KeyError, TypeError) as error:
+                warn(f"{path} is broken ({error}): the run is made again")
+                path.unlink()
+        return self.results.get(run.folder)
+
+    def runs(self):
+        """Every run that is needed, as far as the results tell: more come when a best lies at an end, or is known."""
+        every = [self.arm(place, arm)[0] for place, arm in self.settings]
+        return list({run.folder: run for runs in every for run in runs}.values())
+
+    def todo(self):
+        return [run for run in self.runs() if not self.result(run)]
+
+    def to_come(self):
+        """Tokens of the runs that will be needed, if no grid grows any more, but cannot be named yet."""
+        tokens = 0
+        for (place, arm), settings in self.settings.items():
+            runs, _, best = self.arm(place, arm)
+            missing = 0 if best is not None else len(self.config.seeds) - 1
+            missing += 3 if arm.endswith(TWICE) and not runs else 0
+            tokens += missing * tokens_of(settings)
+        return tokens
+
+
+def check(config):
+    """Raises UserError for a study that does not say what to compare."""
+    for name in [*config.arms, *config.conditions, *config.floors]:
+        if not re.fullmatch(r"\w[\w .,:+/-]{0,59}", name):
+            raise UserError(f"the name {name!r}: expected up to 60 letters, digits, spaces and any of _ . , : + / -")
+    if not config.arms:
+        raise UserError("the study names no arms: expected arms = {NAME: WORDS, ...} in its file")
+    if config.baseline not in config.arms:
+        raise UserError(f"baseline={config.baseline}: no such arm; expected one of {', '.join(config.arms)}")
+    for arm in config.learning_rates.keys() - config.arms.keys():
+        raise UserError(f"learning_rates has an unknown arm {arm!r}: expected one of {', '.join(config.arms)}")
+    for arm in config.arms:
+        grid = config.learning_rates.get(arm, [])
+        if not grid or any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
+            raise UserError(f"learning_rates.{arm}={grid}: expected at least one rate above 0, none twice")
+    seeds = config.seeds
+    config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
+
+
+def check_common(arms):
+    """Raises UserError where arms of one comparison differ in budget or in what their losses are measured on."""
+    shared = {key: {arm: getattr(settings, key) for arm, settings in arms.items()} for key in COMMON}
+    shared["tokens a step"] = {arm: tokens_of(settings) // settings.max_iters for arm, settings in arms.items()}
+    shared["windows of an evaluation"] = {arm: s.eval_iters * s.batch_size for arm, s in arms.items()}
+    for key, values in shared.items():
+        if len(set(values.values())) > 1:
+            raise UserError(f"arms differ in {key}: {values}; expected the same for all")
+
+
+def settings_of(words, shared, arm, parse):
+    """TrainConfig of an arm: the shared keys, then its words."""
+    try:
+        words = shlex.split(words)
+    except ValueError as error:
+        raise UserError(f"arm {arm!r}: {words}: {error}") from None
+    check_words(words, f"arm {arm!r}: ")
+    return parse(words, shared)
+
+
+def check_words(words, where=""):
+    for word in words:
+        if word.startswith(SET_BY_STUDY) and (where or not word.startswith("--out_dir=")):
+            raise UserError(f"{where}{word}: a study sets that itself; see learning_rates, seeds and out_dir")
+        if where and word in ("--help", "-h"):
+            raise UserError(f"{where}{word}: expected files and --key=value")
+
+
+@cache
+def fingerprint(data_dir, dataset):
+    """What tells a data set's content: the hashes in its meta.json; None where there are none."""
+    try:
+        splits = json.loads((Path(data_dir) / dataset / "meta.json").read_text())["splits"]
+        return {split: splits[split]["sha256"] for split in ("train", "val")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def tokens_of(config):
+    return config.max_iters * config.gradient_accumulation_steps * config.batch_size * config.block_size
+
+
+def loss_of(result):
+    """What the sweep sees: a run that diverged is worse than any that did not."""
+    return result["loss"] if result["status"] == "finished" else math.inf
+
+
+def floor_of(run):
+    floor = run.config.resolved().min_lr
+    return f"{floor:g}" + (", above it" if floor > run.rate else "")

@@ -1,0 +1,187 @@
+"""What a study says: its plan before it runs; afterwards study.json and report.md, the verdict first."""
+
+import json
+import math
+from dataclasses import asdict
+from statistics import median
+
+from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
+from blockwise.files import write_text
+from blockwise.study.plan import TWICE, floor_of, tokens_of
+from blockwise.study.rules import paired, sentence, spread, verdict
+
+
+def print_plan(study):
+    config, runs = study.config, study.runs()
+    for place in study.places:
+        print(place)
+        for arm in config.arms:
+            rates = [study.run_of(place, arm, rate, config.seeds[0]) for rate in sorted(config.learning_rates[arm])]
+            rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in rates)
+            print(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
+    todo = sum(tokens_of(run.config) for run in study.todo()) + study.to_come()
+    tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
+    single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
+    twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
+    print(f"a run: {' or '.join(f'{n:,}' for n in single)} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
+    print(f"at least {tokens:,} tokens in all; a grid whose best lies at an end {extended(config)}")
+    timed = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
+    speeds = [tokens / seconds for tokens, seconds in timed if seconds]
+    if speeds:
+        hours = todo / median(speeds) / 3600
+        print(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
+    else:
+        print("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
+
+
+def extended(config):
+    return f"is extended, by up to {config.extensions} rates" if config.extensions else "is left as it is"
+
+
+def summary(study):
+    """Everything that study.json states: of each comparison and arm the sweep, the best, the seeds, the test."""
+    config = study.config
+    places = {place: summary_of(study, place) for place in study.places}
+    others = [arm for arm in config.arms if arm != config.baseline]
+    tests = {arm: [arms[arm]["test"] for arms in places.values()] for arm in others}
+    verdicts = [verdict(arm, config.baseline, tests[arm]) for arm in others]
+    ends = [f"{arm} ({place})" for place, arms in places.items() for arm, one in arms.items() if one["at_an_end"]]
+    if ends:
+        text = "The best learning rate lies at an end of its grid, so it may be undertuned"
+        verdicts.append(f"{text}: {', '.join(ends)}.")
+    single = [arm for arm in config.arms if all(len(arms[arm]["sweep"]) == 1 for arms in places.values())]
+    if single:
+        verdicts.append(f"Not tuned, run at one learning rate only: {', '.join(single)}.")
+    results = {run: study.result(run) or {"status": "not run"} for run in study.runs()}
+    return {
+        "verdicts": verdicts,
+        "places": places,
+        "runs": [
+            {"run": run.label, "folder": str(run.folder), "floor": run.config.resolved().min_lr}
+            | {key: result.get(key) for key in ("status", "loss", "seconds", "spikes")}
+            for run, result in results.items()
+        ],
+        "study": asdict(config),
+        "commits": sorted({commit for run in results if (commit := commit_of(run))}),
+    }
+
+
+def summary_of(study, place):
+    """{arm: what is known of it in this comparison}"""
+    config, arms, losses = study.config, {}, {}
+    for arm in [a for p, a in study.settings if p == place]:
+        runs, known, best = study.arm(place, arm)
+        at_best = [run for run in runs if run.rate == best]
+        swept = sorted((run for run in runs if run.seed == config.seeds[0]), key=lambda run: run.rate)
+        complete = best is not None and all((run.rate, run.seed) in known for run in at_best)
+        losses[arm] = {run.seed: known[run.rate, run.seed] for run in at_best} if complete else None
+        mean, deviation = spread(losses[arm] or {})
+        arms[arm] = {
+            "role": "baseline" if arm == config.baseline else "twice" if arm.endswith(TWICE) else "arm",
+            "sweep": [sweep_point(run, study.result(run)) for run in swept],
+            "best": best, "at_an_end": best is not None and best in (swept[0].rate, swept[-1].rate) and len(swept) > 1,
+            "losses": {seed: loss if math.isfinite(loss) else None for seed, loss in (losses[arm] or {}).items()},
+            "mean": mean, "deviation": deviation,
+            "spikes": {run.seed: study.result(run)["spikes"] for run in at_best if (run.rate, run.seed) in known},
+            "curves": {
+                run.seed: study.result(run)["curve"]
+                for run in at_best
+                if math.isfinite(known.get((run.rate, run.seed), math.inf))
+            },
+        }  # fmt: skip
+    twice = arms.get(config.baseline + TWICE, {"curves": {}})["curves"]
+    for arm in config.arms:
+        if arm != config.baseline:
+            both = losses[arm] and losses[config.baseline]
+            arms[arm]["test"] = paired(losses[arm], losses[config.baseline]) if both else None
+            arms[arm]["speedup"] = speedups(arms[arm]["curves"], twice)
+    return arms
+
+
+def sweep_point(run, result):
+    result = result or {"status": "not run", "loss": None, "spikes": None}
+    floor = run.config.resolved().min_lr
+    return {"learning_rate": run.rate, "floor": floor} | {key: result[key] for key in ("status", "loss", "spikes")}
+
+
+def commit_of(run):
+    """The project's commit with which a run was made, by its config.json."""
+    try:
+        return json.loads((run.folder / "config.json").read_text())["commit"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def report(study, found):
+    """report.md: the verdict first, then each comparison, then every run that did not end well."""
+    config = study.config
+    tokens = sorted({tokens_of(study.settings[place, config.baseline]) for place in study.places})
+    lines = [f"# {study.folder.name}", "", *[f"**{line}**\n" for line in found["verdicts"]]]
+    lines += [
+        f"Final validation loss, in nats per token, of runs of {' or '.join(f'{n:,}' for n in tokens)} tokens. "
+        f"An arm's learning rate (that of Norm) is the best of its own sweep, made with seed {config.seeds[0]} and "
+        f"judged by the same validation windows as the result; a grid whose best lies at an end {extended(config)}. "
+        f"The floor is what the rate falls to. Gap: arm minus {config.baseline}, so below zero the arm is better; "
+        f"mean, interval and p are of the paired differences over seeds {', '.join(map(str, config.seeds))}. "
+        "With several comparisons, one in twenty intervals misses by chance.",
+        "",
+        f"Spikes, one number a seed: how often the training loss stood more than {SPIKE_HEIGHT} nats, and more than "
+        f"{SPIKE_DEVIATIONS} standard deviations, above the median of the {SPIKE_ROWS} logged steps before it; "
+        "steps in a row are one spike.",
+        "",
+    ]
+    for place, arms in found["places"].items():
+        heads = ["arm", "best learning rate", "floor", "mean loss", "deviation", "spikes"]
+        heads += ["gap", "95 % interval", "p", "speedup"]
+        lines += [f"## {place}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [table_row(arm, one) for arm, one in arms.items()]
+        lines += ["", *[f"{sentence(a, config.baseline, one['test'])}.\n" for a, one in arms.items() if "test" in one]]
+        lines += [f"Learning rate (its floor): loss, with seed {config.seeds[0]}", ""]
+        lines += [f"- {arm}: {'; '.join(map(point, one['sweep']))}" for arm, one in arms.items()]
+        lines += [""]
+    lines += ["![loss against learning rate](learning_rates.png)", "", "![validation loss](curves.png)", ""]
+    bad = [run for run in found["runs"] if run["status"] != "finished"]
+    lines += ["## Runs that diverged or failed", ""]
+    lines += [f"- {run['run']}: {run['status']}" for run in bad] or ["None."]
+    arms = [f"{arm} (`{words.strip()}`)" if words.strip() else arm for arm, words in config.arms.items()]
+    lines += ["", f"Arms: {', '.join(arms)}. Runs made by commit {', '.join(found['commits']) or 'unknown'}."]
+    lines += ["Every key is in study.json; out_dir/runs has each run, with the job.py that repeats it.", ""]
+    return "\n".join(lines)
+
+
+def point(p):
+    return f"{p['learning_rate']:g} ({p['floor']:g}): {p['status'] if p['loss'] is None else shown(p['loss'])}"
+
+
+def table_row(arm, one):
+    test, speed = one.get("test"), one.get("speedup")
+    cells = [arm, "-" if one["best"] is None else f"{one['best']:g}" + (" (at an end)" if one["at_an_end"] else "")]
+    floor = next((p["floor"] for p in one["sweep"] if p["learning_rate"] == one["best"]), None)
+    lost = sum(loss is None for loss in one["losses"].values())
+    cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]) + (f" ({lost} diverged)" if lost else "")]
+    cells += [shown(one["deviation"]), ", ".join("-" if n is None else str(n) for n in one["spikes"].values())]
+    if test is None:
+        cells += ["", "", ""]
+    else:
+        interval = "-" if test["low"] is None else f"{test['low']:+.4f} to {test['high']:+.4f}"
+        cells += [shown(test["gap"], "+"), interval, "-" if test["p"] is None else f"{test['p']:.2g}"]
+    return f"| {' | '.join([*cells, shown_speedup(speed) if one['role'] == 'arm' else ''])} |"
+
+
+def shown_speedup(speed):
+    if speed is None:
+        return "not measured"
+    seeds = "none of single seeds" if speed["low"] is None else f"{speed['low']:.2f} to {speed['high']:.2f}"
+    return f"{speed['ratio']:.2f}x ({seeds}" + (f", {speed['unread']} unread)" if speed["unread"] else ")")
+
+
+def shown(number, sign=""):
+    return "-" if number is None else f"{number:{sign}.4f}"
+
+
+def write(study):
+    """study.json and report.md; returns the summary."""
+    found = summary(study)
+    write_text(study.folder / "study.json", json.dumps(found, indent=1))
+    write_text(study.folder / "report.md", report(study, found))
+    return found
