@@ -184,10 +184,6 @@ class Dataset:
         parts = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
         return {"dataset": self.name, "tokenizer": digest, **parts}
 
-    @property
-    def identity(self):
-        return {"tokenizer": self.tokenizer, **self.hashes}
-
     def verify(self):
         """Check every id and, where meta.json states them, the files' hashes. Raises UserError."""
         for split in ("train", "val"):

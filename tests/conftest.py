@@ -1,10 +1,14 @@
 """Shared by the tests: a tiny data set, and ways to run train.py in this process or in others."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from blockwise.tokenizer import BYTES
 from configurator import configure
 
 torch.set_num_threads(1)
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["conftest", "measure", "torch._dynamo"])  # a process of its own loads them for 4 s
 
 SMALL = (
     "--dataset=tiny", "--device=cpu", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=2",
@@ -50,6 +56,13 @@ def small(data_dir, tmp_path):
     return (*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}")
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """measure.py without its figures, each of which plot.py draws in a process of its own."""
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda words, **more: "plot.py" in str(words) or run(words, **more))
+
+
 def run(*words, stop=False):
     """train.py in this process; returns its exit status, raises UserError."""
     config, given, flags = configure(TrainConfig, words, "", train.FLAGS)
@@ -71,7 +84,83 @@ def start(*words, processes=1, script="train.py", options=(), env=None):
     )  # fmt: skip
 
 
-def finish(process, timeout=120):
+class Fork:
+    """train.py, or another script, in a fork of a process that has loaded torch. Used as the Popen of `start`.
+
+    processes: as many as torchrun would start, and its store here, but no launcher that watches over them.
+    `start` is for what concerns the launcher, the time before torch is loaded, and Python's own end (wandb's).
+    """
+
+    def __init__(self, *words, processes=1, script="train.py", env=None):
+        self.folder = tempfile.TemporaryDirectory()
+        self.texts = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        for path in self.texts:
+            path.touch()
+        worlds = [{}]
+        if processes > 1:
+            self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            world |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            worlds = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+        self.workers = []
+        for world in worlds:
+            variables = {key: str(value) for key, value in {**world, **(env or {})}.items()}
+            job = (script, words, variables, self.texts)
+            self.workers.append(SERVER.Process(target=run_script, args=job, daemon=True))
+            self.workers[-1].start()
+        self.pids = [worker.pid for worker in self.workers]
+        self.pid = self.pids[0]
+
+    def poll(self):
+        """The exit status, 0 if that of all processes is; None before they have ended."""
+        statuses = [worker.exitcode for worker in self.workers]
+        return None if None in statuses else next(filter(None, statuses), 0)
+
+    returncode = property(poll)
+
+    def communicate(self, timeout=None):
+        """Wait for the end; returns (stdout, stderr)."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for worker in self.workers:
+            worker.join(None if end is None else max(0, end - time.monotonic()))
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("Fork", timeout)
+        return [path.read_text() for path in self.texts]
+
+    def kill(self):
+        for worker in self.workers:
+            worker.kill()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def run_script(script, words, variables, texts):
+    """In the fork: what Python does with a script and its arguments. texts: files for stdout and stderr."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.update(variables)
+    for number, path in enumerate(texts, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = [script, *map(str, words)]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def wait_for(path, text, process, timeout=300):
+    """Until a file that a started process writes holds a text."""
+    end = time.monotonic() + timeout
+    ended = False
+    while time.monotonic() < end and not ended:
+        ended = process.poll() is not None  # before the look: what it wrote last counts too
+        if path.exists() and text in path.read_text(errors="replace"):
+            return
+        time.sleep(0.02)
+    kill_all(process)
+    raise AssertionError(f"{text!r} did not come; exit status {process.poll()}")
+
+
+def finish(process, timeout=300):
     """Wait for a started process; returns (exit status, stdout, stderr)."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -83,7 +172,8 @@ def finish(process, timeout=120):
 
 def kill_all(process):
     """SIGKILL for a started process and its workers, which torchrun puts into sessions of their own."""
-    for pid in [process.pid, *workers_of(process.pid)]:
+    pids = process.pids if isinstance(process, Fork) else [process.pid, *workers_of(process.pid)]
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()

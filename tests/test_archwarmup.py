@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import finish, losses, out_dir, run, start
+from conftest import Fork, finish, losses, out_dir, run
 from test_model import KINDS, batch, every_kind, make_config
 from transformers import AutoModelForCausalLM
 
@@ -304,11 +304,11 @@ def test_compiled_anew(small, tmp_path, monkeypatch):
 
 
 def test_two_processes(small, tmp_path):
-    """The same losses as one process, with the same layers at work; also where the largest logits are of one alone."""
+    """The same losses as one process, with the same layers active; also where the largest logits are of one alone."""
     words = (*small, *WARMUP, "--learning_rate=1e-4", "--max_iters=12", "--qk_clip=1e-3")
     alone = (*words, f"--out_dir={tmp_path / 'alone'}")
     run(*alone)
-    status, out, err = finish(start(*words, processes=2))
+    status, out, err = finish(Fork(*words, processes=2))
     assert status == 0 and out.count("layers active") == 3, err
     for step, pair in losses(alone).items():
         assert losses(words)[step] == pytest.approx(pair, abs=1e-5)

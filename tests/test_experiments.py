@@ -3,11 +3,10 @@
 import json
 import sys
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, finish, out_dir, run, start
+from conftest import ROOT, Fork, finish, out_dir, run
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -61,7 +60,7 @@ def test_arrival_is_for_good():
 
 def test_quadratic_from_the_command_line(tmp_path):
     words = ("--iterations=30", "--starts=2", "--size=4", "--grid=3", f"--results={tmp_path}")
-    status, out, err = finish(start(*words, script="experiments/quadratic.py"))
+    status, out, err = finish(Fork(*words, script="experiments/quadratic.py"))
     assert status == 0, err
     found = json.loads((tmp_path / "quadratic.json").read_text())
     assert len(found["cases"]) == 4 and "x blockwise GD" in out
@@ -156,12 +155,13 @@ def test_without_a_checkpoint(tmp_path, capsys):
     assert het.transformer_if_there(config) == ({}, {})
     assert "transformer: left out, no checkpoint" in capsys.readouterr().out
     words = ("--parts=transformer", f"--out_dir={tmp_path / 'none'}", f"--results={tmp_path}")
-    status, _, err = finish(start(*words, script="experiments/heterogeneity.py"))
+    status, _, err = finish(Fork(*words, script="experiments/heterogeneity.py"))
     assert (status, err.count("\n")) == (2, 1) and "no checkpoint" in err
 
 
 def test_mnist(monkeypatch):
     """In the form that the hub has it in: pictures and labels."""
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets")
     pictures = np.random.default_rng(0).integers(256, size=(6, 28, 28), dtype=np.uint8)
     made = {"image": list(pictures), "label": [3, 1, 4, 1, 5, 9]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
@@ -174,6 +174,8 @@ def test_mnist(monkeypatch):
 
 
 def test_mnist_out_of_reach(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets")
+
     def unreachable(name):
         raise ConnectionError("no network\nand more")
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import finish, metrics, out_dir, run, start
+from conftest import SMALL, Fork, finish, metrics, out_dir, run, start
 
 import measure
 from blockwise import UserError
@@ -22,10 +23,18 @@ LLAMA = ("--model_type=llama", "--keep_checkpoints=-1")
 FEW = ("--batches=2", "--draws=2", "--batch_size=4", "--device=cpu")
 
 
+@pytest.fixture(scope="module")
+def llama(data_dir, tmp_path_factory):
+    """The folder of a finished run of a LLaMA with checkpoints at 0, 4 and 8: only to be read."""
+    folder = tmp_path_factory.mktemp("llama") / "out"
+    run(*SMALL, f"--data_dir={data_dir}", f"--out_dir={folder}", *LLAMA)
+    return folder
+
+
 @pytest.fixture
-def trained(small):
-    """Words for a finished run of a LLaMA with checkpoints at 0, 4 and 8."""
-    run(*small, *LLAMA)
+def trained(llama, small):
+    """Words for a copy of that run."""
+    shutil.copytree(llama, out_dir(small))
     return f"--out_dir={out_dir(small)}"
 
 
@@ -76,7 +85,7 @@ def test_all_checkpoints_draw_the_evolution(trained, small):
 
 
 @pytest.mark.parametrize("words", [("--estimator=hessian",), ("--estimator=empirical",), ("--labels=data",)])
-def test_the_cut_does_not_matter(trained, small, words):
+def test_the_cut_does_not_matter(trained, small, words, no_figures):
     kind = {"--labels=data": "data_labels"}.get(words[0], words[0].split("=")[1])
     sharpness(trained, *FEW, *words)
     whole = found(out_dir(small), kind)
@@ -86,11 +95,11 @@ def test_the_cut_does_not_matter(trained, small, words):
         assert cut["blocks"][block]["mean"] == pytest.approx(one["mean"], rel=1e-4)
 
 
-def test_two_processes_see_the_same(trained, small):
+def test_two_processes_see_the_same(trained, small, no_figures):
     folder = out_dir(small)
     sharpness(trained, *FEW, "--batch_size=5")
     one = found(folder)
-    status, _, err = finish(start("sharpness", trained, *FEW, "--batch_size=5", processes=2, script="measure.py"))
+    status, _, err = finish(Fork("sharpness", trained, *FEW, "--batch_size=5", processes=2, script="measure.py"))
     assert status == 0, err
     two = found(folder)
     assert two["seconds"] != one["seconds"]
@@ -100,7 +109,7 @@ def test_two_processes_see_the_same(trained, small):
         assert two["blocks"][block]["error"] == pytest.approx(one["blocks"][block]["error"], rel=1e-2)
 
 
-def test_a_tied_matrix_and_its_two_uses(small):
+def test_a_tied_matrix_and_its_two_uses(small, no_figures):
     run(*small)
     folder, words = out_dir(small), f"--out_dir={out_dir(small)}"
     sharpness(words, *FEW)
@@ -109,7 +118,7 @@ def test_a_tied_matrix_and_its_two_uses(small):
     assert {"Emb", "Head"} <= set(found(folder)["blocks"])
 
 
-def test_the_checkpoint_stays_as_it_is(trained, small):
+def test_the_checkpoint_stays_as_it_is(trained, small, no_figures):
     before = {path.name: path.read_bytes() for path in out_dir(small).iterdir() if path.is_file()}
     sharpness(trained, *FEW, "--estimator=hessian")
     assert all((out_dir(small) / name).read_bytes() == content for name, content in before.items())
@@ -198,7 +207,7 @@ def hessian_of(small, name):
     return torch.stack([products(row) for row in torch.eye(products.size, dtype=torch.float64)]).numpy()
 
 
-def test_a_spectrum_is_the_hessians(trained, small):
+def test_a_spectrum_is_the_hessians(trained, small, no_figures):
     name = "blocks.1.attn.v_proj.weight"
     spectrum(trained, f"--blocks={name}", "--full=False", "--batch_size=4", "--lanczos_steps=80", "--probes=4")
     one = eigenvalues(out_dir(small))["blocks"][name]
@@ -223,7 +232,7 @@ def test_which_blocks(trained, small, capsys):
     assert blocks("--layers=1") == [*(f"blocks.1.{name}.weight" for name in matrices), "full"]
     assert "is not compared" in capsys.readouterr().out  # 8 steps leave Q and K no tenth eigenvalue above 0
     names = ["FFN", *(f"blocks.{layer}.attn.o_proj.weight" for layer in (0, 1))]
-    assert blocks("--blocks=FFN,*.o_proj.*", "--full=False", "--lanczos_steps=30") == names
+    assert blocks("--blocks=FFN,*.o_proj.*", "--full=False", "--lanczos_steps=20") == names
     assert "(JS0)" in capsys.readouterr().out
     result = eigenvalues(out_dir(small))
     assert result["blocks"]["FFN"]["parameters"] == 6 * 16 * 64
@@ -234,7 +243,7 @@ def test_which_blocks(trained, small, capsys):
         assert (out_dir(small) / name).stat().st_size > 10_000
 
 
-def test_the_default_of_lanczos_steps_is_capped(trained, small):
+def test_the_default_of_lanczos_steps_is_capped(trained, small, no_figures):
     spectrum(trained, "--blocks=*.norm1.*", "--full=False", "--probes=1", "--batch_size=2")
     assert {one["lanczos_steps"] for one in eigenvalues(out_dir(small))["blocks"].values()} == {16}
     with pytest.raises(UserError, match=r"lanczos_steps=17: blocks.0.norm1.weight has 16 parameters"):
@@ -242,17 +251,17 @@ def test_the_default_of_lanczos_steps_is_capped(trained, small):
 
 
 def test_spectra_of_all_checkpoints(trained, small):
-    spectrum(trained, *SHORT, "--lanczos_steps=30", "--blocks=VO,FFN", "--full=False", "--checkpoints=all")
+    spectrum(trained, *SHORT, "--lanczos_steps=20", "--blocks=VO,FFN", "--full=False", "--checkpoints=all")
     assert len({eigenvalues(out_dir(small), step)["js"]["mean"] for step in (0, 4, 8)}) == 3
     assert (out_dir(small) / "spectrum_evolution.png").is_file()
 
 
-def test_spectra_on_two_processes_and_cut(trained, small):
+def test_spectra_on_two_processes_and_cut(trained, small, no_figures):
     blocks = "--blocks=VO,blocks.0.attn.q_proj.weight"
     words = (trained, blocks, "--full=False", "--lanczos_steps=20", "--probes=2", "--batch_size=5", "--device=cpu")
     spectrum(*words)
     one = eigenvalues(out_dir(small))
-    status, _, err = finish(start("spectrum", *words, processes=2, script="measure.py"))
+    status, _, err = finish(Fork("spectrum", *words, processes=2, script="measure.py"))
     assert status == 0, err
     two = eigenvalues(out_dir(small))
     spectrum(*words, "--micro_batch=2")
@@ -306,13 +315,13 @@ def test_eigenvalues_of_all_checkpoints(trained, small, capsys):
     assert (folder / "curvature.png").stat().st_size > 10_000
 
 
-def test_eigenvalues_on_two_processes_and_in_pieces(trained, small):
+def test_eigenvalues_on_two_processes_and_in_pieces(trained, small, no_figures):
     folder = out_dir(small)
     curvature(trained, *ON)
     one = largest(folder)
     curvature(trained, *ON, "--micro_batch=1")
     cut = largest(folder)
-    status, _, err = finish(start("curvature", trained, *ON, processes=2, script="measure.py"))
+    status, _, err = finish(Fork("curvature", trained, *ON, processes=2, script="measure.py"))
     assert status == 0, err
     two = largest(folder)
     assert two["seconds"] != one["seconds"]
@@ -322,14 +331,14 @@ def test_eigenvalues_on_two_processes_and_in_pieces(trained, small):
             assert other[kind]["lambda_max"] == pytest.approx(one[kind]["lambda_max"], rel=1e-4)
 
 
-def test_too_few_products_are_not_converged(trained, small, capsys):
+def test_too_few_products_are_not_converged(trained, small, capsys, no_figures):
     curvature(trained, *ON, "--products=2", "--preconditioner=none")
     one = largest(out_dir(small))
     assert not one["hessian"]["converged"] and one["hessian"]["products"] == 2 and "preconditioned" not in one
     assert "NOT CONVERGED after 2 products" in capsys.readouterr().out
 
 
-def test_eigenvalues_of_other_optimizers(small):
+def test_eigenvalues_of_other_optimizers(small, no_figures):
     folder, words = out_dir(small), (f"--out_dir={out_dir(small)}", *ON)
     run(*small, "--optimizer=sgd", "--learning_rate=1e-2", "--blockwise=False", "--max_iters=2")
     curvature(*words)
@@ -346,8 +355,8 @@ def test_eigenvalues_of_other_optimizers(small):
     assert "preconditioned" not in largest(folder, 2)
 
 
-def test_eigenvalue_of_a_model_from_hugging_face(trained, small, data_dir, tmp_path):
-    status, _, err = finish(start(trained, f"--to={tmp_path / 'hf'}", script="export.py"))
+def test_eigenvalue_of_a_model_from_hugging_face(trained, small, data_dir, tmp_path, no_figures):
+    status, _, err = finish(Fork(trained, f"--to={tmp_path / 'hf'}", script="export.py"))
     assert status == 0, err
     words = (f"--init_from=hf:{tmp_path / 'hf'}", f"--out_dir={tmp_path / 'there'}", "--dataset=tiny")
     curvature(*words, f"--data_dir={data_dir}", *ON)

@@ -3,15 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hessian_eigenthings.algorithms.lanczos import lanczos as their_lanczos
-from hessian_eigenthings.algorithms.lanczos import lanczos_tridiagonal
-from hessian_eigenthings.operators.ggn import GGNOperator
-from hessian_eigenthings.operators.hessian import HessianOperator
 from test_curvature import MODELS, explicit_fisher, make, make_batch, slices
 
 from blockwise.blocks import blocks_of
 from blockwise.curvature.eigenvalues import lanczos
 from blockwise.curvature.hessian import HessianVectorProduct, double_backward_mode
+
+pytest.importorskip("hessian_eigenthings", reason="needs the package hessian-eigenthings")
+
+from hessian_eigenthings.algorithms.lanczos import lanczos as their_lanczos
+from hessian_eigenthings.algorithms.lanczos import lanczos_tridiagonal
+from hessian_eigenthings.operators.ggn import GGNOperator
+from hessian_eigenthings.operators.hessian import HessianOperator
 
 
 def within(block):

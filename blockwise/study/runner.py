@@ -56,8 +56,6 @@ def start(run, processes, slot):
     """train.py on the run's job file; what it prints goes to log.txt in the run's folder."""
     write_job(run)
     environment = {**os.environ, **slot, "LAUNCHED_BY": str(os.getpid())}  # the run ends by itself when we are killed
-    if processes == 1:
-        environment["RANK"] = "0"  # as under a launcher: it then notices at once
     with open(run.folder / "log.txt", "w") as log:
         words = command(run, processes)
         return subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
