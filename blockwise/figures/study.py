@@ -8,7 +8,7 @@ import numpy as np
 
 from blockwise import UserError
 from blockwise.curves import mean_curve
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure, write
 
 
 def draw(folder):
@@ -29,7 +29,7 @@ def draw(folder):
             for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
                 for arm, one in arms.items():
                     draw_arm(axes, arm, one, {**styles[arm], "marker": markers[arm]})
-                axes.set_title(comparison.replace("$", r"\$"), fontsize="medium")
+                axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     axes.legend(frameon=False)
                 if draw_arm is draw_bands:
