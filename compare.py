@@ -1,7 +1,7 @@
 """Compare ways to train ("arms") fairly: each at its own best learning rate, at equal budgets, over several seeds.
 
     python compare.py config/study_cpu.py --plan                  # what would run, and what it costs
-    python compare.py config/study_cpu.py                         # run it; started again, it goes on
+    python compare.py config/study_cpu.py                         # run it; the same command resumes it
     python compare.py config/study_cpu.py --seeds=1,2,3,4,5 --out_dir=out/more_seeds
 
 A study's file sets keys of train.py, which all runs share, and the keys of a study below. Every run is train.py in a
@@ -17,7 +17,7 @@ from blockwise.layer_warmup import layer_schedule
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest
-from blockwise.study.plan import Study, StudyConfig, check_words
+from blockwise.study.plan import Study, StudyConfig, check_args
 from blockwise.study.report import print_plan, write
 from blockwise.study.runner import run_all
 from configurator import configure
@@ -26,9 +26,9 @@ PLOT = Path(__file__).resolve().parent / "plot.py"
 FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 
 
-def parse(words, shared):
-    """TrainConfig of an arm: the shared keys, then its words."""
-    settings, _, _ = configure(TrainConfig, words, "", start=shared)
+def parse(args, shared):
+    """TrainConfig of an arm: the shared keys, then its arguments."""
+    settings, _, _ = configure(TrainConfig, args, "", start=shared)
     layer_schedule(settings.resolved())  # a shape that does not divide is known before anything runs
     return settings
 
@@ -51,7 +51,7 @@ def draw(folder):
 
 
 def main(argv):
-    check_words(argv)
+    check_args(argv)
     config, _, flags = configure(StudyConfig, argv, __doc__, FLAGS)
     study = Study(config, parse)
     if "plan" in flags:
@@ -64,7 +64,7 @@ def main(argv):
     print_plan(study)
     run_all(study, stop)
     if stop:
-        print(f"stopped by {stop.signal}; the same command goes on")
+        print(f"stopped by {stop.signal}; the same command resumes it")
         return 0
     found = write(study)
     draw(study.folder)

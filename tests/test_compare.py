@@ -1,4 +1,4 @@
-"""Studies from the command line: what runs, what is never run twice, what stops and goes on, what is reported."""
+"""Studies from the command line: what runs, what is never run twice, what stops and resumes, what is reported."""
 
 import argparse
 import json
@@ -298,7 +298,7 @@ def test_figures_of_a_broken_study(tmp_path, text):
 
 
 def test_killed_and_started_again(study, tmp_path):
-    """With train.py itself: what was finished stays, what was interrupted goes on from its checkpoint."""
+    """With train.py itself: what was finished stays, what was interrupted resumes from its checkpoint."""
     words = study("max_iters = lr_decay_iters = 30\nlearning_rates = dict(adamw=[2e-3], ours=[2e-3])\nextensions = 0")
     process = start(*words, script="compare.py")
     results = tmp_path / "out" / "runs"
@@ -327,7 +327,7 @@ def test_a_signal_saves_the_runs_and_ends(study, tmp_path):
         time.sleep(0.05)
     process.terminate()
     status, out, err = finish(process)
-    assert (status, err) == (0, "") and "the same command goes on" in out
+    assert (status, err) == (0, "") and "the same command resumes it" in out
     assert len([folder for folder in runs.iterdir() if manifests(folder)]) == 2
 
 
@@ -342,6 +342,6 @@ def test_runs_under_torchrun_end_with_a_study_that_is_killed(study, tmp_path):
     process.communicate()
     (folder,) = runs.iterdir()
     deadline = time.monotonic() + 30
-    while runner.busy(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
+    while runner.is_locked(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not runner.busy(argparse.Namespace(folder=folder))
+    assert not runner.is_locked(argparse.Namespace(folder=folder))

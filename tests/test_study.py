@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import t
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
-from blockwise.study.rules import around, needed, paired, sense, sentence, spread, sweep, verdict
+from blockwise.study.rules import paired_test, refined_grid, required_runs, sentence, sign, spread, sweep, verdict
 
 
 def valley(best):
@@ -51,50 +51,50 @@ def test_divergence_sends_the_sweep_down():
 
 def test_seeds_come_once_the_best_is_known():
     losses = {(rate, 5): valley(2)(rate) for rate in (1.0, 2.0)}
-    assert needed([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == ([(1.0, 5), (2.0, 5), (4.0, 5)], None)
+    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == ([(1.0, 5), (2.0, 5), (4.0, 5)], None)
     losses[4.0, 5] = valley(2)(4.0)
-    runs, best = needed([1.0, 2.0, 4.0], [5, 6, 7], losses, 6)
+    runs, best = required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6)
     assert best == 2.0 and runs[3:] == [(2.0, 6), (2.0, 7)]
     losses |= {(2.0, 6): 99.0, (2.0, 7): 99.0}  # other seeds do not change what the sweep chose
-    assert needed([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == (runs, 2.0)
+    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == (runs, 2.0)
 
 
-def test_around():
-    assert around(4.0, [1.0, 2.0, 4.0, 8.0]) == [2.0, 4.0, 8.0]
-    assert around(3e-3, [3e-3]) == [1.5e-3, 3e-3, 6e-3]
+def test_refined_grid():
+    assert refined_grid(4.0, [1.0, 2.0, 4.0, 8.0]) == [2.0, 4.0, 8.0]
+    assert refined_grid(3e-3, [3e-3]) == [1.5e-3, 3e-3, 6e-3]
 
 
 def test_paired_by_hand():
     """Differences -0.1, -0.2, -0.3: mean -0.2, deviation 0.1, standard error 0.1 / sqrt(3)."""
-    test = paired({1: 2.9, 2: 2.8, 3: 2.7}, {1: 3.0, 2: 3.0, 3: 3.0})
+    test = paired_test({1: 2.9, 2: 2.8, 3: 2.7}, {1: 3.0, 2: 3.0, 3: 3.0})
     half = t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
     assert test["seeds"] == 3 and test["gap"] == pytest.approx(-0.2)
     assert (test["low"], test["high"]) == (pytest.approx(-0.2 - half), pytest.approx(-0.2 + half))
     assert test["p"] == pytest.approx(2 * t.cdf(-0.2 / (0.1 / math.sqrt(3)), 2))
-    assert sense(test) == 0 and "no difference seen" in sentence("ours", "adamw", test)
+    assert sign(test) == 0 and "no difference seen" in sentence("ours", "adamw", test)
 
 
 def test_pairing_is_by_seed_and_leaves_out_what_diverged():
     ours, theirs = {1: 2.0, 2: 3.0, 3: math.inf, 4: 2.0}, {2: 3.1, 1: 2.1, 3: 2.0}
-    test = paired(ours, theirs)
+    test = paired_test(ours, theirs)
     assert test["seeds"] == 2 and test["gap"] == pytest.approx(-0.1)
-    assert sense(test) == -1 and "lower" in sentence("ours", "adamw", test)
+    assert sign(test) == -1 and "lower" in sentence("ours", "adamw", test)
 
 
 def test_what_one_seed_and_none_can_say():
-    one = paired({1: 2.0}, {1: 2.1})
-    assert sense(one) is None and "no verdict" in sentence("ours", "adamw", one)
-    none = paired({1: math.inf}, {1: 2.1})
-    assert none["gap"] is None and "nothing can be said" in sentence("ours", "adamw", none)
-    assert "nothing can be said" in verdict("ours", "adamw", [one, none])
+    one = paired_test({1: 2.0}, {1: 2.1})
+    assert sign(one) is None and "no verdict" in sentence("ours", "adamw", one)
+    none = paired_test({1: math.inf}, {1: 2.1})
+    assert none["gap"] is None and "without diverging: no verdict" in sentence("ours", "adamw", none)
+    assert "no verdict, because" in verdict("ours", "adamw", [one, none])
 
 
 def test_equal_differences_have_no_spread_to_divide_by():
-    same = paired({1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0})
+    same = paired_test({1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0})
     assert (same["gap"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
-    assert sense(same) == 0
-    lower = paired({1: 2.0, 2: 3.0}, {1: 2.5, 2: 3.5})
-    assert lower["p"] == 0 and sense(lower) == -1
+    assert sign(same) == 0
+    lower = paired_test({1: 2.0, 2: 3.0}, {1: 2.5, 2: 3.5})
+    assert lower["p"] == 0 and sign(lower) == -1
 
 
 def test_spread():
@@ -115,9 +115,9 @@ def test_spread():
 )
 def test_verdict(signs, words):
     tests = []
-    for i, sign in enumerate(signs):
-        gap = 0.1 * (i + 1) * (sign or 1)
-        half = None if sign is None else 0.05 if sign else 1.0
+    for i, one in enumerate(signs):
+        gap = 0.1 * (i + 1) * (one or 1)
+        half = None if one is None else 0.05 if one else 1.0
         low, high = (None, None) if half is None else (gap - half, gap + half)
         tests.append({"gap": gap, "low": low, "high": high, "p": 0.5, "seeds": 3})
     assert words in verdict("ours", "adamw", tests)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwise import UserError
 from blockwise.curves import curve, read_rows, speedup
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure, write
 
 
 @dataclass
@@ -72,7 +72,7 @@ def draw(folders, baseline=None, out=None):
         style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
         axes.plot(*zip(*run.train, strict=True), alpha=0.25, linewidth=0.8, color=style["color"]) if run.train else None
         unfinished = "" if run.finished else f", stopped at {run.val[-1][0]} of {run.max_iters}"
-        label = f"{run.name}: {run.final:.3f}{unfinished}".replace("$", r"\$")  # a dollar would begin a formula
+        label = literal(f"{run.name}: {run.final:.3f}{unfinished}")
         axes.plot(*zip(*run.val, strict=True), linewidth=2, label=label, **style)
         print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
     for run in runs:

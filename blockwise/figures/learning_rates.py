@@ -3,12 +3,12 @@
 from itertools import cycle
 
 from blockwise import UserError
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure, write
 from blockwise.schedules import block_rate
 
 
 def draw(config, asked, out):
-    """Draw to `out` the learning rate of every block under a resolved config, and print where each begins and ends.
+    """Draw to `out` the learning rate of every block under a resolved config, and print its largest and last value.
 
     asked: what the title says of the config. Raises UserError where a run sets the multipliers itself.
     """
@@ -34,7 +34,7 @@ def draw(config, asked, out):
     schedule = config.schedule if config.decay_lr else "constant, no warmup"
     schedule += ", wsd_boost=paper" if (config.schedule, config.wsd_boost) == ("wsd", "paper") else ""
     title = f"{config.optimizer}, {schedule}: {asked}"
-    axes.set_title(title.replace("$", r"\$"), wrap=True)  # a dollar would begin a formula
+    axes.set_title(literal(title), wrap=True)
     axes.set(xlabel="step", ylabel="learning rate")
     axes.margins(x=0)
     write(figure, out)

@@ -26,7 +26,7 @@ def draw(folder):
     newest = steps[max(steps)]
     kinds = {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
     for name, one in newest["blocks"].items():
-        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_in(name)] = one
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = one
     figure, panels = start_figure(len(kinds))
     for axes, (kind, layers) in zip(panels, sorted(kinds.items(), key=lambda item: item[0] != "full"), strict=True):
         draw_spectra(axes, layers, newest["edges"])
@@ -44,7 +44,8 @@ def draw(folder):
         write(figure, folder / "spectrum_evolution.png")
 
 
-def layer_in(name):
+def layer_of(name):
+    """The layer of a parameter, None outside the layers. Written out here, since `curvature` loads torch."""
     found = re.match(r"blocks\.(\d+)\.", name)
     return int(found[1]) if found else None
 

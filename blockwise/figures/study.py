@@ -8,15 +8,15 @@ import numpy as np
 
 from blockwise import UserError
 from blockwise.curves import mean_curve
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure, write
 
 
 def draw(folder):
     """learning_rates.png and curves.png of a comparison, one panel for each condition."""
     folder = Path(folder)
     try:
-        places = json.loads((folder / "study.json").read_text())["places"]
-        names = {arm: one["role"] for arms in places.values() for arm, one in arms.items()}
+        comparisons = json.loads((folder / "study.json").read_text())["places"]
+        names = {arm: one["role"] for arms in comparisons.values() for arm, one in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
         styles = {}
@@ -25,11 +25,11 @@ def draw(folder):
             styles[arm] = {"color": colour, "linestyle": line}
         markers = dict(zip(names, cycle("osD^v<>pP*Xh"), strict=False))
         for name, draw_arm in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
-            figure, panels = start_figure(len(places))
-            for axes, (place, arms) in zip(panels, places.items(), strict=True):
+            figure, panels = start_figure(len(comparisons))
+            for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
                 for arm, one in arms.items():
                     draw_arm(axes, arm, one, {**styles[arm], "marker": markers[arm]})
-                axes.set_title(place.replace("$", r"\$"), fontsize="medium")
+                axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     axes.legend(frameon=False)
                 if draw_arm is draw_bands:
@@ -44,7 +44,7 @@ def draw(folder):
 
 
 def draw_sweep(axes, arm, one, style):
-    """Final loss against learning rate, one seed; the best is filled. What has no loss stands at the top, in words."""
+    """Final loss against learning rate, one seed; the best is filled. Runs without a loss: their status, at the top."""
     points = [(p["learning_rate"], p["loss"]) for p in one["sweep"] if p["loss"] is not None]
     axes.set(xscale="log", xlabel="learning_rate (of Norm)", ylabel="final validation loss (nats per token)")
     if points:

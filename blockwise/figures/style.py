@@ -27,7 +27,13 @@ def start_figure(panels=1):
     return figure, list(grid.flat[:panels])
 
 
+def literal(text):
+    """Text as matplotlib shows it unchanged: a dollar would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def write(figure, out):
+    """Save a figure, in the format of the ending of `out`. Raises UserError for an unknown ending."""
     if out.suffix[1:] not in figure.canvas.get_supported_filetypes():
         raise UserError(f"--out={out}: expected the name of a .png, .pdf or .svg file")
     out.parent.mkdir(parents=True, exist_ok=True)

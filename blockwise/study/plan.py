@@ -13,7 +13,7 @@ from typing import Annotated
 
 from blockwise import UserError, warn
 from blockwise.settings import AUTO_MULT, TrainConfig
-from blockwise.study.rules import around, needed
+from blockwise.study.rules import refined_grid, required_runs
 
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
 # What may differ between two runs that compute the same; multipliers and floor are in the resolved config
@@ -28,14 +28,14 @@ SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
 
 @dataclass
 class StudyConfig(TrainConfig):
-    """The keys of a study, besides those of train.py."""
+    """The keys of a study, in addition to those of train.py."""
 
-    arms: Annotated[dict[str, str], "name: words for train.py (files and --key=value) that make this way to train"] = field(default_factory=dict)
+    arms: Annotated[dict[str, str], "name: arguments of train.py (files and --key=value) that define this way to train"] = field(default_factory=dict)
     baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
     seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
-    conditions: Annotated[dict[str, str], "name: words; the whole comparison is made under each (none: once)"] = field(default_factory=dict)
-    floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's words (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
+    conditions: Annotated[dict[str, str], "name: arguments; the whole comparison is repeated under each (none: once)"] = field(default_factory=dict)
+    floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's arguments (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
     extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
     jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
@@ -60,7 +60,7 @@ class StudyConfig(TrainConfig):
 class Run:
     """One training run of a study: where it belongs, and the config that train.py gets."""
 
-    condition: str
+    comparison: str
     arm: str
     rate: float
     seed: int
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def label(self):
-        where = f" ({self.condition})" if self.condition else ""
+        where = f" ({self.comparison})" if self.comparison else ""
         return f"{self.arm} at {self.rate:g}, seed {self.seed}{where}"
 
 
@@ -77,7 +77,7 @@ class Study:
     """A study's plan and what is known of it: every run follows from the config and from the results so far."""
 
     def __init__(self, config, parse):
-        """parse(words, shared): the TrainConfig that train.py would make of these words, starting from `shared`.
+        """parse(args, shared): the TrainConfig that train.py would make of these arguments, starting from `shared`.
 
         Raises UserError for a study that does not say what to compare, or compares what cannot be compared.
         """
@@ -90,43 +90,44 @@ class Study:
             "relative floor": "--min_lr_ratio=0.05",
         }
         shared = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
-        self.settings = {}  # (place, arm) -> TrainConfig
-        self.places = []  # names of the comparisons: a condition with a floor each
+        self.settings = {}  # (comparison, arm) -> TrainConfig
+        self.comparisons = []  # names of the comparisons: a condition with a floor each
         for (condition, before), (floor, behind) in product((config.conditions or {"": ""}).items(), floors.items()):
-            place = ", ".join(filter(None, (condition, floor)))
-            self.places.append(place)
-            for arm, words in config.arms.items():
-                words = f"{before} {words} {behind}"
-                settings = self.settings[place, arm] = settings_of(words, shared, arm, parse)
+            comparison = ", ".join(filter(None, (condition, floor)))
+            self.comparisons.append(comparison)
+            for arm, args in config.arms.items():
+                args = f"{before} {args} {behind}"
+                settings = self.settings[comparison, arm] = settings_of(args, shared, arm, parse)
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
-                    self.settings[place, arm + TWICE] = replace(settings, **doubled)
-            check_common({arm: self.settings[place, arm] for arm in config.arms})
+                    self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
+            check_common({arm: self.settings[comparison, arm] for arm in config.arms})
 
-    def run_of(self, place, arm, rate, seed):
-        config = replace(self.settings[place, arm], learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
+    def run_of(self, comparison, arm, rate, seed):
+        settings = self.settings[comparison, arm]
+        config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
         left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
         identity = {k: v for k, v in asdict(config.resolved()).items() if k not in left_out}
         identity["data"] = fingerprint(config.data_dir, config.dataset)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"
-        return Run(place, arm, rate, seed, replace(config, out_dir=str(folder)), folder)
+        return Run(comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder)
 
-    def arm(self, place, arm):
+    def arm(self, comparison, arm):
         """(runs that this arm needs so far, {(rate, seed): loss} of those that are done, its best rate or None).
 
-        A run that failed has no loss: what it would have said is not known, and so nothing follows from it.
+        A run that failed has no loss, and no further runs are derived from it.
         """
         grid, best = self.config.learning_rates.get(arm), None
         if arm.endswith(TWICE):
-            runs, _, best = self.arm(place, arm.removesuffix(TWICE))
+            runs, _, best = self.arm(comparison, arm.removesuffix(TWICE))
             if best is None:
                 return [], {}, None
-            grid = around(best, {run.rate for run in runs})
+            grid = refined_grid(best, {run.rate for run in runs})
         losses = {}
         while True:  # each result may ask for more runs, whose results may be there already
-            pairs, best = needed(grid, self.config.seeds, losses, self.config.extensions)
-            runs = [self.run_of(place, arm, rate, seed) for rate, seed in pairs]
+            pairs, best = required_runs(grid, self.config.seeds, losses, self.config.extensions)
+            runs = [self.run_of(comparison, arm, rate, seed) for rate, seed in pairs]
             results = {(run.rate, run.seed): self.result(run) for run in runs}
             found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
             if found.keys() == losses.keys():
@@ -136,7 +137,7 @@ class Study:
     def result(self, run):
         """{"status": "finished" | "diverged" | "failed", "loss", "curve", "seconds", "spikes"}, or None: not done.
 
-        spikes: None for a run of before they were counted.
+        spikes: None for a run made before they were counted.
         """
         path = run.folder / "result.json"
         if run.folder not in self.results and path.is_file():
@@ -147,23 +148,23 @@ class Study:
                 known = {key: found[key] for key in ("status", "loss", "curve", "seconds")}
                 self.results[run.folder] = {**known, "spikes": found.get("spikes")}
             except (ValueError, KeyError, TypeError) as error:
-                warn(f"{path} is broken ({error}): the run is made again")
+                warn(f"{path} is broken ({error}): the run is repeated")
                 path.unlink()
         return self.results.get(run.folder)
 
     def runs(self):
-        """Every run that is needed, as far as the results tell: more come when a best lies at an end, or is known."""
-        every = [self.arm(place, arm)[0] for place, arm in self.settings]
+        """Every run known to be needed so far; more follow when a best lies at an end of its grid, or once it is known."""
+        every = [self.arm(comparison, arm)[0] for comparison, arm in self.settings]
         return list({run.folder: run for runs in every for run in runs}.values())
 
     def todo(self):
         return [run for run in self.runs() if not self.result(run)]
 
-    def to_come(self):
-        """Tokens of the runs that will be needed, if no grid grows any more, but cannot be named yet."""
+    def future_tokens(self):
+        """Tokens of the runs that will be needed but cannot be named yet, if no grid grows any further."""
         tokens = 0
-        for (place, arm), settings in self.settings.items():
-            runs, _, best = self.arm(place, arm)
+        for (comparison, arm), settings in self.settings.items():
+            runs, _, best = self.arm(comparison, arm)
             missing = 0 if best is not None else len(self.config.seeds) - 1
             missing += 3 if arm.endswith(TWICE) and not runs else 0
             tokens += missing * tokens_of(settings)
@@ -176,7 +177,7 @@ def check(config):
         if not re.fullmatch(r"\w[\w .,:+/-]{0,59}", name):
             raise UserError(f"the name {name!r}: expected up to 60 letters, digits, spaces and any of _ . , : + / -")
     if not config.arms:
-        raise UserError("the study names no arms: expected arms = {NAME: WORDS, ...} in its file")
+        raise UserError("the study names no arms: expected arms = {NAME: ARGUMENTS, ...} in its file")
     if config.baseline not in config.arms:
         raise UserError(f"baseline={config.baseline}: no such arm; expected one of {', '.join(config.arms)}")
     for arm in config.learning_rates.keys() - config.arms.keys():
@@ -199,27 +200,27 @@ def check_common(arms):
             raise UserError(f"arms differ in {key}: {values}; expected the same for all")
 
 
-def settings_of(words, shared, arm, parse):
-    """TrainConfig of an arm: the shared keys, then its words."""
+def settings_of(args, shared, arm, parse):
+    """TrainConfig of an arm: the shared keys, then its arguments."""
     try:
-        words = shlex.split(words)
+        args = shlex.split(args)
     except ValueError as error:
-        raise UserError(f"arm {arm!r}: {words}: {error}") from None
-    check_words(words, f"arm {arm!r}: ")
-    return parse(words, shared)
+        raise UserError(f"arm {arm!r}: {args}: {error}") from None
+    check_args(args, f"arm {arm!r}: ")
+    return parse(args, shared)
 
 
-def check_words(words, where=""):
-    for word in words:
-        if word.startswith(SET_BY_STUDY) and (where or not word.startswith("--out_dir=")):
-            raise UserError(f"{where}{word}: a study sets that itself; see learning_rates, seeds and out_dir")
-        if where and word in ("--help", "-h"):
-            raise UserError(f"{where}{word}: expected files and --key=value")
+def check_args(args, where=""):
+    for arg in args:
+        if arg.startswith(SET_BY_STUDY) and (where or not arg.startswith("--out_dir=")):
+            raise UserError(f"{where}{arg}: a study sets that itself; see learning_rates, seeds and out_dir")
+        if where and arg in ("--help", "-h"):
+            raise UserError(f"{where}{arg}: expected files and --key=value")
 
 
 @cache
 def fingerprint(data_dir, dataset):
-    """What tells a data set's content: the hashes in its meta.json; None where there are none."""
+    """What identifies a data set's content: the hashes in its meta.json; None where there are none."""
     try:
         splits = json.loads((Path(data_dir) / dataset / "meta.json").read_text())["splits"]
         return {split: splits[split]["sha256"] for split in ("train", "val")}
@@ -232,7 +233,7 @@ def tokens_of(config):
 
 
 def loss_of(result):
-    """What the sweep sees: a run that diverged is worse than any that did not."""
+    """The loss by which the sweep judges: infinite for a run that diverged."""
     return result["loss"] if result["status"] == "finished" else math.inf
 
 

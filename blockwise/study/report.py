@@ -8,18 +8,19 @@ from statistics import median
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
 from blockwise.files import write_text
 from blockwise.study.plan import TWICE, floor_of, tokens_of
-from blockwise.study.rules import paired, sentence, spread, verdict
+from blockwise.study.rules import paired_test, sentence, spread, verdict
 
 
 def print_plan(study):
     config, runs = study.config, study.runs()
-    for place in study.places:
-        print(place)
+    for comparison in study.comparisons:
+        print(comparison)
         for arm in config.arms:
-            rates = [study.run_of(place, arm, rate, config.seeds[0]) for rate in sorted(config.learning_rates[arm])]
-            rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in rates)
+            grid = sorted(config.learning_rates[arm])
+            swept = [study.run_of(comparison, arm, rate, config.seeds[0]) for rate in grid]
+            rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in swept)
             print(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
-    todo = sum(tokens_of(run.config) for run in study.todo()) + study.to_come()
+    todo = sum(tokens_of(run.config) for run in study.todo()) + study.future_tokens()
     tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
     single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
     twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
@@ -39,23 +40,23 @@ def extended(config):
 
 
 def summary(study):
-    """Everything that study.json states: of each comparison and arm the sweep, the best, the seeds, the test."""
+    """All of study.json: for each comparison and arm the sweep, the best learning rate, the seeds, the test."""
     config = study.config
-    places = {place: summary_of(study, place) for place in study.places}
+    comparisons = {comparison: summary_of(study, comparison) for comparison in study.comparisons}
     others = [arm for arm in config.arms if arm != config.baseline]
-    tests = {arm: [arms[arm]["test"] for arms in places.values()] for arm in others}
+    tests = {arm: [arms[arm]["test"] for arms in comparisons.values()] for arm in others}
     verdicts = [verdict(arm, config.baseline, tests[arm]) for arm in others]
-    ends = [f"{arm} ({place})" for place, arms in places.items() for arm, one in arms.items() if one["at_an_end"]]
+    ends = [f"{arm} ({name})" for name, arms in comparisons.items() for arm, one in arms.items() if one["at_an_end"]]
     if ends:
         text = "The best learning rate lies at an end of its grid, so it may be undertuned"
         verdicts.append(f"{text}: {', '.join(ends)}.")
-    single = [arm for arm in config.arms if all(len(arms[arm]["sweep"]) == 1 for arms in places.values())]
+    single = [arm for arm in config.arms if all(len(arms[arm]["sweep"]) == 1 for arms in comparisons.values())]
     if single:
         verdicts.append(f"Not tuned, run at one learning rate only: {', '.join(single)}.")
     results = {run: study.result(run) or {"status": "not run"} for run in study.runs()}
     return {
         "verdicts": verdicts,
-        "places": places,
+        "places": comparisons,  # the key's name in the files of earlier studies
         "runs": [
             {"run": run.label, "folder": str(run.folder), "floor": run.config.resolved().min_lr}
             | {key: result.get(key) for key in ("status", "loss", "seconds", "spikes")}
@@ -66,11 +67,11 @@ def summary(study):
     }
 
 
-def summary_of(study, place):
+def summary_of(study, comparison):
     """{arm: what is known of it in this comparison}"""
     config, arms, losses = study.config, {}, {}
-    for arm in [a for p, a in study.settings if p == place]:
-        runs, known, best = study.arm(place, arm)
+    for arm in [a for c, a in study.settings if c == comparison]:
+        runs, known, best = study.arm(comparison, arm)
         at_best = [run for run in runs if run.rate == best]
         swept = sorted((run for run in runs if run.seed == config.seeds[0]), key=lambda run: run.rate)
         complete = best is not None and all((run.rate, run.seed) in known for run in at_best)
@@ -93,7 +94,7 @@ def summary_of(study, place):
     for arm in config.arms:
         if arm != config.baseline:
             both = losses[arm] and losses[config.baseline]
-            arms[arm]["test"] = paired(losses[arm], losses[config.baseline]) if both else None
+            arms[arm]["test"] = paired_test(losses[arm], losses[config.baseline]) if both else None
             arms[arm]["speedup"] = speedups(arms[arm]["curves"], twice)
     return arms
 
@@ -113,9 +114,9 @@ def commit_of(run):
 
 
 def report(study, found):
-    """report.md: the verdict first, then each comparison, then every run that did not end well."""
+    """The text of report.md: the verdict first, then each comparison, then every run that did not end well."""
     config = study.config
-    tokens = sorted({tokens_of(study.settings[place, config.baseline]) for place in study.places})
+    tokens = sorted({tokens_of(study.settings[comparison, config.baseline]) for comparison in study.comparisons})
     lines = [f"# {study.folder.name}", "", *[f"**{line}**\n" for line in found["verdicts"]]]
     lines += [
         f"Final validation loss, in nats per token, of runs of {' or '.join(f'{n:,}' for n in tokens)} tokens. "
@@ -130,10 +131,10 @@ def report(study, found):
         "steps in a row are one spike.",
         "",
     ]
-    for place, arms in found["places"].items():
+    for comparison, arms in found["places"].items():
         heads = ["arm", "best learning rate", "floor", "mean loss", "deviation", "spikes"]
         heads += ["gap", "95 % interval", "p", "speedup"]
-        lines += [f"## {place}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [f"## {comparison}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [table_row(arm, one) for arm, one in arms.items()]
         lines += ["", *[f"{sentence(a, config.baseline, one['test'])}.\n" for a, one in arms.items() if "test" in one]]
         lines += [f"Learning rate (its floor): loss, with seed {config.seeds[0]}", ""]
@@ -143,7 +144,7 @@ def report(study, found):
     bad = [run for run in found["runs"] if run["status"] != "finished"]
     lines += ["## Runs that diverged or failed", ""]
     lines += [f"- {run['run']}: {run['status']}" for run in bad] or ["None."]
-    arms = [f"{arm} (`{words.strip()}`)" if words.strip() else arm for arm, words in config.arms.items()]
+    arms = [f"{arm} (`{args.strip()}`)" if args.strip() else arm for arm, args in config.arms.items()]
     lines += ["", f"Arms: {', '.join(arms)}. Runs made by commit {', '.join(found['commits']) or 'unknown'}."]
     lines += ["Every key is in study.json; out_dir/runs has each run, with the job.py that repeats it.", ""]
     return "\n".join(lines)

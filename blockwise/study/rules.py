@@ -10,7 +10,7 @@ from statistics import mean, stdev
 CONFIDENCE = 0.95
 
 
-def neat(rate):
+def round_rate(rate):
     """Six digits, so that a grid that grew reads well and a repeated study finds its runs again."""
     return float(f"{rate:.6g}")
 
@@ -31,13 +31,13 @@ def sweep(grid, losses, extensions):
         below = rates[1] / rates[0] if len(rates) > 1 else 2.0
         above = rates[-1] / rates[-2] if len(rates) > 1 else 2.0
         if best == rates[0]:
-            rates.insert(0, neat(rates[0] / below))
+            rates.insert(0, round_rate(rates[0] / below))
         else:
-            rates.append(neat(rates[-1] * above))
+            rates.append(round_rate(rates[-1] * above))
     return rates, best
 
 
-def needed(grid, seeds, losses, extensions):
+def required_runs(grid, seeds, losses, extensions):
     """([(learning rate, seed), ...] that an arm needs, as far as is known now; its best learning rate or None).
 
     losses: {(learning rate, seed): loss}. The sweep is made with the first seed, the others run at its best.
@@ -47,16 +47,16 @@ def needed(grid, seeds, losses, extensions):
     return runs + [(best, seed) for seed in seeds[1:] if best is not None], best
 
 
-def around(best, rates):
+def refined_grid(best, rates):
     """A grid of three for the same arm at another budget: its best so far and a grid step on either side."""
     rates = sorted(rates)
     at = rates.index(best)
-    below = rates[at - 1] if at > 0 else neat(best / 2)
-    above = rates[at + 1] if at + 1 < len(rates) else neat(best * 2)
+    below = rates[at - 1] if at > 0 else round_rate(best / 2)
+    above = rates[at + 1] if at + 1 < len(rates) else round_rate(best * 2)
     return [below, best, above]
 
 
-def paired(losses, baseline):
+def paired_test(losses, baseline):
     """The mean difference losses - baseline of paired runs with its confidence interval, and the paired t-test.
 
     losses, baseline: {seed: final loss}; seeds that both have, and that diverged in neither, count.
@@ -86,36 +86,39 @@ def spread(losses):
     return (mean(finite) if finite else None), (stdev(finite) if len(finite) > 1 else None)
 
 
-def sense(test):
-    """-1 lower, 1 higher, 0 no difference seen, None where nothing can be said. test: of `paired`, None: incomplete."""
+def sign(test):
+    """-1 lower, 1 higher, 0 no difference seen, None without a verdict.
+
+    test: a result of `paired_test`; None where runs are missing.
+    """
     if test is None or test["low"] is None:
         return None
     return -1 if test["high"] < 0 else 1 if test["low"] > 0 else 0
 
 
 def sentence(arm, baseline, test):
-    """What one comparison says, in words."""
+    """The result of one comparison as a sentence."""
     if test is None:
         return f"{arm} against {baseline}: not complete, since runs failed or have not run"
     if test["gap"] is None:
-        return f"{arm}: no pair of runs with {baseline} ended without diverging, so nothing can be said"
+        return f"{arm}: no pair of runs with {baseline} ended without diverging: no verdict"
     side = "lower" if test["gap"] < 0 else "higher"
     if test["low"] is None:
         return f"{arm} ended {abs(test['gap']):.4f} {side} than {baseline} with the one seed that ran: no verdict"
     interval = f"{CONFIDENCE:.0%} interval {test['low']:+.4f} to {test['high']:+.4f}, {test['seeds']} seeds"
-    if sense(test) == 0:
+    if sign(test) == 0:
         return f"{arm} and {baseline}: no difference seen (gap {test['gap']:+.4f}, {interval})"
     return f"{arm} ended {abs(test['gap']):.4f} {side} than {baseline} ({interval})"
 
 
 def verdict(arm, baseline, tests):
-    """One plain sentence over all comparisons of an arm. tests: [of `paired`, ...]"""
+    """One plain sentence over all comparisons of an arm. tests: results of `paired_test`, or None."""
     if len(tests) == 1:
         return sentence(arm, baseline, tests[0]) + "."
-    found = [sense(test) for test in tests]
+    found = [sign(test) for test in tests]
     judged = [one for one in found if one is not None]
     if not judged:
-        return f"{arm} against {baseline}: nothing can be said, for lack of seeds or of runs that ended well."
+        return f"{arm} against {baseline}: no verdict, because too few seeds ran or too few runs ended well."
     gaps = sorted(abs(test["gap"]) for test, one in zip(tests, found, strict=True) if one)
     size = f"by {gaps[0]:.4f} to {gaps[-1]:.4f} nats per token" if gaps else ""
     missing = f" ({len(found) - len(judged)} more could not be judged)" if len(judged) < len(found) else ""
@@ -125,6 +128,6 @@ def verdict(arm, baseline, tests):
         side = "lower" if judged[0] < 0 else "higher"
         every = f"in all {len(judged)} comparisons" if len(judged) > 1 else "in one comparison"
         return f"{arm} ended {side} than {baseline} {every}, {size}{missing}."
-    counts = [f"{side} in {judged.count(sign)}" for sign, side in ((-1, "lower"), (1, "higher")) if sign in judged]
+    counts = [f"{side} in {judged.count(one)}" for one, side in ((-1, "lower"), (1, "higher")) if one in judged]
     counts += [f"no difference seen in {judged.count(0)}"] if 0 in judged else []
     return f"{arm} against {baseline}: {', '.join(counts)} of {len(judged)} comparisons{missing}."

@@ -57,12 +57,12 @@ def start(run, processes, slot):
     write_job(run)
     environment = {**os.environ, **slot, "LAUNCHED_BY": str(os.getpid())}  # the run ends by itself when we are killed
     with open(run.folder / "log.txt", "w") as log:
-        words = command(run, processes)
-        return subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+        args = command(run, processes)
+        return subprocess.Popen(args, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
-def busy(run):
-    """Whether a process that an earlier call left behind still trains this run."""
+def is_locked(run):
+    """Whether a process that an earlier call left behind is still training this run."""
     lock = run_lock(run.folder)
     try:
         lock.acquire()
@@ -91,21 +91,21 @@ def outcome(run, status, seconds):
 
 
 def run_all(study, stop):
-    """Run what is needed until nothing is. Ends early, with the runs saved, once `stop` is true."""
+    """Run what is needed until nothing is left. Ends early, with the runs saved, once `stop` is true."""
     processes, free = study.config.processes, slots(study.config)
     running = {}  # Run -> (process, its slot, when it started)
     done = [run for run in study.runs() if study.result(run)]
     for run in done:
-        discard_weights(run)  # of a call that was killed between a result and this
+        discard_weights(run)  # an earlier call may have been killed before it came to this
     speeds = [tokens_of(run.config) / study.result(run)["seconds"] for run in done if study.result(run)["seconds"]]
     side_by_side, waiting, todo = len(free), set(), study.todo()
     while (todo or running) and not stop:
         for run in todo:
             if not free or run in running:
                 continue
-            if busy(run):
+            if is_locked(run):
                 if run not in waiting:
-                    print(f"{run.label}: waiting for the process of an earlier call that trains it", flush=True)
+                    print(f"{run.label}: waiting for an earlier call's process, which still trains it", flush=True)
                 waiting.add(run)
                 continue
             fresh, slot = not (run.folder / "metrics.jsonl").exists(), free.pop()
@@ -121,8 +121,8 @@ def run_all(study, stop):
                 discard_weights(run)
                 speeds += [tokens_of(run.config) / result["seconds"]] if began else []
             todo = study.todo()
-            said = told(run, result, process.returncode)
-            print(f"{run.label}: {said}; {left(study, speeds, side_by_side)}", flush=True)
+            text = describe_outcome(run, result, process.returncode)
+            print(f"{run.label}: {text}; {progress_line(study, speeds, side_by_side)}", flush=True)
     for process, _, _ in running.values():
         process.terminate()  # train.py saves and ends
     for process, _, _ in running.values():
@@ -130,24 +130,25 @@ def run_all(study, stop):
 
 
 def discard_weights(run):
-    """The weights of a run that is done have served their purpose, unless all were to be kept."""
+    """Delete the weights of a run that is done, unless all were to be kept."""
     if run.config.keep_checkpoints != -1:
         for path in [*run.folder.glob("ckpt_*.json"), *run.folder.glob("ckpt_*")]:
             path.unlink(missing_ok=True)
 
 
-def told(run, result, status):
+def describe_outcome(run, result, status):
+    """How a run ended: its loss and time, or the last line of its log. status: exit status of its process."""
     if result["status"] == "failed":
         lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return f"failed, {how}: {lines[-1] if lines else 'it said nothing'} (see {run.folder / 'log.txt'})"
+        return f"failed, {how}: {lines[-1] if lines else 'it printed nothing'} (see {run.folder / 'log.txt'})"
     loss = f"{result['loss']:.4f}" if result["status"] == "finished" else "diverged"
     return loss + (f" in {result['seconds']:.0f} s" if result["seconds"] else "")
 
 
-def left(study, speeds, side_by_side):
-    """How many runs are done, and how long the rest will take if no grid grows any more."""
+def progress_line(study, speeds, side_by_side):
+    """How many runs are done, and how long the rest will take if no grid grows any further."""
     runs, todo = study.runs(), study.todo()
-    tokens = sum(tokens_of(run.config) for run in todo) + study.to_come()
-    minutes = f"about {tokens / (median(speeds) * side_by_side) / 60:.0f} min left" if speeds else "time left not known"
+    tokens = sum(tokens_of(run.config) for run in todo) + study.future_tokens()
+    minutes = f"about {tokens / (median(speeds) * side_by_side) / 60:.0f} min left" if speeds else "time left unknown"
     return f"{len(runs) - len(todo)} of {len(runs)} known runs done, {minutes}"
