@@ -12,11 +12,11 @@ from blockwise.logger import warn
 
 
 def models_of(config, build):
-    """([(step, load), ...], the run's config), where load() gives a model and its checkpoint.
+    """([(step, load), ...], the run's config): load() reads one model and returns it with its checkpoint.
 
-    build: makes a model from its shape, a dict of ModelConfig's fields. A model in Hugging Face's format is step 0 of
-    no run, and its checkpoint is None.
-    Raises UserError where there is none.
+    build: makes a model from its architecture, a dict of ModelConfig's fields. A model in Hugging Face's format has no
+    checkpoint (None), counts as step 0, and comes with its block_size as the config.
+    Raises UserError if there is no model, or no intact one.
     """
     return checkpoints_of(config, build) if config.init_from == "resume" else pretrained(config, build)
 
@@ -44,7 +44,7 @@ def pretrained(config, build):
 def from_checkpoint(build, saved):
     model = build(saved["model_config"])
     model.load_state_dict(saved["model"])
-    # Layers that an architecture warm-up has locked take no part
+    # layers that an architecture warm-up has not activated yet are not measured
     put_to_work(model, layers_at(saved.get("layers", [[0, model.config.n_layer]]), saved["step"]))
     return model
 
