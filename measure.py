@@ -1,15 +1,15 @@
-"""Measure the curvature of checkpoints. Also under torchrun: the processes share each batch.
+"""Measure the curvature of checkpoints. Under torchrun, the processes share each batch.
 
     python measure.py sharpness --out_dir=out/demo/blockwise                      # by block type, with error bars
-    python measure.py sharpness --out_dir=out/demo/blockwise --checkpoints=all    # and how it evolved
+    python measure.py sharpness --out_dir=out/demo/blockwise --checkpoints=all    # its evolution in training
     python measure.py sharpness --out_dir=out/demo/blockwise --estimator=hessian --batches=8
     python measure.py sharpness --out_dir=out/demo/blockwise --suggest            # the multipliers that follow from it
-    python measure.py spectrum --out_dir=out/demo/blockwise --layers=0,3          # eigenvalues, matrix by matrix
-    python measure.py spectrum --out_dir=out/demo/blockwise --blocks=QK,VO,FFN    # or block type by block type
+    python measure.py spectrum --out_dir=out/demo/blockwise --layers=0,3          # eigenvalues of every matrix
+    python measure.py spectrum --out_dir=out/demo/blockwise --blocks=QK,VO,FFN    # or by block type
     python measure.py curvature --out_dir=out/demo/blockwise --checkpoints=all    # largest eigenvalues, and the threshold
 
-JSON and figures go into out_dir; COMMAND --help lists a command's keys. Sharpness of a block: trace of its diagonal
-curvature over its number of parameters. A block's spectrum is that of its own diagonal block of the Hessian.
+JSON and figures go into out_dir; COMMAND --help lists the keys of a command. The sharpness of a block is the trace of
+its diagonal block over its number of parameters; its spectrum is that of its diagonal block of the Hessian.
 """
 
 import sys
@@ -32,14 +32,14 @@ class MeasureConfig:
     out_dir: Annotated[str, "folder of the run, and where the results go"] = "out"
     init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID"] = "resume"
     ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
-    checkpoints: Annotated[Literal["newest", "all"], "all: every checkpoint that is kept (train with --keep_checkpoints=-1)"] = "newest"
-    batches: Annotated[int, "how many batches"] = 1
-    batch_size: Annotated[int, "windows of a batch, over all processes"] = 16
-    micro_batch: Annotated[int | None, "windows at a time on one process (None: all of its own)"] = None
+    checkpoints: Annotated[Literal["newest", "all"], "newest checkpoint, or all that are kept (train with --keep_checkpoints=-1)"] = "newest"
+    batches: Annotated[int, "number of batches"] = 1
+    batch_size: Annotated[int, "sequences per batch, over all processes"] = 16
+    micro_batch: Annotated[int | None, "sequences per forward pass on one process (None: all of its share)"] = None
     dataset: Annotated[str | None, "data set (None: the run's)"] = None
-    data_dir: Annotated[str | None, "where data sets lie (None: the run's)"] = None
-    block_size: Annotated[int | None, "tokens of a window (None: the model's context)"] = None
-    seed: Annotated[int, "of windows, and of all else that is drawn"] = 0
+    data_dir: Annotated[str | None, "folder of data sets (None: the run's)"] = None
+    block_size: Annotated[int | None, "tokens per sequence (None: the model's context)"] = None
+    seed: Annotated[int, "random seed"] = 0
     device: Annotated[str, "cpu, cuda, cuda:1 (auto: cuda if there, else cpu)"] = "auto"
 
     def __post_init__(self):
@@ -57,12 +57,12 @@ class SharpnessConfig(MeasureConfig):
     command = "sharpness"
     flags = MappingProxyType({"suggest": "print the multipliers that lr_mult=auto sets by this sharpness"})
     estimator: Annotated[Literal["fisher", "hessian", "empirical"], "fisher: Gauss-Newton-Bartlett; hessian: Hutchinson; empirical: Fisher of per-sequence gradients"] = "fisher"
-    labels: Annotated[Literal["sampled", "data"], "of fisher: drawn from the model; data: the same formula on the data's, which is no Fisher"] = "sampled"
-    split_tied: Annotated[bool, "measure the input and the output use of a tied embedding apart, as Emb and Head"] = False
-    batches: Annotated[int, "independent batches; two at least for an error that holds for other data"] = 4
-    draws: Annotated[int, "of labels, or of Hutchinson's signs, per batch"] = 4
-    auto_mult_max: Annotated[float, "of suggest: largest multiplier; the smallest is 1"] = 10.0
-    auto_mult_power: Annotated[float, "of suggest: p of (sharpness of Norm / sharpness of the block)^p"] = 0.7
+    labels: Annotated[Literal["sampled", "data"], "labels of the fisher estimator: sampled from the model; or the data's, which gives no Fisher"] = "sampled"
+    split_tied: Annotated[bool, "separate values, Emb and Head, for the input and the output use of a tied embedding"] = False
+    batches: Annotated[int, "independent batches; at least 2 for an error that includes the choice of data"] = 4
+    draws: Annotated[int, "draws of labels, or of Hutchinson's signs, per batch"] = 4
+    auto_mult_max: Annotated[float, "largest multiplier that --suggest prints; the smallest is 1"] = 10.0
+    auto_mult_power: Annotated[float, "exponent p of the multipliers (sharpness of Norm / sharpness of the block)^p that --suggest prints"] = 0.7
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,7 +73,7 @@ class SharpnessConfig(MeasureConfig):
 
     @property
     def kind(self):
-        """What is measured, in a word: names files."""
+        """Name of the estimator in names of files."""
         return "data_labels" if (self.estimator, self.labels) == ("fisher", "data") else self.estimator
 
 
@@ -82,14 +82,14 @@ class SpectrumConfig(MeasureConfig):
     """The keys of measure.py spectrum."""
 
     command = "spectrum"
-    blocks: Annotated[list[str] | None, "block types (QK), each one block, or patterns of tensors' names (*.q_proj.*), each tensor a block (None: the matrices)"] = None
-    layers: Annotated[list[int] | None, "only what lies in these layers, counted from 0 (None: everything)"] = None
-    full: Annotated[bool, "the spectrum of the whole model besides"] = True
-    lanczos_steps: Annotated[int | None, "products per probe (None: 100, and in a block of fewer parameters as many as these)"] = None
+    blocks: Annotated[list[str] | None, "block types (QK), each one block, or patterns of tensor names (*.q_proj.*), each tensor one block (None: every matrix)"] = None
+    layers: Annotated[list[int] | None, "layers to measure, counted from 0 (None: the whole model)"] = None
+    full: Annotated[bool, "also the spectrum of the whole model"] = True
+    lanczos_steps: Annotated[int | None, "Lanczos steps per probe (None: 100, or the parameters of a block that has fewer)"] = None
     probes: Annotated[int, "random vectors that Lanczos starts from"] = 10
-    batches: Annotated[int, "of batch_size windows; the loss is the mean over all of them"] = 1
-    batch_size: Annotated[int, "windows of a batch, over all processes"] = 4
-    dtype: Annotated[Literal["float64", "float32"], "of the model; float32 blurs the eigenvalues below a millionth of the largest"] = "float64"
+    batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
+    batch_size: Annotated[int, "sequences per batch, over all processes"] = 4
+    dtype: Annotated[Literal["float64", "float32"], "precision of the model; float32 blurs eigenvalues below a millionth of the largest"] = "float64"
 
 
 @dataclass
@@ -97,11 +97,11 @@ class CurvatureConfig(MeasureConfig):
     """The keys of measure.py curvature."""
 
     command = "curvature"
-    preconditioner: Annotated[Literal["auto", "adam", "none"], "adam: of its second moments; none; auto: as the run's optimizer has it"] = "auto"
+    preconditioner: Annotated[Literal["auto", "adam", "none"], "preconditioner of the run's optimizer: adam: by its second moments; none; auto: what the optimizer has"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
-    batches: Annotated[int, "of batch_size windows; the loss is the mean over all of them"] = 1
-    products: Annotated[int, "Hessian-vector products of an eigenvalue, at most"] = 300
-    tolerance: Annotated[float, "residual over eigenvalue at which it has converged"] = 1e-3
+    batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
+    products: Annotated[int, "maximum of Hessian-vector products per eigenvalue"] = 300
+    tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged"] = 1e-3
 
     def __post_init__(self):
         super().__post_init__()

@@ -41,9 +41,9 @@ def make(model_type, tied):
     return model
 
 
-def make_batch(number=0, windows=N):
-    tokens = torch.randint(0, V, (windows, T + 1), generator=torch.Generator().manual_seed(number + 1))
-    return Batch(tokens[:, :-1], tokens[:, 1:], list(range(windows)), windows * T, number)
+def make_batch(number=0, sequences=N):
+    tokens = torch.randint(0, V, (sequences, T + 1), generator=torch.Generator().manual_seed(number + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], list(range(sequences)), sequences * T, number)
 
 
 def flat(tensors):
@@ -172,11 +172,11 @@ def test_the_cut_into_micro_batches_does_not_matter(micro):
 
 
 def test_processes_share_a_batch():
-    """Two halves, summed, are the whole: each process sees its own windows, and labels belong to windows."""
+    """Two halves, summed, are the whole: each process sees its own sequences, and labels belong to sequences."""
     model, batch = make("llama", True), make_batch()
     params = list(model.parameters())
     halves = [
-        Batch(batch.x[i::2], batch.y[i::2], batch.windows[i::2], batch.positions, batch.number) for i in range(2)
+        Batch(batch.x[i::2], batch.y[i::2], batch.sequences[i::2], batch.positions, batch.number) for i in range(2)
     ]
     labels = [sampled_labels(model, half, 0, 0) for half in halves]
     assert torch.equal(torch.stack(labels, 1).flatten(0, 1), sampled_labels(model, batch, 0, 0))
@@ -193,7 +193,7 @@ def test_processes_share_a_batch():
 
 
 def test_labels_follow_the_model_and_their_key():
-    model, batch = make("llama", False), make_batch(windows=1)
+    model, batch = make("llama", False), make_batch(sequences=1)
     with double_backward_mode(model), torch.no_grad():
         chances = model(batch.x)[0, -1].softmax(-1)
     draws = torch.stack([sampled_labels(model, batch, 0, draw)[0, -1] for draw in range(3000)])
@@ -238,13 +238,13 @@ def test_nothing_that_trains_is_touched():
 def test_the_two_uses_of_a_tied_matrix():
     """Gradients of the input and the output use add up to that of the tied matrix."""
     model, batch = make("gpt2", True), make_batch()
-    apart = untied(model, copy.deepcopy)
+    apart = untied(model)
     assert set(Diagonal(apart).blocks) == {"Emb", "QK", "VO", "FFN", "Norm", "Head"}
     tied = dict(zip(slices(model), gradient(model, batch, list(model.parameters())), strict=True))
     both = dict(zip(slices(apart), gradient(apart, batch, list(apart.parameters())), strict=True))
     assert torch.allclose(both["tok_emb.weight"] + both["lm_head.weight"], tied["tok_emb.weight"], rtol=1e-10)
     again = make("gpt2", False)
-    assert untied(again, copy.deepcopy).lm_head.weight is not again.lm_head.weight
+    assert untied(again).lm_head.weight is not again.lm_head.weight
 
 
 def test_means_and_errors_by_hand():

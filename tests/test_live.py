@@ -51,7 +51,7 @@ def trained(name, steps=3):
 
 def few_tokens(number):
     batch = make_batch(number)
-    return Batch(batch.x % 4, batch.y % 4, batch.windows, batch.positions)
+    return Batch(batch.x % 4, batch.y % 4, batch.sequences, batch.positions)
 
 
 def dense_scale(model, optimizer, name, steps):
@@ -211,7 +211,7 @@ def test_fisher_sharpness_is_the_diagonals_mean():
         assert cut[block] == pytest.approx(found[block], rel=1e-9)
 
 
-def test_a_process_without_windows_adds_nothing(data_dir):
+def test_a_process_without_sequences_adds_nothing(data_dir):
     split = Dataset.open(data_dir, "tiny", 16).train
     split.checked = False
     x, y = probe_batch(split, 0, 0, [], 16)
@@ -321,7 +321,7 @@ def test_killed_and_resumed_is_exact(small, tmp_path):
 
 
 def test_two_processes_measure_the_same(small, tmp_path):
-    """Two windows here and one there; along 20 steps, over which rounding is amplified."""
+    """Two sequences here and one there; along 20 steps, over which rounding is amplified."""
     words = (*small, "--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20", *LIVE)
     words = (*words, "--curvature_batch_size=3", "--model_type=llama", "--lr_mult=auto", "--auto_mult_power=0.1")
     alone = (*words, f"--out_dir={tmp_path / 'alone'}")
@@ -339,7 +339,7 @@ def test_two_processes_measure_the_same(small, tmp_path):
 
 @pytest.mark.parametrize("words", [(), (*WARMUP, "--warmup_iters=6")], ids=["", "one layer at work"])
 def test_what_was_measured_live_is_what_the_checkpoint_has(small, words):
-    """With as many products as it takes, on the same windows: measure.py finds the live value of the same step."""
+    """With as many products as it takes, on the same sequences: measure.py finds the live value of the same step."""
     on = ("--curvature_interval=4", "--curvature_hvps=100", "--curvature_batch_size=4", "--curvature_exclude=Emb")
     run(*small, *on, *words)
     same = ("--checkpoints=all", "--seed=1337", "--batch_size=4", "--exclude=Emb", "--device=cpu")

@@ -197,7 +197,7 @@ SHORT = ("--lanczos_steps=8", "--probes=2", "--batch_size=4", "--device=cpu")
 
 
 def hessian_of(small, name):
-    """The dense diagonal block of one tensor, on the windows that the command takes."""
+    """The dense diagonal block of one tensor, on the sequences that the command takes."""
     saved = torch.load(out_dir(small) / "ckpt_00000008.pt", weights_only=True)
     model = Transformer(ModelConfig(**saved["model_config"])).double()
     model.load_state_dict(saved["model"])

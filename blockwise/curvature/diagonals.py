@@ -1,9 +1,10 @@
-"""Diagonals of the Fisher and the Hessian, and the average sharpness of a block that follows from them.
+"""Estimates of the diagonal of the Fisher and of the Hessian, and the average sharpness of each block.
 
-Each `*_diagonal` function gives one unbiased sample per batch and draw: a list of tensors like `params`. Batches,
-precision and shapes are those of `hessian.py`.
+A `*_diagonal` function returns one sample for a batch and a draw: a list of tensors like `params`. Precision, shapes
+and the arguments `micro` and `all_reduce` are those of `hessian.py`.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -16,24 +17,25 @@ from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, n
 
 
 def fisher_diagonal(model, batch, params, seed, draw, micro=None, all_reduce=no_reduce):
-    """Gauss-Newton-Bartlett sample of the Fisher's diagonal: B times the squared gradient on sampled labels.
+    """Gauss-Newton-Bartlett estimate of the Fisher diagonal: B times the squared gradient on sampled labels.
 
-    Sophia's estimator (arXiv 2305.14342, section 2.3) with the paper's B (arXiv 2502.19002): labels are drawn from
-    the model, and the gradient of the mean loss over all B positions is squared once.
+    Sophia's estimator (arXiv 2305.14342, section 2.3) with the paper's B (arXiv 2502.19002): labels are sampled from
+    the model's predictions, and the gradient of the mean loss over all B positions is squared once. Unbiased.
     """
     generated = gradient(model, batch, params, micro, all_reduce, lambda part: sampled_labels(model, part, seed, draw))
     return [batch.positions * g.square() for g in generated]
 
 
 def data_diagonal(model, batch, params, micro=None, all_reduce=no_reduce):
-    """The same formula on the data's own labels. Not the Fisher: it holds B times the squared true gradient besides."""
+    """B times the squared gradient on the data's labels. Not the Fisher: it adds B times the squared true gradient."""
     return [batch.positions * g.square() for g in gradient(model, batch, params, micro, all_reduce)]
 
 
 def empirical_fisher_diagonal(model, batch, params, all_reduce=no_reduce):
-    """T times the mean over windows of the squared gradient of a window's mean loss on the data's labels.
+    """Empirical Fisher diagonal: T times the mean over sequences of the squared gradient of a sequence's mean loss.
 
-    Per position, as the Fisher is, under the reading that the gradients of a window's positions are uncorrelated.
+    On the data's labels. The factor T makes it comparable with the Fisher per position, as if the gradients of a
+    sequence's positions were uncorrelated.
     """
     sums = [torch.zeros_like(p) for p in params]
     with double_backward_mode(model):
@@ -44,7 +46,10 @@ def empirical_fisher_diagonal(model, batch, params, all_reduce=no_reduce):
 
 
 def hessian_diagonal(hessian, seed, number, draw):
-    """Hutchinson's sample of the Hessian's diagonal, v * H v for random signs v. hessian: HessianVectorProduct."""
+    """Hutchinson's estimate of the Hessian diagonal, v * H v for Rademacher v. Unbiased.
+
+    hessian: HessianVectorProduct; seed, number (of the batch), draw: seed the signs.
+    """
     generator = keyed(seed, number, draw)
     signs = [torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for p in hessian.params]
     signs = [s.to(p) for s, p in zip(signs, hessian.params, strict=True)]
@@ -52,22 +57,22 @@ def hessian_diagonal(hessian, seed, number, draw):
 
 
 def sampled_labels(model, batch, seed, draw):
-    """Labels drawn from the model's own predictions, (N, T): each window's from a generator of its own.
+    """Labels sampled from the model's predictions, (N, T), with a generator for each sequence.
 
-    By inverting the distribution in float64, so that rounding does not change them.
+    By inverting the cumulative distribution in float64, so that rounding hardly ever changes a label.
     """
     with double_backward_mode(model), torch.no_grad():
         chances = model(batch.x).double().softmax(-1).cumsum(-1)  # (N, T, V)
     shape = batch.x.shape[1:]
-    u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, w), dtype=torch.float64) for w in batch.windows]
+    u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, i), dtype=torch.float64) for i in batch.sequences]
     u = torch.stack(u).to(chances).unsqueeze(-1) * chances[..., -1:]  # (N, T, 1)
     return torch.searchsorted(chances, u, right=True).squeeze(-1).clamp_(max=chances.size(-1) - 1)
 
 
 def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce):
-    """{block type: average Fisher sharpness on `batch`}: the mean over `draws`, the numbers of draws of labels.
+    """{block type: average Fisher sharpness on `batch`}: the mean of `fisher_diagonal` over the block and `draws`.
 
-    blocks: {block type: its parameters}. The diagonal's trace alone, so that no more than a gradient is held.
+    blocks: {block type: its parameters}; draws: indices of draws of labels. It sums traces and never holds a diagonal.
     """
     params = [p for members in blocks.values() for p in members]
     traces = dict.fromkeys(blocks, 0.0)
@@ -81,10 +86,10 @@ def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=n
 
 @dataclass
 class Sharpness:
-    """Average sharpness of one block: tr of its diagonal curvature over its number of parameters.
+    """Average sharpness of one block: the trace of its diagonal block over its number of parameters, `mean`.
 
-    error: standard error of the mean, None for a single sample. geometric: geometric mean of the diagonal's entries
-    that are above zero; positive: their share. histogram: share of all entries in each of the bins of log10 entry.
+    error: standard error of the mean, None for a single sample. geometric: geometric mean of the positive entries of
+    the diagonal; positive: their share. histogram: share of the block's entries in each bin of LOG10_BINS.
     """
 
     mean: float
@@ -95,14 +100,14 @@ class Sharpness:
     histogram: list
 
 
-LOG10_BINS = np.linspace(-20, 5, 101)
+LOG10_BINS = np.linspace(-20, 5, 101)  # edges of the bins of log10 of an entry
 
 
 class Diagonal:
-    """Collects samples of a model's diagonal curvature, and averages them by block type and by layer.
+    """Collects samples of a model's diagonal, and averages them by block type and by layer.
 
-    model: gives names and order of the parameters that need a gradient, tied ones once, a tied output layer with the
-    embedding (use `untied` for its two uses apart).
+    model: its trained parameters give names and order. Tied parameters count once, a tied output layer as Emb; `untied`
+    tells its two uses apart.
     """
 
     def __init__(self, model):
@@ -111,10 +116,11 @@ class Diagonal:
         self.names = [name for name, _ in named]
         self.block_of = [block_of[name] for name in self.names]
         self.sizes = [p.numel() for _, p in named]
-        self.sums, self.traces = None, []  # of the diagonal; {group: trace} of each batch's samples
+        self.sums = None  # of all samples, a tensor for each parameter
+        self.traces = []  # of every batch: for each sample the traces of the tensors
 
     def add(self, samples):
-        """The samples of one batch: a list of diagonals. Batches are independent, draws within one are not."""
+        """Add the samples of one batch, a list of diagonals. Batches are independent, draws on one batch are not."""
         for sample in samples:
             if self.sums is None:
                 self.sums, self.count = [torch.zeros_like(d, dtype=torch.float64) for d in sample], 0
@@ -139,7 +145,7 @@ class Diagonal:
     def _of(self, members):
         size = sum(self.sizes[i] for i in members)
         batches = [[sum(tensors[i] for i in members) / size for tensors in samples] for samples in self.traces]
-        # Over batches where there are several: their means hold the spread of the draws too
+        # With several batches the error is that of their means, which vary with data and draws alike
         independent = [float(np.mean(draws)) for draws in batches] if len(batches) > 1 else batches[0]
         error = np.std(independent, ddof=1) / math.sqrt(len(independent)) if len(independent) > 1 else None
         entries = torch.cat([self.sums[i].flatten() for i in members]).cpu().numpy() / self.count
@@ -155,12 +161,9 @@ class Diagonal:
         )
 
 
-def untied(model, copy):
-    """A copy of a model whose output layer has its own matrix, with the same numbers: input and output use apart.
-
-    copy: copies a model, e.g. copy.deepcopy.
-    """
-    twin = copy(model)
+def untied(model):
+    """A copy of a model whose output layer has a matrix of its own, equal to the embedding's if they were tied."""
+    twin = copy.deepcopy(model)
     if twin.lm_head.weight is twin.tok_emb.weight:
         twin.lm_head.weight = torch.nn.Parameter(twin.tok_emb.weight.detach().clone())
     return twin

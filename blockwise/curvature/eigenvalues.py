@@ -1,6 +1,7 @@
-"""Eigenvalues of a symmetric matrix that is known by its products alone. Everything here takes a matvec, never a model.
+"""Lanczos and power iteration: extreme eigenvalues of a symmetric matrix, from matrix-vector products.
 
-A matvec maps a vector (n,) to the matrix times it, (n,), in the vector's own dtype and on its device.
+Everything here takes a matvec, never a model. A matvec maps a vector (n,) to the matrix times it, (n,), in the dtype
+and on the device of the vector.
 """
 
 import math
@@ -12,10 +13,10 @@ import torch
 
 @dataclass
 class Tridiagonal:
-    """What k steps of Lanczos leave: H Q = Q T + residual at the last column.
+    """The result of k steps of Lanczos: H Q = Q T + r e_k^T, with T tridiagonal.
 
-    diagonal: (k,) and off_diagonal: (k - 1,), of T, float64 arrays; last: norm of the residual, 0 where the Krylov
-    space is invariant, so that T's eigenvalues are exact; basis: (k, n), the rows of Q^T.
+    diagonal: (k,) and off_diagonal: (k - 1,) of T, float64 arrays; last: norm of r, 0 if the Krylov space is invariant,
+    so that the eigenvalues of T are exact; basis: Q^T, (k, n).
     """
 
     diagonal: np.ndarray
@@ -24,21 +25,21 @@ class Tridiagonal:
     basis: torch.Tensor
 
     def eigen(self):
-        """Ritz values, ascending, (k,), and T's eigenvectors as columns, (k, k)."""
+        """Ritz values, ascending, (k,), and the eigenvectors of T as columns, (k, k)."""
         size = len(self.diagonal)
         T = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
         return np.linalg.eigh(T) if size else (np.empty(0), np.empty((0, 0)))
 
     def residuals(self):
-        """||H x - theta x|| of each Ritz pair, (k,): a bound on the distance to the nearest eigenvalue."""
+        """||H x - theta x|| of each Ritz pair, (k,): a bound on its distance to the nearest eigenvalue."""
         return self.last * np.abs(self.eigen()[1][-1])
 
 
 def lanczos(matvec, start, steps):
     """At most `steps` steps of Lanczos from `start` (n,), with full re-orthogonalisation (Golub and Van Loan, 10.3).
 
-    Ends early, cleanly, where the Krylov space is invariant. Raises ValueError for a start of zero or more steps than
-    dimensions, FloatingPointError where a product is not finite.
+    Stops early if the Krylov space is invariant.
+    Raises ValueError for a zero start or more steps than dimensions, FloatingPointError if a product is not finite.
     """
     n = len(start)
     if not 1 <= steps <= n:
@@ -54,7 +55,7 @@ def lanczos(matvec, start, steps):
         if not torch.isfinite(w).all():
             raise FloatingPointError("a product of the matrix is not finite")
         diagonal.append(torch.dot(w, basis[k]).item())
-        for _ in range(2):  # the second pass takes what rounding left of the first
+        for _ in range(2):  # the second pass removes what rounding left in the first
             w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
         beta = w.norm().item()
         scale = max(scale, abs(diagonal[-1]) + beta)
@@ -69,7 +70,7 @@ def lanczos(matvec, start, steps):
 
 @dataclass
 class Eigenvalue:
-    """One end of a spectrum. residual: ||H x - value x|| for the unit vector x; converged: it is small enough."""
+    """An extreme eigenvalue. residual: ||H x - value x|| for the unit `vector` x; converged: within the tolerance."""
 
     value: float
     vector: torch.Tensor
@@ -81,7 +82,7 @@ class Eigenvalue:
 def power_iteration(matvec, start, products=1000, tolerance=1e-3):
     """The eigenvalue of largest magnitude, by power iteration from `start` (n,).
 
-    Ends once the residual is at most `tolerance` times the value, or after that many products, not converged.
+    Stops when the residual is at most `tolerance` times the value, or after `products` products, not converged.
     """
     x = start / start.norm()
     for count in range(1, products + 1):
@@ -97,9 +98,9 @@ def power_iteration(matvec, start, products=1000, tolerance=1e-3):
 def largest_eigenvalue(matvec, start, products=1000, tolerance=1e-3, dimension=20):
     """The largest eigenvalue, sign included: the top Ritz value of the Krylov space of the products from `start` (n,).
 
-    A space has at most `dimension` vectors, all held at once; the next one starts at the last one's Ritz vector. Ends
-    once the residual is at most `tolerance` times the value, or after that many products, not converged.
-    Raises what `lanczos` raises.
+    Restarted Lanczos: a space has at most `dimension` vectors, all in memory at once, and the next one starts from the
+    Ritz vector of the last. Stops when the residual is at most `tolerance` times the value, or after `products`
+    products, not converged. Raises what `lanczos` raises.
     """
     x, used = start, 0
     while True:

@@ -1,10 +1,10 @@
-"""Products with the Hessian of the loss, plain and preconditioned, and the gradient on a fixed batch.
+"""Gradient and Hessian-vector products of the loss on a fixed batch, plain and preconditioned.
 
-The probes work on the raw model in its parameters' own precision, in eval mode and with math attention, since the
-fused kernels cannot be differentiated twice. Nothing that trains is touched: no .grad, no mode, no generator but the
-keys given here. A batch may be cut into any micro-batches and spread over any processes.
+Everything here works on the raw model, in its parameters' own precision, in eval mode and with math attention, since
+fused attention kernels have no second derivative. Training is not affected: `.grad`, the mode and torch's generators
+stay as they are. A batch may be cut into micro-batches of any size and split over any number of processes.
 
-Shapes: N windows, T tokens a window, B positions of a batch in all, over every process.
+Shapes: N sequences on this process, T tokens in each, B positions (tokens) of the batch over all processes.
 """
 
 from contextlib import contextmanager
@@ -19,39 +19,42 @@ from blockwise.loader import probe_batch
 
 @dataclass
 class Batch:
-    """A fixed batch, of which this process holds some windows.
+    """A fixed batch, of which this process holds some sequences.
 
-    x, y: (N, T) token ids, here; windows: their numbers among those of all processes, (N,); positions: B, of all
-    processes; number: of the batch, for the labels' keys.
+    x, y: (N, T) token ids on this process; sequences: their N indices in the whole batch; positions: B; number: index
+    of the batch, which seeds the labels that are sampled for it.
     """
 
     x: torch.Tensor
     y: torch.Tensor
-    windows: list
+    sequences: list
     positions: int
     number: int = 0
 
     @classmethod
     def sample(cls, split, seed, number, size, block_size, world):
-        """This process's share of batch `number` of a loader.Split: `size` windows of `block_size` tokens in all."""
-        windows = list(range(world.rank, size, world.size))
-        x, y = probe_batch(split, seed, number, windows, block_size)  # (N, T) each
-        return cls(x.to(world.device), y.to(world.device), windows, size * block_size, number)
+        """This process's share of a batch of `size` sequences of `block_size` tokens, on its device.
+
+        split: loader.Split. The batch depends on seed and number alone, not on the number of processes.
+        """
+        sequences = list(range(world.rank, size, world.size))
+        x, y = probe_batch(split, seed, number, sequences, block_size)  # (N, T) each
+        return cls(x.to(world.device), y.to(world.device), sequences, size * block_size, number)
 
     def cut(self, size):
-        """Micro-batches of `size` windows (None: all at once)."""
-        size = size or len(self.x) or 1  # a process may have none
+        """Micro-batches of `size` sequences (None: one of all)."""
+        size = size or len(self.x) or 1  # a process may have no sequence
         for at in range(0, len(self.x), size):
             end = at + size
-            yield Batch(self.x[at:end], self.y[at:end], self.windows[at:end], self.positions, self.number)
+            yield Batch(self.x[at:end], self.y[at:end], self.sequences[at:end], self.positions, self.number)
 
 
 @contextmanager
 def double_backward_mode(model):
-    """Where a model's loss can be differentiated twice, as it is without dropout, in full float32."""
+    """Context in which the loss can be differentiated twice: without dropout, autocast, TF32 and fused attention."""
     training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
-    torch.set_float32_matmul_precision("highest")  # products with TF32 lose what two processes agree on
+    torch.set_float32_matmul_precision("highest")  # with TF32, one process and two would disagree
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(next(model.parameters()).device.type, enabled=False):
             yield
@@ -61,15 +64,15 @@ def double_backward_mode(model):
 
 
 def no_reduce(tensors):
-    """The sum over processes, where there is one."""
+    """The sum over a single process: what `all_reduce` is without others."""
     return tensors
 
 
 def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=None):
     """Gradient of the mean loss over the whole batch: a list of tensors like `params`.
 
-    micro: windows per micro-batch. all_reduce: sums a list of tensors over the processes. targets: a function of a
-    micro-batch that gives other labels than the data's, (N, T).
+    micro: sequences per micro-batch (None: all). all_reduce: sums a list of tensors over the processes. targets: maps
+    a micro-batch to labels (N, T) that take the place of the data's.
     """
     sums = [torch.zeros_like(p) for p in params]
     with double_backward_mode(model):
@@ -82,10 +85,12 @@ def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=Non
 
 
 class HessianVectorProduct:
-    """Products with the Hessian of the mean loss over a batch, with respect to `params` alone: its diagonal block.
+    """Products with the Hessian of the mean loss over a batch with respect to `params`, by double backward.
 
-    Where the batch is one micro-batch, the gradient's graph is built once and kept, and a product costs one backward
-    pass through it; else every product builds the graphs anew, one after the other.
+    With some of a model's parameters it is their diagonal block of the Hessian; n is their number, `size`. If the
+    batch is a single micro-batch, the graph of the gradient is built once and kept, and a product costs one backward
+    pass through it. Otherwise every product builds the graph of each micro-batch again.
+    micro, all_reduce: as for `gradient`.
     """
 
     def __init__(self, model, batch, params, micro=None, all_reduce=no_reduce):
@@ -103,7 +108,7 @@ class HessianVectorProduct:
             return torch.autograd.grad(loss, self.params, create_graph=True)
 
     def hvp(self, vectors):
-        """H times `vectors`, a list of tensors like `params`; returns such a list."""
+        """H v, for v and the result as lists of tensors like `params`."""
         sums = [torch.zeros_like(p) for p in self.params]
         parts = [None] if self.kept else self.batch.cut(self.micro)
         for part in parts:
@@ -117,16 +122,17 @@ class HessianVectorProduct:
         return self.all_reduce(sums)
 
     def __call__(self, v):
-        """The same on flat vectors, (n,) -> (n,): a matvec for `eigenvalues`."""
+        """H v on flat vectors, (n,) -> (n,): the matvec that `eigenvalues` and `spectra` take."""
         pieces = v.split([p.numel() for p in self.params])
         vectors = [piece.view_as(p) for piece, p in zip(pieces, self.params, strict=True)]
         return torch.cat([product.flatten() for product in self.hvp(vectors)])
 
 
 class Preconditioned:
-    """Products with D H D, D = R^(1/2) P^(-1/2) diagonal: a matvec for `eigenvalues`.
+    """The preconditioned Hessian D H D as a matvec (n,) -> (n,), with the diagonal D = R^(1/2) P^(-1/2) of `scaling`.
 
-    hessian: HessianVectorProduct; scales: D's entries, tensors like its params. Coordinates where D is 0 are left out.
+    hessian: HessianVectorProduct; scales: the entries of D, tensors like its params. A coordinate takes no part where
+    D is 0.
     """
 
     def __init__(self, hessian, scales):
@@ -137,20 +143,21 @@ class Preconditioned:
         return self.scale * self.hessian(self.scale * v)
 
     def random(self, seed):
-        """A vector (n,) to start from, which belongs to the seed."""
+        """A Gaussian start vector (n,), zero where D is; the same for a seed on every device."""
         return torch.randn(len(self.scale), generator=keyed(seed)).to(self.scale) * (self.scale > 0)
 
     def to_preconditioned(self, x):
-        """The v for which D v = x, up to what D leaves out: both (n,)."""
+        """v = D^(-1) x, zero where D is: a direction x of the parameters in preconditioned coordinates, both (n,)."""
         return torch.where(self.scale > 0, x / self.scale, 0.0)
 
 
 def scaling(groups, preconditioner, exclude=()):
-    """{parameter: its entries of R^(1/2) P^(-1/2)} for the parameters that take part.
+    """{parameter: its entries of R^(1/2) P^(-1/2)}: the scales of a `Preconditioned` Hessian.
 
-    R is a block's learning rate over that of Norm, whose rate the eigenvalue thus belongs to. groups: an optimizer's,
-    with `block` and `lr`; preconditioner: {parameter: diagonal of P}; exclude: block types that are left out.
-    No parameter takes part where the rate of Norm is 0.
+    P is the optimizer's preconditioner, R a block's learning rate over that of Norm, so that the rate of Norm times
+    the eigenvalue is to be compared with the stability threshold. groups: the optimizer's, with `block` and `lr`;
+    preconditioner: {parameter: diagonal of P}; exclude: block types to leave out.
+    Empty where the learning rate of Norm is 0.
     """
     base = norm_rate(groups)
     return {
@@ -167,5 +174,5 @@ def norm_rate(groups):
 
 
 def keyed(*key):
-    """A generator on the CPU that belongs to this key."""
+    """A CPU generator seeded by all numbers of the key, so that every draw has a stream of its own."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))

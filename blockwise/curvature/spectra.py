@@ -1,4 +1,7 @@
-"""Spectral densities of a symmetric matrix that is known by its products alone, and distances between them."""
+"""Spectral densities by stochastic Lanczos quadrature, and Jensen-Shannon distances between them.
+
+A matvec is that of `eigenvalues`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,28 +11,28 @@ import torch
 
 from blockwise.curvature.eigenvalues import lanczos
 
-# Edges of the bins on which spectra are compared: eigenvalues over the tenth largest, on a logarithmic axis that is
-# linear around zero. Twenty bins a decade from 1e-6 on, either side; beyond 1e3 all is one bin.
+# Spectra are compared on common bins of eigenvalues over the tenth largest: on either side of zero 20 bins a decade
+# from 1e-6 to 1e3, one bin around zero, and one beyond each end.
 DECADES, PER_DECADE = (-6, 3), 20
-ROUNDING = 1e-10  # of the largest magnitude: below, an eigenvalue is taken for zero
+ROUNDING = 1e-10  # an eigenvalue below this share of the largest magnitude counts as zero
 
 
 @dataclass
 class Spectrum:
-    """A spectral density as a sum of points: stochastic Lanczos quadrature's nodes and weights, one array a probe."""
+    """Spectral density of an (n, n) matrix as quadrature nodes and weights, each a list of one array per probe."""
 
     n: int
     nodes: list
     weights: list  # each sums to 1
 
     def moment(self, power=1):
-        """tr(H^power) / n and its standard error over the probes (None for a single one)."""
+        """tr(H^power) / n and its standard error over the probes (None for a single probe)."""
         each = [float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)]
         error = np.std(each, ddof=1) / math.sqrt(len(each)) if len(each) > 1 else None
         return float(np.mean(each)), error
 
     def largest(self, rank=1):
-        """The rank-th largest Ritz value, the largest that any probe found; fewer values: the least of them."""
+        """The rank-th largest Ritz value, maximum over the probes; of fewer values the smallest."""
         return max(float(np.sort(x)[-min(rank, len(x))]) for x in self.nodes)
 
     @property
@@ -42,27 +45,27 @@ class Spectrum:
 
     @property
     def has_ten(self):
-        """Whether the tenth largest eigenvalue, which spectra are normalised by, is above zero, rounding aside."""
+        """Whether the tenth largest eigenvalue, which spectra are normalised by, is above zero beyond rounding."""
         return self.largest(10) > ROUNDING * self.magnitude
 
     def histogram(self, edges, scale=1.0):
-        """Share of the eigenvalues, over `scale`, in each bin; what lies outside falls into the outermost. Sum 1.
+        """Share of the eigenvalues, divided by `scale`, in each bin; the outermost bins also take what lies outside.
 
-        Quadrature knows the distribution function between its nodes only (half a node's weight lies on either side of
-        it, by Chebyshev's, Markov's and Stieltjes' inequalities), so there it is taken to be linear: a node's weight
-        spreads over the way to its neighbours. Where exactly it falls within them is chance and differs by probe.
+        Quadrature bounds the cumulative distribution at its nodes (inequalities of Chebyshev, Markov and Stieltjes),
+        with half of a node's weight on either side. Between nodes it is interpolated linearly, which spreads a node's
+        weight towards its neighbours: where nodes fall within a bin is chance and differs from probe to probe.
         """
-        inner = np.zeros(len(edges) - 2)  # the distribution function at all edges but the outermost two
+        inner = np.zeros(len(edges) - 2)  # the cumulative distribution at all edges but the outermost two
         for x, w in zip(self.nodes, self.weights, strict=True):
             inner += np.interp(edges[1:-1], x / scale, np.cumsum(w) - w / 2, left=0, right=1) / len(self.nodes)
         return np.diff(inner, prepend=0, append=1)
 
     def halves(self):
-        """The spectrum by every other probe, and by the rest; needs two probes."""
+        """The spectra of every other probe and of the rest; needs two probes."""
         return [Spectrum(self.n, self.nodes[i::2], self.weights[i::2]) for i in (0, 1)]
 
     def density(self, grid, sigma):
-        """The density on `grid`, each point blurred to a Gaussian of standard deviation sigma."""
+        """The density on `grid`, with each node a Gaussian of standard deviation sigma."""
         total = np.zeros(len(grid))
         for x, w in zip(self.nodes, self.weights, strict=True):
             total += np.exp(-0.5 * ((grid[:, None] - x) / sigma) ** 2) @ w
@@ -72,9 +75,9 @@ class Spectrum:
 def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dtype=torch.float32, progress=None):
     """Stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017; arXiv 2402.16788, appendix B.2) -> Spectrum.
 
-    From each of `probes` random unit vectors (normalised Gaussian, drawn from `generator` on the CPU) `steps` steps of
-    Lanczos: nodes are the Ritz values, weights the squared first components of T's eigenvectors.
-    progress: called after each product.
+    `steps` steps of Lanczos from each of `probes` random unit vectors (normalised Gaussian, drawn from `generator` on
+    the CPU): nodes are the Ritz values, weights the squared first components of the eigenvectors of T.
+    n: size of the matrix; device, dtype: of the vectors; progress: called after each product.
     """
 
     def counted(v):
@@ -93,13 +96,13 @@ def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dt
 
 
 def bin_edges():
-    """Edges of the common grid; see DECADES."""
+    """Edges of the common bins, the outermost infinite; see DECADES."""
     outwards = np.logspace(*DECADES, (DECADES[1] - DECADES[0]) * PER_DECADE + 1)
     return np.concatenate([[-np.inf], -outwards[::-1], outwards, [np.inf]])
 
 
 def js_distance(p, q):
-    """Jensen-Shannon distance of two distributions on the same bins: the root of the divergence, base 2, in [0, 1]."""
+    """Jensen-Shannon distance of two distributions on the same bins: root of the divergence in bits, in [0, 1]."""
     middle = (p + q) / 2
 
     def divergence(a):
@@ -110,12 +113,12 @@ def js_distance(p, q):
 
 
 def js_distances(spectra):
-    """Jensen-Shannon distance between each two spectra, (k, k), and JS0, their mean over the pairs.
+    """Jensen-Shannon distances between all pairs of k spectra, (k, k), and JS0, their mean over the pairs.
 
-    Each is normalised by its tenth largest eigenvalue, as arXiv 2402.16788 draws them; the grid is `bin_edges`. That
-    paper's own formula is not published, and its values beyond 1 show that it is another one. What remains between
-    two estimates of the same spectrum is `js_noise`.
-    Raises ValueError for a spectrum that has no ten eigenvalues above zero (`Spectrum.has_ten`).
+    Each spectrum is divided by its tenth largest eigenvalue, as arXiv 2402.16788 plots them, and binned by `bin_edges`.
+    That paper does not publish its formula, and its values above 1 show that it is a different one. `js_noise` is how
+    far apart two estimates of the same spectrum are.
+    Raises ValueError for a spectrum without ten eigenvalues above zero (`Spectrum.has_ten`).
     """
     histograms = []
     for spectrum in spectra:
@@ -129,12 +132,12 @@ def js_distances(spectra):
 
 
 def js_noise(spectra):
-    """Mean distance between the two halves of each spectrum's probes: distances below it say nothing.
+    """Mean distance between the two halves of each spectrum's probes: smaller distances are not significant.
 
-    Halves are noisier than the whole, so it overstates. Each is normalised as its whole.
+    It overstates the noise, since half of the probes are noisier than all. A half is normalised as the whole is.
     Raises ValueError for a spectrum of a single probe.
     """
     if any(len(spectrum.nodes) < 2 for spectrum in spectra):
-        raise ValueError("the noise of a spectrum of one probe is not known: expected two probes or more")
+        raise ValueError("a spectrum of one probe has no estimate of its noise: expected two probes or more")
     histograms = ([half.histogram(bin_edges(), one.largest(10)) for half in one.halves()] for one in spectra)
     return float(np.mean([js_distance(*pair) for pair in histograms]))

@@ -42,7 +42,11 @@ def measure(config, models, split, world):
 
 
 def preconditioner_scales(config, saved, model):
-    """R^(1/2) P^(-1/2) of a checkpoint's optimizer, {} where it has none, and what belongs to it: lr, threshold."""
+    """(R^(1/2) P^(-1/2) of a checkpoint's optimizer, {"lr": of each block, "threshold": of stability}).
+
+    The first as {parameter: tensor}; both are empty if the optimizer has no state yet, or the learning rate is 0.
+    Raises UserError for an optimizer without the preconditioner of `config`, or if no block is left to measure.
+    """
     run, step = SimpleNamespace(**saved["config"]), saved["step"]
     adam = run.optimizer in ("adamw", "adam_mini")
     if not adam and (run.optimizer != "sgd" or config.preconditioner == "adam"):
@@ -64,7 +68,7 @@ def preconditioner_scales(config, saved, model):
 
 
 def largest_eigenvalue_of(config, step, model, scales, batch, world, progress):
-    """The largest eigenvalue of D H D with D's entries `scales`, {parameter: tensor}, and how sure it is."""
+    """The largest eigenvalue of D H D and its residual, as written; scales: the entries of D, {parameter: tensor}."""
     hessian = HessianVectorProduct(model, batch, scales, config.micro_batch, world.all_reduce_sum)
     matrix = Preconditioned(hessian, scales.values())
 

@@ -1,6 +1,5 @@
 """Average sharpness of every block, by block type and by layer: sharpness_KIND_STEP.json."""
 
-import copy
 import json
 import time
 from dataclasses import asdict
@@ -26,12 +25,12 @@ from blockwise.lr_multipliers import as_arguments, multipliers
 
 def measure(config, models, split, world, suggest):
     """Measure every model; rank 0 writes a JSON file for each. suggest: print the multipliers that follow."""
-    repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # nothing is drawn in these
+    repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # these two are deterministic
     samples = len(models) * config.batches * repeats
     with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
         for step, load in models:
             model = load()[0].to(world.device)
-            model = untied(model, copy.deepcopy) if config.split_tied else model
+            model = untied(model) if config.split_tied else model
             diagonal, started = Diagonal(model), time.perf_counter()
             for number in range(config.batches):
                 batch = Batch.sample(split, config.seed, number, config.batch_size, config.block_size, world)
@@ -47,7 +46,7 @@ def measure(config, models, split, world, suggest):
 
 
 def diagonal_samples(config, model, batch, repeats, world):
-    """One sample of the diagonal for each draw."""
+    """One sample of the diagonal per draw, by the estimator of `config`: a list of tensors like the parameters."""
     params, micro = [p for p in model.parameters() if p.requires_grad], config.micro_batch
     if config.kind == "data_labels":
         yield data_diagonal(model, batch, params, micro, world.all_reduce_sum)

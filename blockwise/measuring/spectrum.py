@@ -50,9 +50,9 @@ def measure(config, models, split, world):
 
 
 def blocks_to_measure(config, model):
-    """{name: parameters} that config.blocks and config.layers choose; None as parameters' name is the whole model.
+    """{name: list of parameters} that config.blocks and config.layers select, and "full" for all that are trained.
 
-    Raises UserError for a layer that there is not, and for a pattern that chooses nothing.
+    Raises UserError for a layer that does not exist, and for a pattern that matches nothing.
     """
     if beyond := [layer for layer in config.layers or () if not 0 <= layer < model.config.n_layer]:
         raise UserError(f"layers={beyond[0]}: expected layers of 0 to {model.config.n_layer - 1}")
@@ -76,7 +76,7 @@ def blocks_to_measure(config, model):
 
 
 def lanczos_steps(config, blocks):
-    """{block: Lanczos steps}. Raises UserError where more were asked for than a block has parameters."""
+    """{block: Lanczos steps per probe}. Raises UserError if `config` asks for more than a block has parameters."""
     sizes = {name: sum(p.numel() for p in params) for name, params in blocks.items()}
     for name, size in sizes.items():
         if (config.lanczos_steps or 0) > size:
@@ -86,7 +86,7 @@ def lanczos_steps(config, blocks):
 
 
 def require_memory(config, blocks, steps, device):
-    """Raises UserError where the Lanczos vectors of the largest block do not fit."""
+    """Raises UserError if the Lanczos vectors of the largest block do not fit into the free memory."""
     sizes = {name: sum(p.numel() for p in params) for name, params in blocks.items()}
     name = max(sizes, key=sizes.get)
     needed, free = steps[name] * sizes[name] * getattr(torch, config.dtype).itemsize, free_memory(device)
@@ -98,9 +98,9 @@ def require_memory(config, blocks, steps, device):
 
 
 def spectrum_of(config, name, hessian, steps, device, progress):
-    """What is written of one block: its quadrature, and power iteration's word on the largest magnitude."""
+    """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
     like = {"device": device, "dtype": getattr(torch, config.dtype)}
-    own = keyed(config.seed, zlib.crc32(name.encode()))  # blocks that share their probes would look alike
+    own = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes, blocks would look too much alike
     density = quadrature(hessian, hessian.size, steps, config.probes, own, progress=progress, **like)
     start = torch.randn(hessian.size, generator=own, dtype=torch.float64).to(**like)
     return density, power_iteration(hessian, start, POWER_PRODUCTS)
