@@ -146,6 +146,7 @@ def main(config, flags=()):
             context = f"the model's context, {run['block_size']}"
             raise UserError(f"block_size={config.block_size}: expected at most {context}")
         data = Dataset.open(config.data_dir or "data", config.dataset, config.block_size)
+        models = [(step, partial(load, data)) for step, load in models]
         measure = {
             "sharpness": partial(sharpness.measure, suggest="suggest" in flags),
             "spectrum": spectrum.measure,

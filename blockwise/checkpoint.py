@@ -75,7 +75,7 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
                 torch.save({"version": VERSION, **state}, file)
             stated = {
                 "step": state["step"], "sha256": sha256(weights), "bytes": weights.stat().st_size, "val_loss": val_loss,
-                "config": state["config"],
+                "val_data": state["data"]["val"], "config": state["config"],
             }  # fmt: skip
         with atomic_write(manifest) as file:
             file.write((json.dumps(stated, indent=1) + "\n").encode())
@@ -92,9 +92,10 @@ def prune(out_dir, keep, keep_best):
     committed = manifests(out_dir)
     to_keep = set(committed[-keep:])
     if keep_best:
-        losses = {path: val_loss_of(path) for path in committed}
-        scored = [path for path in committed if losses[path] is not None]
-        to_keep |= set(sorted(scored, key=losses.get)[:1])
+        scores = {path: score_of(path) for path in committed}
+        text = scores[committed[-1]][0]  # a loss on other text is not comparable
+        scored = [path for path in committed if scores[path][0] == text and scores[path][1] is not None]
+        to_keep |= set(sorted(scored, key=lambda path: scores[path][1])[:1])
     for path in committed:
         if path not in to_keep:
             with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
@@ -102,11 +103,13 @@ def prune(out_dir, keep, keep_best):
                 path.with_suffix(".pt").unlink()
 
 
-def val_loss_of(manifest):
+def score_of(manifest):
+    """(what identifies the validation text, validation loss), each None where it is not known."""
     try:
-        return json.loads(manifest.read_text())["val_loss"]
+        stated = json.loads(manifest.read_text())
+        return stated.get("val_data"), stated["val_loss"]
     except (ValueError, KeyError, OSError):
-        return None
+        return None, None
 
 
 def newest_checkpoint(out_dir):

@@ -171,18 +171,9 @@ class Dataset:
 
     @cached_property
     def identity(self):
-        """What a run, a checkpoint or a figure belongs to: {"dataset": its name, "tokenizer", "train", "val": sha256}.
-
-        Two tokenizers are one if they give a text the same ids; a mark for the end of a document makes no difference.
-        """
-        description = {key: value for key, value in self.tokenizer.items() if key != "end_of_text"}
-        if "chars" in description:
-            description["chars"] = list(description["chars"])  # of meta.pkl a list, of meta.json a string
-        if "json" in description:
-            del description["tokenizer"]  # its name; a model's folder may have another one
-        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        """What a run or a checkpoint belongs to: {"dataset": its name, "tokenizer", "train", "val": sha256}."""
         parts = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
-        return {"dataset": self.name, "tokenizer": digest, **parts}
+        return {"dataset": self.name, "tokenizer": tokenizer_digest(self.tokenizer), **parts}
 
     def verify(self):
         """Check every id and, where meta.json states them, the files' hashes. Raises UserError."""
@@ -191,6 +182,16 @@ class Dataset:
             part.check_all()
             if part.sha256 and part.digest() != part.sha256:
                 raise UserError(f"{part.path} does not have the sha256 that its meta.json states; prepare it again")
+
+
+def tokenizer_digest(description):
+    """sha256 of a tokenizer's description; a mark for the end of a document and its name make no difference."""
+    description = {key: value for key, value in description.items() if key != "end_of_text"}
+    if "chars" in description:
+        description["chars"] = list(description["chars"])  # of meta.pkl a list, of meta.json a string
+    if "json" in description:
+        del description["tokenizer"]  # a model's folder may have another one
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def train_batch(split, seed, step, micro, batch_size, block_size):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from blockwise import UserError, print0
 from blockwise.checkpoint import checkpoint_files, load_checkpoint, newest_checkpoint
+from blockwise.data.identity import check_checkpoint, check_pretrained
 from blockwise.files import FolderLock
 from blockwise.huggingface.load import Pretrained
 from blockwise.huggingface.names import is_hugging_face
@@ -54,6 +55,10 @@ def find_start(config, given, flags, world):
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         ids, source = data.tokenizer["vocab_size"], path or config.init_from
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")
+    if checkpoint and not check_checkpoint(checkpoint, data, path):
+        checkpoint["best_val_loss"] = None  # other text decides nothing about this one
+    elif pretrained:
+        check_pretrained(pretrained.folder, data, config.init_from)
     return Start(config, data, checkpoint, path, pretrained, lock)
 
 

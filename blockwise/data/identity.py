@@ -1,0 +1,48 @@
+"""Which data weights belong to: a run must not go on with token ids that mean other text than those it has seen."""
+
+from blockwise import UserError, print0, warn
+from blockwise.loader import tokenizer_digest
+from blockwise.tokenizer import Tokenizer, json_in, read_json
+
+SAMPLE = 4096  # tokens of validation text on which two tokenizers are compared
+
+
+def check_tokenizer(own, data, source):
+    """Raises UserError if the data set has another tokenizer than the checkpoint `source`, whose description is own."""
+    if tokenizer_digest(own) != data.identity["tokenizer"]:
+        raise other_tokenizer(source, own["tokenizer"], data)
+
+
+def check_checkpoint(checkpoint, data, source):
+    """Whether the checkpoint has seen the same validation text; what changed is printed. Raises as check_tokenizer."""
+    check_tokenizer(checkpoint["tokenizer"], data, source)
+    seen = checkpoint["data"]
+    changed = [split for split in ("train", "val") if seen and seen[split] != data.identity[split]]
+    if changed:
+        splits = " and ".join(f"{split}.bin" for split in changed)
+        print0(f"  data: {splits} of {data.name} differs from what {source} has seen")
+    return "val" not in changed
+
+
+def check_pretrained(folder, data, source):
+    """Raises UserError if a Hugging Face folder's tokenizer gives the validation text other ids than the data set's.
+
+    By a sample of text, since one tokenizer has many descriptions. Where one of the two cannot be had, a warning.
+    """
+    try:
+        own = Tokenizer(data.tokenizer)
+        theirs = Tokenizer(read_json(json_in(folder), str(folder)))
+    except UserError as error:
+        return warn(f"the tokenizers of {source} and of data set {data.name} could not be compared: {error}")
+    ids = [i for i in data.val.ids()[:SAMPLE].tolist() if i != own.end_of_text]
+    text = own.decode(ids).strip("\ufffd")  # a cut character at either end
+    if theirs.encode(text) != own.encode(text):
+        raise other_tokenizer(source, theirs.name, data)
+
+
+def other_tokenizer(source, name, data):
+    own = data.tokenizer["tokenizer"]
+    return UserError(
+        f"{source} belongs to another tokenizer ({name}) than data set {data.name} ({own}), so that token ids mean "
+        "other text: expected data prepared with its tokenizer"
+    )
