@@ -67,9 +67,10 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
     try:
         if manifest.exists():
             stated = json.loads(manifest.read_text())
-            if stated["val_loss"] == val_loss or val_loss is None:
+            score = {"val_loss": val_loss, "val_data": state["data"]["val"]}
+            if val_loss is None or score.items() <= stated.items():
                 return
-            stated["val_loss"] = val_loss
+            stated |= score
         else:
             with atomic_write(weights) as file:
                 torch.save({"version": VERSION, **state}, file)

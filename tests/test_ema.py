@@ -92,7 +92,8 @@ def test_it_may_begin_or_end_at_a_resume(small):
 
 def test_skipped_steps_do_not_count(small, monkeypatch):
     forward = Transformer.forward
-    monkeypatch.setattr(Transformer, "forward", lambda self, *a: forward(self, *a) * (torch.nan if self.training else 1))
+    poison = {True: torch.nan, False: 1}
+    monkeypatch.setattr(Transformer, "forward", lambda self, *a: forward(self, *a) * poison[self.training])
     run(*small, DECAY, "--nan_policy=skip", "--max_iters=3")
     assert newest(small)["ema"]["updates"] == 0
 
@@ -112,9 +113,11 @@ def test_the_commands_take_it(small, tmp_path, capsys, no_figures):
     for ema in (True, False):
         config = measure.SharpnessConfig(out_dir=str(out_dir(small)), batches=1, draws=1, batch_size=2, ema=ema)
         assert measure.main(config) == 0
-        found.append(json.loads((out_dir(small) / "sharpness_fisher_00000008.json").read_text())["blocks"]["QK"]["mean"])
+        measured = json.loads((out_dir(small) / "sharpness_fisher_00000008.json").read_text())
+        found.append(measured["blocks"]["QK"]["mean"])
     assert found[0] != found[1]
-    sample.main(sample.SampleConfig(out_dir=str(out_dir(small)), num_samples=1, max_new_tokens=4, ema=True, device="cpu"))
+    out = str(out_dir(small))
+    sample.main(sample.SampleConfig(out_dir=out, num_samples=1, max_new_tokens=4, ema=True, device="cpu"))
 
 
 def test_mistakes(small):

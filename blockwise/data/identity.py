@@ -19,8 +19,8 @@ def check_checkpoint(checkpoint, data, source):
     seen = checkpoint["data"]
     changed = [split for split in ("train", "val") if seen and seen[split] != data.identity[split]]
     if changed:
-        splits = " and ".join(f"{split}.bin" for split in changed)
-        print0(f"  data: {splits} of {data.name} differs from what {source} has seen")
+        files = " and ".join(f"{split}.bin" for split in changed)
+        print0(f"  data: {source} has seen another {files} than data set {data.name} has now")
     return "val" not in changed
 
 

@@ -1,0 +1,313 @@
+"""What happens around a run does not destroy it: consoles, signals, launchers, other data, other versions, lost files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, Fork, finish, losses, metrics, out_dir, run, start
+from test_processes import wait_for
+
+import export
+import measure
+import sample
+import train
+from blockwise import UserError, print0
+from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint
+from blockwise.data.writing import write_dataset
+from blockwise.distributed import launched_as
+from blockwise.tokenizer import BYTES
+from model import Transformer
+
+ENDLESS = ("--max_iters=100000", "--eval_interval=50000")
+
+
+# The console
+
+
+def train_with(words, **streams):
+    command = [sys.executable, "train.py", *words]
+    return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120, **streams)
+
+
+def test_a_full_disk_under_the_log(small):
+    with open("/dev/full", "w") as full:
+        done = train_with(small, stdout=full)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(metrics(small)) == list(range(9)) and newest_checkpoint(out_dir(small)).stem == "ckpt_00000008"
+
+
+def test_a_pipe_that_nobody_reads(small):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = train_with(small, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(metrics(small)) == list(range(9))
+
+
+def test_a_line_that_cannot_be_printed_is_dropped_alone(tmp_path, monkeypatch):
+    with open(tmp_path / "log", "w", encoding="ascii") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        for text in ("before", "naïve", "after"):
+            print0(text)
+    assert (tmp_path / "log").read_text().splitlines() == ["before", "after"]
+
+
+# Signals and errors
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_means_save_and_stop(small, name):
+    process = Fork(*small, *ENDLESS)
+    wait_for(out_dir(small) / "metrics.jsonl", '"step": 5', process)
+    process.send_signal(getattr(signal, name))
+    status, out, err = finish(process)
+    assert status == 0 and f"stopped by {name}" in out, err
+    assert int(newest_checkpoint(out_dir(small)).stem[5:]) == max(metrics(small)) + 1
+
+
+def test_nohup_stays_nohup(small):
+    """A process that was told to ignore SIGHUP goes on when its terminal closes."""
+    command = ["nohup", sys.executable, "train.py", *small, *ENDLESS]
+    with open(os.devnull, "w") as null:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=null)
+    wait_for(out_dir(small) / "metrics.jsonl", '"step": 5,', process)
+    process.send_signal(signal.SIGHUP)
+    wait_for(out_dir(small) / "metrics.jsonl", f'"step": {max(metrics(small)) + 20},', process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("where", ["forward", "update"])
+def test_an_exception_saves_first(small, tmp_path, monkeypatch, where, capsys):
+    """The state before its step, from which a run goes on exactly; nothing in the middle of an update."""
+    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
+    run(*straight)
+    calls, (owner, name) = [], {"forward": (Transformer, "forward"), "update": (train, "clip_grads_with_norm_")}[where]
+    original = getattr(owner, name)
+
+    def failing(*args, **more):
+        calls.append(1)
+        if len(calls) == (31 if where == "forward" else 7):  # of step 6; forward passes of evaluations count too
+            raise RuntimeError("out of memory")
+        return original(*args, **more)
+
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(*small)
+    monkeypatch.undo()
+    saved = newest_checkpoint(out_dir(small))
+    said = capsys.readouterr().err
+    if where == "update":
+        assert saved.stem == "ckpt_00000004" and "saved" not in said
+    else:
+        assert f"RuntimeError in step {int(saved.stem[5:])}: saved the state before that step" in said
+        assert int(saved.stem[5:]) > 4
+    run(*small, "--init_from=resume")
+    assert losses(small) == losses(straight)
+
+
+# The launcher's environment
+
+
+@pytest.mark.parametrize(
+    "variables,problem",
+    [
+        ({"RANK": "1"}, "WORLD_SIZE is not set, with RANK=1"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set, with WORLD_SIZE=2"),
+        ({"LOCAL_RANK": "0"}, "RANK is not set"),
+        ({"RANK": "foo", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is no number, with RANK=foo"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is no number"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "impossible ranks"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "impossible ranks"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "impossible ranks"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "without MASTER_ADDR"),
+    ],
+)
+def test_impossible_variables(monkeypatch, variables, problem):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched_as() == (0, 1, 0)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=problem):
+        launched_as()
+
+
+def test_half_set_variables_are_one_line_on_every_rank(small):
+    status, _, err = finish(start(*small, env={"RANK": "1"}))
+    assert status == 2 and err.startswith("error: WORLD_SIZE is not set") and len(err.splitlines()) == 1
+    assert not out_dir(small).exists()
+
+
+# Other data
+
+
+@pytest.fixture
+def other_data(data_dir, tmp_path):
+    """The data set `tiny` in another folder, with another text; a function that says of what tokenizer."""
+
+    def make(tokenizer=BYTES, shift=1):
+        ids = {split: [(i * 7 + shift) % 250 for i in range(n)] for split, n in (("train", 3000), ("val", 600))}
+        write_dataset(tmp_path / "other" / "tiny", ids, tokenizer, "made up")
+        return f"--data_dir={tmp_path / 'other'}"
+
+    return make
+
+
+CHARS = {"tokenizer": "chars", "vocab_size": 256, "chars": [chr(i + 1) for i in range(256)]}
+
+
+def test_another_tokenizer_is_refused(small, other_data, no_figures):
+    run(*small, "--max_iters=2")
+    before = {path.name: path.read_bytes() for path in out_dir(small).iterdir()}
+    other = other_data(CHARS)
+    with pytest.raises(UserError, match=r"belongs to another tokenizer \(bytes\) than data set tiny \(chars\)"):
+        run(*small, other, "--init_from=resume")
+    folder = other.removeprefix("--data_dir=")
+    with pytest.raises(UserError, match="another tokenizer"):
+        measure.main(measure.SharpnessConfig(out_dir=str(out_dir(small)), data_dir=folder, batches=1, batch_size=1))
+    assert {path.name: path.read_bytes() for path in out_dir(small).iterdir()} == before
+
+
+def test_weights_from_elsewhere_and_another_tokenizer(small, other_data, tmp_path):
+    run(*small, "--max_iters=1")
+    export.main(export.ExportConfig(out_dir=str(out_dir(small)), to=str(tmp_path / "hf")))
+    words = (*small, f"--init_from=hf:{tmp_path / 'hf'}", "--max_iters=1", f"--out_dir={tmp_path / 'fine'}")
+    assert run(*words) == 0
+    with pytest.raises(UserError, match="belongs to another tokenizer"):
+        run(*words, other_data(CHARS), f"--out_dir={tmp_path / 'none'}")
+    assert not (tmp_path / "none" / "metrics.jsonl").exists()
+
+
+def test_other_text_starts_the_best_loss_over(small, other_data, capsys):
+    """The pattern is easy, so that what follows is worse than the best of before, and would never be saved."""
+    best = ("--always_save_checkpoint=False", "--eval_interval=2")
+    run(*small, *best)
+    other = other_data()
+    run(*small, *best, other, "--init_from=resume", "--max_iters=12")
+    assert "has seen another train.bin and val.bin than data set tiny" in capsys.readouterr().out
+    checkpoint = load_checkpoint(newest_checkpoint(out_dir(small)))
+    after = [row["val/loss"] for step, row in metrics(small).items() if step >= 8 and "val/loss" in row]
+    assert checkpoint["best_val_loss"] == min(after)
+    stated = [json.loads(path.read_text()) for path in manifests(out_dir(small))]
+    assert {one["val_data"] for one in stated[-2:]} == {checkpoint["data"]["val"]}
+
+
+def test_the_best_of_other_text_is_not_kept(small, other_data):
+    best = ("--always_save_checkpoint=False", "--eval_interval=2")
+    run(*small, *best, other_data())
+    run(*small, *best, "--init_from=resume", "--max_iters=14", "--learning_rate=0.3", "--decay_lr=False")
+    kept = [json.loads(path.read_text()) for path in manifests(out_dir(small))]
+    assert len({one["val_data"] for one in kept}) == 1
+
+
+# Lost and broken files
+
+
+@pytest.mark.parametrize("broken", [b"", b"\0" * 40, b"{", b"[1]", b'{"step": "x"}'])
+def test_a_broken_line_takes_no_others_with_it(small, tmp_path, capsys, broken):
+    run(*small)
+    path = out_dir(small) / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:3], broken, *lines[3:]]) + b'{"step": 9')  # and a torn last line
+    run(*small, "--init_from=resume", "--max_iters=10")
+    assert list(metrics(small)) == list(range(11))
+    assert "dropped 1 broken lines, kept 8 rows" in capsys.readouterr().err
+
+
+def test_weights_without_a_manifest_are_used(small, tmp_path, capsys):
+    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
+    run(*straight)
+    run(*small, "--max_iters=5")
+    for path in manifests(out_dir(small)):
+        path.unlink()
+    for init in ("auto", "resume"):
+        run(*small, f"--init_from={init}", "--max_iters=8")
+        captured = capsys.readouterr()
+        assert "resuming from" in captured.out
+        assert (init == "auto") == ("has no manifest beside it" in captured.err)  # then it has saved another one
+    assert losses(small)[7] == losses(straight)[7]
+
+
+def test_half_written_weights_without_a_manifest_are_no_fresh_start(small):
+    run(*small, "--max_iters=5")
+    for path in manifests(out_dir(small)):
+        path.unlink()
+    for path in out_dir(small).glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is incomplete and has no manifest"):
+        run(*small, "--init_from=auto")
+
+
+def test_an_unreadable_checkpoint_is_not_called_damaged(small, monkeypatch):
+    run(*small)
+    newest = newest_checkpoint(out_dir(small))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *a, **k: path != newest and access(path, *a, **k))
+    with pytest.raises(UserError, match=r"ckpt_00000008.pt cannot be read: permission denied"):
+        run(*small, "--init_from=resume", "--max_iters=10")
+    assert newest.exists() and not list(out_dir(small).glob("*.damaged"))
+
+
+# Other versions
+
+
+def edited(words, edit):
+    """Change the newest checkpoint of a run, which stays without a manifest."""
+    path = newest_checkpoint(out_dir(words))
+    checkpoint = torch.load(path, weights_only=True)
+    edit(checkpoint)
+    for manifest in manifests(out_dir(words)):
+        manifest.unlink()
+    torch.save(checkpoint, path)
+
+
+def commands(words, tmp_path):
+    """train, sample, export, measure on a run's newest checkpoint."""
+    out = str(out_dir(words))
+    return {
+        "train": lambda: run(*words, "--init_from=resume", "--max_iters=10"),
+        "sample": lambda: sample.main(sample.SampleConfig(out_dir=out, num_samples=1, max_new_tokens=2, device="cpu")),
+        "export": lambda: export.main(export.ExportConfig(out_dir=out, to=str(tmp_path / "hf"))),
+        "measure": lambda: measure.main(measure.CurvatureConfig(out_dir=out, batch_size=2, products=2, device="cpu")),
+    }
+
+
+@pytest.mark.parametrize(
+    "edit,problem",
+    [
+        (lambda c: c["model_config"].update(attn_softcap=5.0), "has attn_softcap=5.0, which this version does not know"),
+        (lambda c: c.update(version=99), "is of version 99, this project reads versions up to 2"),
+        (lambda c: c.pop("model_config"), "is no checkpoint of this project: KeyError"),
+        (lambda c: c.pop("tokenizer"), "is no checkpoint of this project: KeyError"),
+    ],
+)
+def test_a_newer_or_foreign_checkpoint_is_one_line(small, tmp_path, no_figures, edit, problem):
+    run(*small)
+    edited(small, edit)
+    for command in commands(small, tmp_path).values():
+        with pytest.raises(UserError, match=problem):
+            command()
+
+
+def test_an_older_checkpoint_works_everywhere(small, tmp_path, no_figures):
+    """Of the first version: without the keys that came later, in config, architecture and checkpoint."""
+    run(*small)
+
+    def age(checkpoint):
+        for key in ("version", "skipped_in_a_row", "wandb_id", "layers", "auto_mult", "eigenvector", "ema", "data"):
+            del checkpoint[key]
+        for key in ("qk_norm", "logit_softcap", "qk_clip", "z_loss"):
+            del checkpoint["model_config"][key]
+        for key in ("warmup_scaled", "wsd_boost", "arch_warmup", "ema_decay", "auto_mult_step", "qk_norm", "z_loss"):
+            del checkpoint["config"][key]
+
+    edited(small, age)
+    for name, command in commands(small, tmp_path).items():
+        assert command() in (0, None), name
+    assert list(metrics(small)) == list(range(11))
