@@ -1,4 +1,4 @@
-"""What happens around a run does not destroy it: consoles, signals, launchers, other data, other versions, lost files."""
+"""What happens around a run does not destroy it: consoles, signals, launchers, other data or versions, lost files."""
 
 import json
 import os
@@ -281,7 +281,7 @@ def commands(words, tmp_path):
 @pytest.mark.parametrize(
     "edit,problem",
     [
-        (lambda c: c["model_config"].update(attn_softcap=5.0), "has attn_softcap=5.0, which this version does not know"),
+        (lambda c: c["model_config"].update(attn_softcap=5.0), "attn_softcap=5.0, which this version does not know"),
         (lambda c: c.update(version=99), "is of version 99, this project reads versions up to 2"),
         (lambda c: c.pop("model_config"), "is no checkpoint of this project: KeyError"),
         (lambda c: c.pop("tokenizer"), "is no checkpoint of this project: KeyError"),
