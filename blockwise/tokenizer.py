@@ -6,6 +6,7 @@ A trained one has the whole text of its tokenizer.json under "json", so that sam
 import codecs
 import json
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from blockwise import UserError
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
 TOKENIZERS = "bytes, gpt2, bpe:N (trained on the training part), or a folder with a tokenizer.json"
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
-LINE_END = re.compile(r"(?<=\S)(?=\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
+LINE_END = re.compile(r"(?<=\S)(?=\r?\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
 
 
 class Tokenizer:
     """encode(str) -> ids, decode(ids) -> str, vocab_size, end_of_text (an id, or None where there is none).
+
+    lossless: every text decodes back, or is refused; unknown: the id of what cannot be spelled, or None; by_line: a
+    text may be encoded in pieces that LINE_END cuts.
 
     description: see above; names: bytes, chars, gpt2, any other with "json". Text that spells a special token is
     encoded as ordinary text. Raises UserError for a name that is not known, a broken tokenizer.json, and for GPT-2's
@@ -29,6 +33,7 @@ class Tokenizer:
         self.description = description
         self.name = description["tokenizer"]
         self.end_of_text = description.get("end_of_text")
+        self.lossless, self.unknown, self.by_line = True, None, True
         if self.name == "bytes":
             self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__
@@ -66,6 +71,11 @@ class Tokenizer:
         as_gpt2 = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
         plain = not spec.get("normalizer") and all(token["special"] for token in spec.get("added_tokens", []))
         self.by_line = as_gpt2 and plain and not splits.get("add_prefix_space", True)
+        by_bytes = spec["model"].get("type") == "BPE" and set(byte_alphabet()) <= ids.keys()
+        as_bytes = (spec.get("decoder") or {}).get("type") == "ByteLevel" and not spec.get("normalizer")
+        self.lossless = by_bytes and as_bytes
+        unknown = spec["model"].get("unk_token")
+        self.unknown = spec["model"].get("unk_id", ids.get(unknown))
         self._bytes_of = None
         if (spec.get("decoder") or {}).get("type") == "ByteLevel":
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
@@ -92,6 +102,12 @@ class Tokenizer:
         if self._bytes_of is None:  # not by bytes: T5
             return self.trained.decode(ids, skip_special_tokens=False)
         return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(map(self._bytes_of, ids)))
+
+    def losses(self, text, ids):
+        """(unknown tokens in the ids of a text, characters of it that do not come back when they are decoded)."""
+        if self.lossless:
+            return 0, 0
+        return ids.count(self.unknown), (Counter(text) - Counter(self.decode(ids))).total()
 
     def to_json(self):
         """The text of a tokenizer.json of the tokenizers library that gives the ids that this one gives.
@@ -126,20 +142,28 @@ class Tokenizer:
         return theirs.to_str()
 
 
-def tokenizer_named(word, text):
-    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, bpe:N trained on `text`, or a path's."""
+def tokenizer_named(word, texts, end_of_text=False):
+    """The tokenizer that --tokenizer=WORD asks for: bytes, gpt2, bpe:N trained on `texts`, or a path's.
+
+    texts: one, or an iterable of them; end_of_text: documents follow each other, so there must be a token that ends
+    one. Of bytes it is 0, of bpe:N the last id.
+    """
     if word in ("bytes", "gpt2"):
-        return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word])
+        end = {"end_of_text": 0} if end_of_text and word == "bytes" else {}
+        return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word] | end)
     if word and Path(word).exists():
         return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}"))
     if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
         raise UserError(
             f"unknown tokenizer {word!r}: expected bytes, gpt2, bpe:N with N from 257 to 65536, or a tokenizer.json"
         )
-    return Tokenizer({"tokenizer": word, "vocab_size": int(word[4:]), "json": train_bpe(text, int(word[4:]))})
+    vocab_size = int(word[4:])
+    end = {"end_of_text": vocab_size - 1} if end_of_text else {}
+    text = train_bpe(texts, vocab_size, end_of_text)
+    return Tokenizer({"tokenizer": word, "vocab_size": vocab_size, **end, "json": text})
 
 
-def train_bpe(text, vocab_size):
+def train_bpe(texts, vocab_size, end_of_text=False):
     """A byte-level BPE of exactly that many tokens, split into words as GPT-2's: the text of its tokenizer.json."""
     from tokenizers import Tokenizer as Trained
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -148,10 +172,16 @@ def train_bpe(text, vocab_size):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(LINE_END.split(text), trainer)  # the text in one piece takes 180 bytes a byte
-    if bpe.get_vocab_size() != vocab_size:
-        raise UserError(f"bpe:{vocab_size}: this text has merges for {bpe.get_vocab_size()} tokens only: ask for fewer")
+    size = vocab_size - end_of_text
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    texts = [texts] if isinstance(texts, str) else texts
+    # A text in one piece takes 180 bytes a byte
+    bpe.train_from_iterator((piece for text in texts for piece in LINE_END.split(text)), trainer)
+    if bpe.get_vocab_size() != size:
+        found = bpe.get_vocab_size() + end_of_text
+        raise UserError(f"bpe:{vocab_size}: this text has merges for {found} tokens only: ask for fewer")
+    if end_of_text:
+        bpe.add_special_tokens(["<|endoftext|>"])
     return bpe.to_str()
 
 
@@ -188,9 +218,19 @@ def read_json(path, name):
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
-    ends = [ids[token] for token in ("</s>", "<|endoftext|>") if token in ids]
+    stated = end_stated_by(path.with_name("tokenizer_config.json"))
+    ends = [ids[token] for token in ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", stated) if token in ids]
     end = {"end_of_text": ends[0]} if ends else {}
     return {"tokenizer": name, "vocab_size": max(ids.values(), default=0) + 1, **end, "json": text}
+
+
+def end_stated_by(path):
+    """The end-of-text token that transformers' settings beside a tokenizer.json name, or None."""
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def fetched_tokenizer(repo, revision):

@@ -18,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from blockwise import UserError
-from blockwise.data.writing import sole_writer, write_dataset, write_ids
+from blockwise.data.writing import DTYPES, check_losses, dtype_of, sole_writer, write_dataset, write_ids
 
 SPLITS = ("train", "val")
+COUNTS = ("documents", "bytes", "characters", "unknown", "lost")
 WORKER_BYTES = 200 << 20  # of a process with a tokenizer and no text
 AGAIN = "the shards that are finished are kept, and the same command goes on from them"
 
@@ -28,27 +29,41 @@ AGAIN = "the shards that are finished are kept, and the same command goes on fro
 def write_documents(folder, documents, tokenizer, source, settings, workers, shard_mb):
     """Tokenize documents in processes and write them as a data set, an end-of-text token after each.
 
-    documents: iterator of ("train" or "val", text); the first shard_mb of text are shard 0, and so on. A finished shard
-    stays in a work folder until the data set is complete, so that a run that was killed goes on from there; the bytes
-    are the same for any number of workers. source, settings: what decides the documents (see documents.Source); others
-    get another work folder. Raises UserError as write_dataset does, and where disk or memory are too small.
+    documents: gives ("train" or "val", text); the first shard_mb of text are shard 0, and so on. A finished shard stays
+    in a work folder until the data set is complete, so that a run that was killed continues behind the last of them,
+    where documents.position leads; the bytes are the same for any number of workers. source, settings: what decides the
+    documents (see sources.Source); others get another work folder. settings["max_tokens"]: of training, to stop after.
+    Raises UserError as write_dataset does, where disk or memory are too small, and where the tokenizer cannot spell the
+    text.
     """
     folder, description, shard_bytes = Path(folder), tokenizer.description, max(1, round(shard_mb * 2**20))
-    if description["vocab_size"] > 65536:
-        raise UserError(f"a vocabulary of {description['vocab_size']} does not fit uint16 token ids: at most 65536")
     key = json.dumps([source.name, source.revision, source.files, settings, shard_bytes, description], sort_keys=True)
     work = folder / f"work-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     facts = {"revision": source.revision, **settings, "end_of_text": tokenizer.end_of_text}
+    max_tokens = settings.get("max_tokens")
     text_bytes = source.text_bytes(settings["max_docs"])
+    text_bytes = min(text_bytes, 6 * max_tokens) if max_tokens else text_bytes
     with sole_writer(folder):
         say_abandoned(folder, work)
         try:
             work.mkdir(exist_ok=True)
-            check_space(work, text_bytes, workers, shard_bytes)
-            shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes)
-            facts["documents"] = {s: sum(shard[s]["documents"] for shard in shards if s in shard) for s in SPLITS}
-            splits = {split: concatenate_shards(work, shards, split) for split in SPLITS}
-            write_dataset(folder, splits, description, source.name, **facts)
+            check_space(work, text_bytes, workers, shard_bytes, description["vocab_size"])
+            shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, max_tokens)
+            total = {split: Counter() for split in SPLITS}
+            for split in SPLITS:
+                for shard in shards:
+                    total[split].update({key: shard[split][key] for key in COUNTS if split in shard})
+            every = total["train"] + total["val"]
+            tokens = sum(shard[split]["tokens"] for shard in shards for split in SPLITS if split in shard)
+            check_losses(tokenizer, tokens, every["unknown"], every["characters"], every["lost"])
+            facts["documents"] = {split: total[split]["documents"] for split in SPLITS}
+            skipped = shards[-1]["position"]["skipped"] if shards else 0
+            facts |= {"rows_skipped": skipped} if skipped else {}
+            dtype = dtype_of(tokenizer.vocab_size)
+            splits = {split: concatenate_shards(work, shards, split, dtype) for split in SPLITS}
+            sizes = {split: total[split]["bytes"] for split in SPLITS}
+            write_dataset(folder, splits, description, source.name, sizes, **facts)
+            print_read(source, total, skipped)
             shutil.rmtree(work)
         except OSError as error:
             raise UserError(f"{work} cannot be written: {error.strerror}{again(work)}") from None
@@ -56,6 +71,16 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
             raise UserError(f"a worker was killed (out of memory? then use fewer --workers){again(work)}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped{again(work)}") from None
+
+
+def print_read(source, total, skipped):
+    """Files, documents and bytes of each split."""
+    files = [f"{len(part):,} file{'s' * (len(part) > 1)}" for part in source.files.values()]
+    files = files if files[1:] else [f"the same {files[0]}"] * 2
+    for split, part in zip(SPLITS, files, strict=True):
+        print(f"{split}: {total[split]['documents']:,} documents, {total[split]['bytes']:,} bytes of text, from {part}")
+    if skipped:
+        print(f"left out: {skipped:,} rows without text (--bad_rows=skip)")
 
 
 def again(work):
@@ -74,10 +99,12 @@ def say_abandoned(folder, work):
         )
 
 
-def check_space(work, text_bytes, workers, shard_bytes):
+def check_space(work, text_bytes, workers, shard_bytes, vocab_size):
     """State what is needed, and raise UserError where the disk or the memory is too small for it."""
-    # GPT-2 and T5 take about a token for 4.4 bytes of text; shards and data set lie on the disk together.
-    disk = max(0, text_bytes - sum(path.stat().st_size for path in work.glob("*.bin")))
+    # GPT-2 and T5 take about a token for 4.4 bytes of text, bytes one for each; shards and data set lie there together.
+    tokens = text_bytes / 4 if vocab_size > 1024 else text_bytes
+    needed = 2 * DTYPES[dtype_of(vocab_size)].itemsize * tokens
+    disk = max(0, int(needed) - sum(path.stat().st_size for path in work.glob("*.bin")))
     memory = (workers + 1) * (WORKER_BYTES + 8 * shard_bytes)
     free, installed = shutil.disk_usage(work).free, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     print(
@@ -90,34 +117,63 @@ def check_space(work, text_bytes, workers, shard_bytes):
         raise UserError(f"--workers={workers} needs {memory / 1e9:,.1f} GB of memory: expected fewer workers")
 
 
-def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes):
-    """Write the shards that are not there yet; returns the manifests of all, {split: {tokens, sha256, documents}}."""
+def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, max_tokens=None):
+    """Write the shards that are not there yet; returns the manifests of all, see write_shard."""
     for path in work.glob("*.tmp"):
         path.unlink()
-    finished = {path.stem: shard for path in work.glob("*.json") if (shard := finished_shard(path))}
+    width = DTYPES[dtype_of(tokenizer.vocab_size)].itemsize
+    finished = {path.stem: shard for path in work.glob("*.json") if (shard := finished_shard(path, width))}
     if finished:
         print(f"going on: {len(finished)} shards are finished", flush=True)
     # A new interpreter for each: a fork of a process with threads (pyarrow's) may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, start_worker, (tokenizer,))
-    names, running = [], deque()
+    shards, running = [], deque()  # in order: those that are finished, then (name, future or None) of the next ones
+    while (name := f"{len(shards):06d}") in finished and not is_full(shards, max_tokens):
+        shards.append(finished[name])
+        documents.position = dict(finished[name]["position"])  # what lies before it need not even be fetched
+
+    def finish_one():
+        name, future = running.popleft()
+        shards.append(result_of(future) if future else finished[name])
+
     try:
-        with tqdm(total=text_bytes, unit="B", unit_scale=True, disable=None) as bar:
-            for number, batch in enumerate(batches(documents, shard_bytes)):
-                names.append(name := f"{number:06d}")
-                stated = {split: part["documents"] for split, part in finished.get(name, {}).items()}
-                if stated != Counter(split for split, _ in batch):
+        with tqdm(total=text_bytes, initial=len(shards) * shard_bytes, unit="B", unit_scale=True, disable=None) as bar:
+            todo = batches(documents, shard_bytes)
+            while not is_full(shards, max_tokens) and (batch := next(todo, None)):
+                name, future = f"{len(shards) + len(running):06d}", None
+                shard = finished.get(name, {})
+                if Counter(split for split, _ in batch) != {s: shard[s]["documents"] for s in SPLITS if s in shard}:
+                    position = dict(documents.position)
                     with uninterrupted():  # it may start a worker
-                        running.append((name, pool.submit(write_shard, work, name, batch)))
+                        future = pool.submit(write_shard, work, name, batch, position, bool(max_tokens))
+                running.append((name, future))
                 if len(running) > 2 * workers:  # or else all of the text would wait in memory
-                    name, shard = running.popleft()
-                    finished[name] = result_of(shard)
+                    finish_one()
                 bar.update(shard_bytes)
-            finished.update((name, result_of(shard)) for name, shard in running)
+            while running and not is_full(shards, max_tokens):
+                finish_one()
     finally:
         with uninterrupted():
             pool.shutdown(cancel_futures=True)  # lets the shards in work finish
-    return [finished[name] for name in names]
+    return cut(shards, max_tokens)
+
+
+def is_full(shards, max_tokens):
+    return max_tokens and sum(shard["train"]["tokens"] for shard in shards if "train" in shard) >= max_tokens
+
+
+def cut(shards, max_tokens):
+    """The shards up to the end of the training document that makes max_tokens full."""
+    tokens = 0
+    for number, shard in enumerate(shards):
+        for i, (length, _) in enumerate(shard["train"]["lengths"] if max_tokens and "train" in shard else []):
+            tokens += length
+            if tokens >= max_tokens:
+                kept = shard["train"]["lengths"][: i + 1]
+                less = {"tokens": sum(n for n, _ in kept), "bytes": sum(n for _, n in kept), "documents": len(kept)}
+                return [*shards[:number], {**shard, "train": {**shard["train"], **less}}]
+    return shards
 
 
 @contextmanager
@@ -144,15 +200,15 @@ def result_of(future):
     return future.result()
 
 
-def finished_shard(path):
+def finished_shard(path, width):
     """A shard's manifest, if it is whole and its files have the size that it states; else None."""
     try:
         shard = json.loads(path.read_text())
-        for split in shard:
-            tokens, _, _ = (shard[split][key] for key in ("tokens", "sha256", "documents"))
-            if path.with_name(f"{path.stem}.{split}.bin").stat().st_size != 2 * tokens:
+        for split in set(shard) - {"position"}:
+            tokens, *_ = (shard[split][key] for key in ("tokens", "sha256", *COUNTS))
+            if path.with_name(f"{path.stem}.{split}.bin").stat().st_size != width * tokens:
                 return None
-        return shard
+        return shard if shard["position"] else None
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return None
 
@@ -179,48 +235,61 @@ def start_worker(tokenizer):
     threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
 
 
-def write_shard(work, name, batch):
-    """One shard: a file for each split that is in it, then its manifest, which commits it and is returned."""
-    manifest = {}
+def write_shard(work, name, batch, position, with_lengths):
+    """One shard: a file for each split that is in it, then its manifest, which commits it and is returned.
+
+    position: behind its last document; with_lengths: state [tokens, bytes] of each document for training.
+    """
+    manifest = {"position": position}
     for split in sorted({split for split, _ in batch}):
         texts = [text for of, text in batch if of == split]
         path = work / f"{name}.{split}.bin"
-        manifest[split] = write_ids(temporary(path), encoded(texts), worker_tokenizer.vocab_size)
-        manifest[split]["documents"] = len(texts)
-        os.replace(temporary(path), path)
+        counts, lengths = Counter(), []
+        stated = write_ids(unfinished(path), encoded(texts, counts, lengths), worker_tokenizer.vocab_size)
+        manifest[split] = {**stated, **{key: counts[key] for key in COUNTS}}
+        if with_lengths and split == "train":
+            manifest[split]["lengths"] = lengths
+        os.replace(unfinished(path), path)
     path = work / f"{name}.json"
-    temporary(path).write_text(json.dumps(manifest))
-    os.replace(temporary(path), path)
+    unfinished(path).write_text(json.dumps(manifest))
+    os.replace(unfinished(path), path)
     return manifest
 
 
-def encoded(texts):
+def encoded(texts, counts, lengths):
+    """The ids of each text and the end of it; `counts` and `lengths` gather what the manifest states."""
     for text in texts:
-        yield [*worker_tokenizer.encode(text), worker_tokenizer.end_of_text]
+        ids = worker_tokenizer.encode(text)
+        unknown, lost = worker_tokenizer.losses(text, ids)
+        size = len(text) if text.isascii() else len(text.encode())
+        counts.update(documents=1, bytes=size, characters=len(text), unknown=unknown, lost=lost)
+        lengths.append([len(ids) + 1, size])
+        yield [*ids, worker_tokenizer.end_of_text]
 
 
-def temporary(path):
+def unfinished(path):
+    """With the process's number: a worker whose parent was killed may still write while its successor begins."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def concatenate_shards(work, shards, split):
+def concatenate_shards(work, shards, split, dtype):
     """A split's token ids, shard by shard. Raises UserError, after a look at all, if some are not as stated."""
     for number, shard in enumerate(shards):
         if split in shard:
             path = work / f"{number:06d}.{split}.bin"
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != shard[split]["sha256"]:
-                raise UserError(f"{discard_damaged(work, shards)}: give the same command again, which makes them anew")
-            yield np.frombuffer(data, dtype="<u2")
+                raise UserError(f"{discard_damaged(work, shards)}: give the same command again, which makes them again")
+            yield np.frombuffer(data, dtype=DTYPES[dtype])[: shard[split]["tokens"]]
 
 
 def discard_damaged(work, shards):
     """Make unfinished all shards that are not what their manifests state; returns what there is to say of them."""
     damaged = []
     for number, shard in enumerate(shards):
-        for split, stated in shard.items():
+        for split in set(shard) - {"position"}:
             path = work / f"{number:06d}.{split}.bin"
-            if hashlib.sha256(path.read_bytes()).hexdigest() != stated["sha256"]:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != shard[split]["sha256"]:
                 damaged.append(path)
                 path.with_name(f"{number:06d}.json").unlink(missing_ok=True)
     more = f" and {len(damaged) - 1} more" if damaged[1:] else ""

@@ -1,183 +1,270 @@
-"""Documents of a large text corpus, one after the other: files of one's own, or a data set of the Hugging Face hub.
+"""The files of a corpus: of one's own, or of a data set of the Hugging Face hub; which of them are for what."""
 
-Its files are listed and read as they are, one at a time: a download breaks off between files, not between data sets,
-and a few documents cost one file. Form: .parquet with a text column, .jsonl or .json (one object a line, with a text),
-.txt (one document a file); the last three also as .gz and .zst.
-"""
-
-import argparse
-import codecs
-import gzip
-import hashlib
-import io
 import itertools
-import json
 import os
 import re
 import shutil
-import zlib
-from contextlib import suppress
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockwise import UserError
+from blockwise.data.reading import EXPECTED, documents, form_of, import_datasets
+from blockwise.files import sha256
 
-FORMS = re.compile(r"\.(parquet|jsonl|json|txt)(\.gz|\.zst)?$")
-SPLIT_NAME = r"(^|[/._-]){}"  # of a file or of a folder above it: train-00000.parquet, c4-train.00000-of-01024.json.gz
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion of what is not in files that we read
-TEXT_PER_BYTE = {".parquet": 1.8, ".gz": 2.7, ".zst": 3.0}  # of OpenWebText, of C4
+# Of OpenWebText, of C4
+TEXT_PER_BYTE = {"parquet": 1.8, "gz": 2.7, "gzip": 2.7, "bz2": 3.3, "xz": 3.5, "zst": 3.0, "zstd": 3.0}
+SPLIT_NAMES = {  # of a file or of a folder above it: train-00000.parquet, c4-train.00000-of-01024.json.gz
+    "train": re.compile(r"(?:^|[._-])train", re.IGNORECASE),
+    "validation": re.compile(r"(?:^|[._-])(?:validation|(?:valid|val|dev)(?=[._\d-]|$))", re.IGNORECASE),
+    "test": re.compile(r"(?:^|[._-])test(?=[._\d-]|$)", re.IGNORECASE),
+}
+VALIDATION = ("validation", "valid", "val", "dev")
+ARCHIVES = re.compile(r"\.(zip|tar|tgz|7z|rar|lz4|lz|br|snappy)$", re.IGNORECASE)
 
 
 @dataclass
 class Source:
-    """Where documents come from. files: {split: [(name, bytes, stamp)]}; path_of: a file's name -> its local path."""
+    """Where documents come from. files: {split: [(name, bytes, stamp)]}; path_of: a file's name -> its local path.
+
+    """
 
     name: str
     revision: str | None
     files: dict
     path_of: Any
+    column: str = "text"
 
-    def texts(self, split, max_docs=None):
-        """The split's documents in order, the first max_docs."""
-        names = (name for name, *_ in self.files[split])
-        texts = itertools.chain.from_iterable(read_texts(self.path_of(name)) for name in names)
-        return itertools.islice(texts, max_docs)
+    def documents(self, split, file=0, row=0):
+        """(file, row, text, problem) of a split's rows in order, after that row of that file; see reading.documents."""
+        for number, (name, *_) in enumerate(self.files[split][file:], file):
+            rows = documents(self.path_of(name), name, self.column, row if number == file else 0)
+            for at, text, problem in rows:
+                yield number, at, text, problem
 
     def text_bytes(self, max_docs=None):
         """Roughly how much text there is."""
         files = itertools.chain.from_iterable(self.files.values())
-        every = sum(size * TEXT_PER_BYTE.get(Path(name).suffix, 1) for name, size, _ in files)
+        every = sum(size * text_per_byte(name) for name, size, _ in files)
         return int(min(every, 6000 * len(self.files) * max_docs) if max_docs else every)
 
 
-def add_arguments(parser, name, repo, revision, splits):
-    """The options that the scripts of large corpora share."""
-    parser.add_argument("--repo", default=repo, help=f"data set of the hub (default: {repo})")
-    parser.add_argument("--revision", default=revision, help="its commit, branch or tag (default: a fixed commit)")
-    published = ", its files or folders named train* and validation*" if "validation" in splits else ""
-    forms = ".parquet, .jsonl, .json, .txt"
-    parser.add_argument("--source", type=some, help=f"instead: a file, or a folder{published}; {forms}")
-    if "validation" in splits:
-        parser.add_argument("--val_source", type=some, help="validation documents; all of --source is for training")
-    parser.add_argument("--max_docs", type=positive, help="the first N documents (of each published split) only")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--shard_mb", type=number_up_to(1024), default=16, help="text in a shard (default: 16 MiB)")
-    parser.add_argument("--name", default=name, help=f"of the data set (default: {name})")
-    parser.add_argument("--data_dir", default=Path(__file__).parents[2] / "data", help="write to DATA_DIR/NAME")
+def text_per_byte(name):
+    form, packed = form_of(name)
+    return TEXT_PER_BYTE.get(packed or form, 1)
 
 
-def some(text):
-    if not text:
-        raise argparse.ArgumentTypeError("expected a file or a folder, got nothing")
-    return text
+# Files of one's own
 
 
-def positive(text):
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, of at most 18 digits, got {text}")
-    return int(text)
+def local_source(path, splits=None, val_path=None, by_name=False, config=None):
+    """Files below `path`, in the order of their names. Raises UserError where a split has none, or two have one file.
 
-
-def number_up_to(most):
-    def number(text):
-        with suppress(ValueError):
-            if text.isascii() and 0 < float(text) <= most:
-                return float(text)
-        raise argparse.ArgumentTypeError(f"expected a number above 0, at most {most}, got {text}")
-
-    return number
-
-
-def find_source(args, splits, folder=None):
-    """The Source that the options ask for. folder: of the hub's data set, where only that one counts."""
-    if getattr(args, "val_source", None) and not args.source:
-        raise UserError("--val_source needs --source, the training documents")
-    if args.source:
-        return local_source(args.source, splits, getattr(args, "val_source", None))
-    return hub_source(args.repo, args.revision, splits, folder, args.max_docs)
-
-
-def local_source(path, splits, val_path=None):
-    """Files below `path`, in the order of their names. Raises UserError where a split has none."""
-    path = Path(path).resolve()
-    files = {"train": local_files(path)}
+    splits: of whom the second is for validation. One alone takes every file, or with `by_name` those whose name, or the
+    deepest folder that does so, states it, if names state any; None finds out whether there are two. config: one that
+    the folder's README.md describes, as a clone of a data set of the hub has it.
+    """
+    path = Path(os.path.abspath(path))
+    if config:
+        groups = {split: [file_at(name) for name in names] for split, names in described(str(path), config).items()}
+        found, unread = [file for part in groups.values() for file in part], []
+    else:
+        found, unread = local_files(path)
     if val_path:
-        files["validation"] = local_files(Path(val_path).resolve())
-    elif len(splits) > 1:
-        top = path if path.is_dir() else path.parent
-        inside = {os.path.relpath(name, top): (name, *more) for name, *more in files["train"]}
-        files = {split: [inside[name] for name in files_of_split(inside, split)] for split in splits}
+        validation, _ = local_files(Path(os.path.abspath(val_path)))
+        inside = {os.path.realpath(name) for name, *_ in validation}
+        files = {"train": [file for file in found if os.path.realpath(file[0]) not in inside], "validation": validation}
+        if not files["train"]:
+            raise UserError(f"every file of {path} is in --val_source={val_path}, too: expected others for training")
+    elif splits and len(splits) == 1 and not by_name:
+        files = {splits[0]: found}
+    else:
+        if not config:
+            groups = files_by_split(found, path if path.is_dir() else path.parent)
+        splits = splits or [split for split in ("train", "validation") if groups.get(split)] or ["train"]
+        if set(groups) == {None} and len(splits) == 1:
+            groups = {splits[0]: found}
         for split in splits:
-            if not files[split]:
+            if not groups.get(split):
                 raise UserError(
                     f"{path}: no file or folder named {split}* in it: expected train* and validation*, or --val_source"
                 )
+        unread += [name for split, part in groups.items() if split not in splits for name, *_ in part]
+        files = {split: groups[split] for split in splits}
+    refuse_overlap(files)
+    print_unread(path, unread)
     return Source(path.name, None, files, Path)
 
 
+def file_at(name):
+    about = os.stat(name)
+    return name, about.st_size, about.st_mtime_ns
+
+
 def local_files(path):
-    """(path, bytes, time of change) of the files in a folder, or of the one."""
-    if path.is_dir():
-        inside = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if FORMS.search(p.name) and p.is_file())
-        found = [path / name for name in inside if not re.search(r"(^|/)\.", name)]
+    """[(path, bytes, time of change)] of the files in a folder, or of the one; and the paths that are not read."""
+    if not path.is_dir():
+        names, unread = [str(path)] if path.is_file() and form_of(path.name) else [], []
     else:
-        found = [path] if path.is_file() and FORMS.search(path.name) else []
-    if not found:
+        names, unread = files_below(path)
+    if not names:
         problem = "has no documents" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: expected .parquet, .jsonl, .json or .txt files (also .gz, .zst)")
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+        raise UserError(f"{path} {problem}: {EXPECTED}")
+    return [file_at(name) for name in names], unread
 
 
-def files_of_split(names, split):
-    return [name for name in names if re.search(SPLIT_NAME.format(split), name)]
+def files_below(folder):
+    """Paths that are read, in the order of their names below the folder, and those that are not.
+
+    Links are followed; what is reached twice is read once. Raises UserError for documents that would be left out.
+    """
+    names, unread, seen = [], [], {os.path.realpath(folder)}
+    for top, folders, files in os.walk(folder, followlinks=True):
+        hidden = [name for name in (*folders, *files) if name.startswith(".") and name != ".lock"]
+        unread += [os.path.join(top, name) for name in hidden]
+        real = {name: os.path.realpath(os.path.join(top, name)) for name in folders if name not in hidden}
+        folders[:] = [name for name in sorted(real) if real[name] not in seen and not seen.add(real[name])]
+        unread += [os.path.join(top, name) for name in real if name not in folders]
+        names += [os.path.join(top, name) for name in files if name not in hidden]
+    names.sort(key=lambda name: Path(name).relative_to(folder).as_posix())
+    read, seen = [], set()
+    for name in names:
+        if form_of(name) and os.path.isfile(name):
+            again = os.path.realpath(name) in seen
+            seen.add(os.path.realpath(name))
+            (unread if again else read).append(name)
+        elif ARCHIVES.search(name) or re.search(r"\.(jsonl|ndjson|parquet|json|arrow|csv|tsv)\.\w{1,6}$", name, re.I):
+            raise UserError(f"{name} is packed in a way that is not read: unpack it, or take it away; {EXPECTED}")
+        else:
+            unread.append(name)
+    return read, unread
 
 
-def hub_source(repo, revision, splits, folder=None, max_docs=None):
-    """A data set of the hub at a commit, or, where that has no files that we read, in the hub's own conversion."""
+def files_by_split(files, top):
+    """{split or None: files}, by the name of the file, else of the deepest folder that names a split."""
+    by_split = defaultdict(list)
+    for file in files:
+        by_split[split_named(os.path.relpath(file[0], top), file[0])].append(file)
+    return by_split
+
+
+def split_named(name, path):
+    for part in reversed(Path(name).parts):
+        named = [split for split, pattern in SPLIT_NAMES.items() if pattern.search(part)]
+        if named[1:]:
+            raise UserError(f"{path}: is it for {' or '.join(named)}? Rename it, or use --source and --val_source")
+        if named:
+            return named[0]
+    return None
+
+
+def refuse_overlap(files):
+    """Raise UserError if a file, or a copy of it, is in two splits: validation would be on what was learnt."""
+    by_size = defaultdict(list)
+    for split, part in files.items():
+        for name, size, _ in part:
+            by_size[size].append((split, name))
+    for same in by_size.values():
+        if len({split for split, _ in same}) > 1:
+            hashes = defaultdict(list)
+            for split, name in same:
+                hashes[sha256(name)].append((split, name))
+            for (split, name), *others in hashes.values():
+                for other_split, other in others:
+                    if other_split != split:
+                        raise UserError(f"{name} ({split}) and {other} ({other_split}) are the same")
+
+
+def print_unread(path, unread):
+    if unread:
+        names = [os.path.relpath(name, path) for name in sorted(unread)[:5]]
+        more = f" and {len(unread) - 5} more" if unread[5:] else ""
+        print(f"not read: {len(unread)} of {path} ({', '.join(names)}{more})", flush=True)
+
+
+# Data sets of the hub
+
+
+def hub_source(repo, revision, splits, config=None, max_docs=None):
+    """A data set of the hub at a commit, or, where that has no files that we read, in the hub's own conversion.
+
+    splits: their names there, the second for validation (None: train, and validation if there is one); config: which
+    of several data sets of the repository.
+    """
     import huggingface_hub as hub
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
 
     api = hub.HfApi()
-    try:
-        for at in (revision, CONVERTED):
+    for at in dict.fromkeys((revision, CONVERTED)):
+        try:
             commit = api.dataset_info(repo, revision=at, expand=["sha"]).sha
-            sizes = {}
-            with suppress(EntryNotFoundError):  # no such folder there
-                for file in api.list_repo_tree(repo, folder, repo_type="dataset", revision=commit, recursive=True):
-                    if isinstance(file, RepoFile) and FORMS.search(file.path):
-                        sizes[file.path] = file.size
-            files = {split: [(n, sizes[n], None) for n in files_of_split(sorted(sizes), split)] for split in splits}
-            if all(files.values()):
-                break
-    except Exception as error:
-        raise UserError(unreachable(repo, revision, folder, error)) from None
-    missing = [split for split in splits if not files[split]]
+            groups = described(repo, config, commit)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(unreachable(repo, revision, config, error)) from None
+        wanted = splits or ["train", *[split for split in VALIDATION if split in groups][:1]]
+        missing = [split for split in wanted if not groups.get(split)]
+        if not missing:
+            break
+    if missing and groups:
+        raise UserError(f"{repo} has no split {missing[0]}: expected one of {', '.join(groups)}")
     if missing:
         raise UserError(f"{repo} has no .parquet or .json files of {missing[0]} at {revision} or {CONVERTED}")
-    if any("partial-" in name for part in files.values() for name, *_ in part):
+    splits = wanted
+    names = [name for split in splits for name in groups[split]]
+    if any("partial-" in name for name in names):
         raise UserError(f"{repo} is converted only in part at {CONVERTED}: expected another --revision, or --source")
+    for name in names:
+        if not form_of(name):
+            raise UserError(f"{repo}: {name} holds no text that we read: {EXPECTED}")
+    try:
+        infos = api.get_paths_info(repo, names, repo_type="dataset", revision=commit)
+        sizes = {info.path: info.size for info in infos}
+    except Exception as error:
+        raise UserError(unreachable(repo, revision, config, error)) from None
 
     def path_of(name):
+        # Fetched whole, not streamed over the network: kept for the next time, and a line that breaks costs one file
         try:
             return Path(hub.hf_hub_download(repo, name, repo_type="dataset", revision=commit))
         except Exception as error:
-            raise UserError(unreachable(repo, revision, folder, error)) from None
+            raise UserError(unreachable(repo, revision, config, error)) from None
 
-    source = Source(repo, commit, files, path_of)
+    source = Source(repo, commit, {split: [(n, sizes[n], None) for n in groups[split]] for split in splits}, path_of)
+    others = [split for split in groups if split not in splits]
+    if others:
+        print(f"not read: the splits {', '.join(others)} of {repo}", flush=True)
     if max_docs is None:
         check_download_space(source)
     return source
 
 
-def unreachable(repo, revision, folder, error):
-    only = f" --include '{folder}/*'" if folder else ""
+def described(repo, config, revision=None):
+    """{split: names of files}, as `datasets` finds them: by the data set's description, else by their names."""
+    datasets = import_datasets()
+    try:
+        builder = datasets.load_dataset_builder(repo, name=config, revision=revision)
+    except (FileNotFoundError, RuntimeError):  # no files that it reads; a script, which it does not run
+        return {}
+    except ValueError as error:
+        raise UserError(f"{repo}: {' '.join(str(error).split())} (--config=NAME)") from None
+    at = f"hf://datasets/{repo}@{revision}/"
+    groups = builder.config.data_files or {}
+    return {str(split): [str(name).removeprefix(at) for name in names] for split, names in groups.items()}
+
+
+def unreachable(repo, revision, config, error):
     return (
         f"{repo} at {revision} could not be fetched ({type(error).__name__}): where there is a network, run "
-        f"hf download {repo} --repo-type=dataset --revision={revision}{only} --local-dir=DIR, "
+        f"hf download {repo} --repo-type=dataset --revision={revision}{include(config)} --local-dir=DIR, "
         "bring DIR here and use --source=DIR (a download that breaks off goes on, from the files below HF_HOME)"
     )
+
+
+def include(config):
+    return f" --include '*{config}*/*'" if config else ""
 
 
 def check_download_space(source):
@@ -194,110 +281,3 @@ def check_download_space(source):
     print(f"{todo / 1e9:,.1f} GB to fetch into {cache} ({free / 1e9:,.1f} GB free; HF_HOME moves it)", flush=True)
     if todo > free:
         raise UserError(f"{cache} needs {todo / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free: HF_HOME moves it")
-
-
-def read_texts(path):
-    """The documents of one file. Raises UserError, naming the file and the place, for what cannot be read."""
-    form, packed = FORMS.search(path.name).groups()
-    try:
-        if form == "parquet":
-            yield from parquet_texts(path)
-            return
-        with open_packed(path, packed) as file:
-            if form == "txt":
-                yield decoded(file.read(), path)
-                return
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if line.strip():
-                    yield json_text(decoded(line, f"{path}, line {number}"), f"{path}, line {number}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def open_packed(path, packed):
-    if packed == ".gz":
-        return gzip.open(path)
-    if packed == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
-
-
-def parquet_texts(path):
-    import pyarrow
-    from pyarrow import parquet
-
-    row = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if "text" not in columns:
-                raise UserError(f"{path} has no column text: its columns are {', '.join(columns)}")
-            for batch in file.iter_batches(batch_size=256, columns=["text"]):
-                for data in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
-                    row += 1
-                    if data is None:
-                        raise UserError(f"{path}, row {row}: no text")
-                    yield decoded(data, f"{path}, row {row}")
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is no sound parquet file with a column of text: {error}") from None
-
-
-def decoded(data, place):
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def json_text(line, place):
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: expected a JSON object with a text")
-    if "text" not in record:
-        raise UserError(f"{place}: no text: its columns are {', '.join(record)}")
-    text = record["text"]
-    if not isinstance(text, str):
-        raise UserError(f"{place}: expected text as a string, got {type(text).__name__}")
-    if not text.isascii() and re.search("[\ud800-\udfff]", text):
-        raise UserError(f"{place}: not UTF-8 text: half of a surrogate pair")
-    return text
-
-
-def held_out(texts, fraction, seed, max_docs=None):
-    """("train" or "val", text), the choice by a hash of the document's number: the same for any max_docs.
-
-    Document i is for validation if the first 8 bytes of SHA-256 of "SEED/I", big-endian, are below fraction * 2**64.
-    Raises UserError if a split gets none: before the first document where max_docs is small enough to try.
-    """
-
-    def split_of(index):
-        number = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")
-        return "val" if number < fraction * 2**64 else "train"
-
-    def check(splits, count):
-        for split in {"train", "val"} - splits:
-            raise UserError(
-                f"none of {count} documents is for the {split} split: expected more of them, or another --val_fraction "
-                f"(it is {fraction:g})"
-            )
-
-    if max_docs and max_docs <= 1_000_000:
-        check(set(map(split_of, range(max_docs))), max_docs)
-    splits, count = set(), 0
-    for count, text in enumerate(texts, 1):
-        splits.add(split := split_of(count - 1))
-        yield split, text
-    check(splits, count)
-
-
-def published(source, max_docs):
-    """("train" or "val", text), the splits as they were published."""
-    for name, split in (("val", "validation"), ("train", "train")):
-        for text in source.texts(split, max_docs):
-            yield name, text

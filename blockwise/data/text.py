@@ -1,33 +1,124 @@
-"""A text as a data set: reading it, cutting off the validation part."""
+"""A text as a data set: reading it piece by piece, cutting off the validation part, tokenizing."""
 
+import codecs
+import io
 import re
 import urllib.request
+from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
 
 from blockwise import UserError
-from blockwise.data.writing import sole_writer, write_dataset
+from blockwise.data.writing import check_losses, sole_writer, write_dataset
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+PIECE = 1 << 20  # characters of a text that are in memory at a time
+BPE_BYTES = 50_000_000  # of text that a BPE is trained on: more changes few merges, and takes minutes and gigabytes
+WORD_END = re.compile(r"(?<=\S)(?=\r?\n)")  # as tokenizer.LINE_END
+BOM = "\ufeff"
 
 
 def split_text(text):
     """The last tenth of a text, counted in UTF-8 bytes, as validation: {"train": str, "val": str}."""
-    data = text.encode()
-    cut = len(data) * 9 // 10
-    while cut < len(data) and data[cut] & 0xC0 == 0x80:  # inside a character
-        cut += 1
-    return {"train": data[:cut].decode(), "val": data[cut:].decode()}
+    return {split: "".join(part) for split, part in parts_of([text], len(text.encode())).items()}
+
+
+def parts_of(pieces, size):
+    """The same of a text in pieces, of `size` bytes, as iterators: {"train": of str, "val": of str}."""
+    cut = size * 9 // 10
+
+    def part(is_val):
+        begin = 0
+        for piece in pieces:
+            data = piece.encode()
+            at = min(max(cut - begin, 0), len(data))
+            while 0 < at < len(data) and data[at] & 0xC0 == 0x80:  # inside a character
+                at += 1
+            chosen = data[at:] if is_val else data[:at]
+            if chosen:
+                yield chosen.decode()
+            begin += len(data)
+
+    return {"train": part(False), "val": part(True)}
 
 
 def read_text(path):
     """A file's text, line ends as they are. Raises UserError if it is missing or not UTF-8."""
+    return "".join(decoded(path, io.BytesIO(read_bytes(path))))
+
+
+def read_bytes(path):
     try:
-        return Path(path).read_bytes().decode()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def decoded(path, file):
+    """The text of a file in pieces. Raises UserError, naming the place, where it is not UTF-8."""
+    decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0
+    while True:
+        data = file.read(PIECE)
+        pending = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            place = f"{error.reason} at byte {begin - pending + error.start}"
+            raise UserError(f"{path} is not UTF-8 text: {place}") from None
+        if not data:
+            return
+        begin += len(data)
+
+
+class TextFiles:
+    """Text files, one behind the other, each ending in a line end, without the byte order marks at line beginnings.
+
+    Iterating gives pieces of about PIECE characters, cut where a word ends for GPT-2's tokenizer and those made like
+    it; as often as wanted. Raises UserError for what is missing or not UTF-8. size: bytes in all.
+    """
+
+    def __init__(self, paths):
+        # A pipe can be read only once
+        self.files = [(path, None if Path(path).is_file() else read_bytes(path)) for path in paths]
+        self.size = sum(len(piece.encode()) for piece in self)
+
+    def __iter__(self):
+        for path, content in self.files:
+            try:
+                with io.BytesIO(content) if content is not None else open(path, "rb") as file:
+                    yield from pieces_of(decoded(path, file))
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+    def parts(self):
+        return parts_of(self, self.size)
+
+
+def pieces_of(texts):
+    """One file's text, cut at ends of words."""
+    kept, before = "", "\n"  # before: the last character that was given
+    for text in texts:
+        kept += text
+        cut = last_word_end(kept) if len(kept) >= PIECE else 0
+        if cut:
+            yield without_marks(kept[:cut], before)
+            kept, before = kept[cut:], kept[cut - 1]
+    kept = without_marks(kept, before)
+    yield kept if kept.endswith("\n") else kept + "\n"
+
+
+def last_word_end(text):
+    """Where the last match of WORD_END is, 0 if there is none."""
+    end = len(text)
+    while (end := text.rfind("\n", 0, end)) > 0:
+        found = WORD_END.search(text, max(end - 2, 0), end + 1)
+        if found and found.start():
+            return found.start()
+    return 0
+
+
+def without_marks(text, before):
+    return (before + text).replace("\n" + BOM, "\n")[1:]
 
 
 def tiny_shakespeare(source=None):
@@ -43,9 +134,43 @@ def tiny_shakespeare(source=None):
 
 def prepare_text(folder, text, tokenizer, source):
     """Split, tokenize (see tokenizer.Tokenizer) and write a text."""
+    write_parts(folder, {split: [part] for split, part in split_text(text).items()}, tokenizer, source)
+
+
+def write_parts(folder, parts, tokenizer, source):
+    """Tokenize and write {"train": pieces of text, "val": pieces of text}, one piece at a time.
+
+    Where the tokenizer would not give the tokens of the whole (see Tokenizer.by_line), all pieces at once. Raises
+    UserError as write_dataset does, and where the tokenizer cannot spell the text.
+    """
+    counts, sizes = Counter(), Counter()
+
+    def encoded(split):
+        pieces = parts[split] if tokenizer.by_line else ["".join(parts[split])]
+        for piece in pieces:
+            ids = tokenizer.encode(piece)
+            unknown, lost = tokenizer.losses(piece, ids)
+            counts.update(tokens=len(ids), characters=len(piece), unknown=unknown, lost=lost)
+            sizes[split] += len(piece.encode())
+            yield ids
+        if split == "val":  # before anything is put in place
+            check_losses(tokenizer, counts["tokens"], counts["unknown"], counts["characters"], counts["lost"])
+
     with sole_writer(folder):
-        ids = {split: tokenizer.encode(part) for split, part in split_text(text).items()}
-        write_dataset(folder, ids, tokenizer.description, source)
+        ids = {split: encoded(split) for split in ("train", "val")}
+        write_dataset(folder, ids, tokenizer.description, source, sizes)
+    for split in ("train", "val"):
+        print(f"{split}: {sizes[split]:,} bytes of text")
+
+
+def first_bytes(texts, limit=BPE_BYTES):
+    """The texts until they have `limit` bytes."""
+    size = 0
+    for text in texts:
+        yield text
+        size += len(text.encode())
+        if size >= limit:
+            return
 
 
 def dataset_folder(data_dir, name):

@@ -14,32 +14,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.data.shards import write_documents
-from blockwise.data.sources import add_arguments, find_source, published
-from blockwise.data.text import dataset_folder
+from blockwise.data.hub import add_arguments, prepare
 from blockwise.tokenizer import GPT2, Tokenizer, pretrained
 from configurator import ArgumentParser
 
 COMMIT = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+SPLITS = ["train", "validation"]
 T5_COMMIT = "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1"
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    add_arguments(parser, "c4", "allenai/c4", COMMIT, ["train", "validation"])
-    parser.add_argument("--tokenizer", choices=["t5", "gpt2"], default="t5", help="default: t5")
+    add_arguments(parser, "c4", "allenai/c4", COMMIT, SPLITS)
+    parser.add_argument("--tokenizer", choices=["t5", "gpt2"], default="t5", help="vocabulary (default: t5)")
     parser.add_argument(
         "--tokenizer_path", default="google-t5/t5-base", metavar="DIR_OR_ID",
         help="T5's: a folder with a tokenizer.json, or a model of the hub (default: google-t5/t5-base)",
     )  # fmt: skip
     parser.add_argument("--tokenizer_revision", default=T5_COMMIT, help="of that model (default: a fixed commit)")
     args = parser.parse_args()
-    folder = dataset_folder(args.data_dir, args.name)
     description = GPT2 if args.tokenizer == "gpt2" else pretrained("t5", args.tokenizer_path, args.tokenizer_revision)
-    tokenizer = Tokenizer(description)
-    source = find_source(args, ["train", "validation"], folder="en")
-    documents = published(source, args.max_docs)
-    write_documents(folder, documents, tokenizer, source, {"max_docs": args.max_docs}, args.workers, args.shard_mb)
+    prepare(args, SPLITS, "en", Tokenizer(description))
 
 
 if __name__ == "__main__":

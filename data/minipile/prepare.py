@@ -13,24 +13,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.data.shards import write_documents
-from blockwise.data.sources import add_arguments, find_source, published
-from blockwise.data.text import dataset_folder
-from blockwise.tokenizer import GPT2, Tokenizer
+from blockwise.data.hub import add_arguments, add_tokenizer, prepare
 from configurator import ArgumentParser
 
 COMMIT = "18ad1b0c701eaa0de03d3cecfdd769cbc70ffbd0"
+SPLITS = ["train", "validation"]
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    add_arguments(parser, "minipile", "JeanKaddour/minipile", COMMIT, ["train", "validation"])
-    args = parser.parse_args()
-    folder = dataset_folder(args.data_dir, args.name)
-    tokenizer = Tokenizer(GPT2)
-    source = find_source(args, ["train", "validation"])
-    documents = published(source, args.max_docs)
-    write_documents(folder, documents, tokenizer, source, {"max_docs": args.max_docs}, args.workers, args.shard_mb)
+    add_arguments(parser, "minipile", "JeanKaddour/minipile", COMMIT, SPLITS)
+    add_tokenizer(parser)
+    prepare(parser.parse_args(), SPLITS)
 
 
 if __name__ == "__main__":

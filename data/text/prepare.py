@@ -1,4 +1,4 @@
-"""Your own UTF-8 text files as a data set; the last tenth is for validation.
+"""Your own UTF-8 text files as a data set; the last tenth is for validation. For documents see data/hub/prepare.py.
 
     python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096|DIR] [--data_dir=DIR]
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.data.text import dataset_folder, prepare_text, read_text, split_text
+from blockwise.data.text import TextFiles, dataset_folder, first_bytes, write_parts
 from blockwise.tokenizer import TOKENIZERS, tokenizer_named
 from configurator import ArgumentParser
 
@@ -22,9 +22,9 @@ def main():
     parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
     args = parser.parse_args()
     folder = dataset_folder(args.data_dir, args.name)
-    text = "".join(part if part.endswith("\n") else part + "\n" for part in map(read_text, args.files))
-    tokenizer = tokenizer_named(args.tokenizer, split_text(text)["train"])
-    prepare_text(folder, text, tokenizer, ", ".join(Path(f).name for f in args.files))
+    text = TextFiles(args.files)
+    tokenizer = tokenizer_named(args.tokenizer, first_bytes(text.parts()["train"]))
+    write_parts(folder, text.parts(), tokenizer, ", ".join(Path(f).name for f in args.files))
 
 
 if __name__ == "__main__":
