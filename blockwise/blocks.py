@@ -3,107 +3,382 @@
     from blockwise.blocks import param_groups
     optimizer = torch.optim.AdamW(param_groups(model, lr=6e-4, weight_decay=0.1))
 
-The block types and multipliers are those of "The Sharpness Disparity Principle in Transformers"
-(arXiv 2502.19002). Nothing is imported here: the file can be used, or copied, on its own.
+    python -m blockwise.blocks MODEL_ID_OR_DIR      # the split of a Hugging Face model, from its config alone
+
+The block types and multipliers are those of "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002).
+Nothing is imported here, but by the command: the file can be used, or copied, on its own. That is why it is long, and
+a third of it is the table.
 """
 
 # Peak learning rate of a block type over that of the Norm blocks. The paper does not say what an untied output
-# layer got; Head goes with Emb because in trial runs Head at 1x lost far more than blockwise rates gain.
-LR_MULT = {"Emb": 10.0, "QK": 8.0, "VO": 4.0, "FFN": 6.0, "Norm": 1.0, "Head": 10.0}
+# layer got; Head goes with Emb because in trial runs Head at 1x lost far more than blockwise rates gain. Other is
+# what the paper did not measure: it trains at the base rate.
+LR_MULT = {"Emb": 10.0, "QK": 8.0, "VO": 4.0, "FFN": 6.0, "Norm": 1.0, "Head": 10.0, "Other": 1.0}
 BLOCKS = tuple(LR_MULT)
 
-# The end of a module's path -> block type. One component where the leaf's name says it all, two where it does not.
-BLOCK_OF = {
-    # ours; Hugging Face's LLaMA, Mistral, Qwen2, Qwen3, Gemma 1-3 and OLMo 1-2 share most of the names
-    "tok_emb": "Emb", "pos_emb": "Emb", "embed_tokens": "Emb",
-    "q_proj": "QK", "k_proj": "QK",
-    "v_proj": "VO", "o_proj": "VO",
-    "gate_proj": "FFN", "up_proj": "FFN", "down_proj": "FFN",
-    "norm1": "Norm", "norm2": "Norm", "norm_f": "Norm",
-    "norm": "Norm", "input_layernorm": "Norm", "post_attention_layernorm": "Norm",
-    "pre_feedforward_layernorm": "Norm", "post_feedforward_layernorm": "Norm", "q_norm": "Norm", "k_norm": "Norm",
-    "lm_head": "Head",
-    # Hugging Face's GPT-2
-    "wte": "Emb", "wpe": "Emb", "attn.c_proj": "VO", "mlp.c_fc": "FFN", "mlp.c_proj": "FFN",
-    "ln_1": "Norm", "ln_2": "Norm", "ln_f": "Norm",
-    # Hugging Face's GPT-NeoX
-    "embed_in": "Emb", "embed_out": "Head", "attention.dense": "VO",
-    "mlp.dense_h_to_4h": "FFN", "mlp.dense_4h_to_h": "FFN", "final_layer_norm": "Norm",
-}  # fmt: skip
+# Every kind of parameter: (what it is, its block type, why, modules, single parameters). A module is named by the end
+# of its path, a single parameter (one that is no module's weight or bias) by the end of its full name; both without
+# layer numbers, and the longest match wins. "x.*": everything below x, before all other rows. "^x": x at the top alone.
+KINDS = (
+    ("token embeddings", "Emb", "tables of rows, one a token (or a token's type)",
+     "tok_emb embed_tokens wte embed_in word_embeddings word_embedding tok_embeddings tokens_embed embeddings "
+     "token_type_embeddings task_type_embeddings input_embedding segment_embedding embed_tokens_per_layer "
+     "ngram_embeddings encoder_hash_tok_embedding pronunciation_embed shape_embed transformer.w", ""),
+    ("position embeddings", "Emb", "tables of rows, added to the token's",
+     "pos_emb wpe embed_positions position_embeddings positions_embed position_embedding", ""),
+    ("output layer", "Head", "the map to the vocabulary, where it is not tied to the embedding",
+     "lm_head embed_out lm_heads lm_loss proj_out output_projection generator_lm_head lm_head.decoder "
+     "predictions.decoder predictions pred_layer.proj ^decoder ^head ^output", ""),
+    ("queries and keys", "QK", "what the attention scores are made of",
+     "q_proj k_proj query_proj key_proj self.query self.key attention.query attention.key self_attn.query "
+     "self_attn.key q_lin k_lin multi_head_attention.Wq multi_head_attention.Wk project_q project_k mlstm_layer.q "
+     "mlstm_layer.k q_proj.linear k_proj.linear self_attention.experts.input_linear", "rel_attn.q rel_attn.k"),
+    ("low-rank queries", "QK", "two matrices whose product is the query projection", "q_a_proj q_b_proj", ""),
+    ("values and outputs", "VO", "what attention reads, and how it writes back",
+     "v_proj o_proj value_proj self.value attention.value self_attn.value v_lin out_lin project_v attention_out "
+     "multi_head_attention.Wv attn.Wo mlstm_layer.v v_proj.linear o_proj.linear attn.c_proj attn.proj "
+     "attention.dense self_attention.dense self_attn.dense multi_head_attention.dense attention.output.dense "
+     "crossattention.output.dense self_attn.out_proj attn.out_proj attention.out_proj encoder_attn.out_proj "
+     "cross_attn.out_proj linear_attn.out_proj mlstm_layer.out_proj attention.output v_proj_current v_proj_delayed "
+     "self_attention.experts.output_linear self_attention.experts", "rel_attn.v rel_attn.o attention.dense_bias"),
+    ("low-rank outputs", "VO", "two matrices whose product is the output projection", "o_a_proj o_b_proj", ""),
+    ("feed-forward", "FFN", "the matrices of the two-layer network after attention",
+     "gate_proj up_proj down_proj gate_up_proj mlp mlp.c_fc mlp.c_proj mlp.dense_h_to_4h mlp.dense_4h_to_h mlp.fc_in "
+     "mlp.fc_out fc1 fc2 mlp.Wi mlp.Wo feed_forward.w1 feed_forward.w2 feed_forward.w3 intermediate.dense "
+     "output.dense ffns.lin1 ffns.lin2 ffn ffn.proj_up ffn.proj_up_gate ffn.proj_down ff.layer_1 ff.layer_2 "
+     "feed_forward.intermediate feed_forward.output feed_forward.key feed_forward.value w_in.w_0 w_in.w_1 ffn.w_out "
+     "mlp.input_linear mlp.output_linear shared_mlp.input_linear shared_mlp.output_linear mlp.w1 mlp.w2 mlp.w3", ""),
+    ("experts", "FFN", "feed-forward matrices, stacked or one by one; shared experts too", "experts experts.w1 "
+     "experts.w2 experts.w3 mlp.up_embed mlp.down_embed",
+     "experts.gate_up_proj experts.gate_proj experts.up_proj experts.down_proj experts.gate_up_proj_bias "
+     "experts.up_proj_bias experts.down_proj_bias shared_experts.gate_proj shared_experts.up_proj "
+     "shared_experts.down_proj"),
+    ("norms", "Norm", "scales and shifts of normalised activations; every module whose name ends in norm, any case",
+     "*norm norm1 norm2 post_norm1 post_norm2 norm_f norm_1 norm_2 norm_ffn norm_mlstm ln ln1 ln2 ln_1 ln_2 ln_f "
+     "ln_attn ln_mlp ln_cross_attn ln_out pre_ln layer_norm1 layer_norm2 layernorm1 layernorm2 layer_norm_emb "
+     "layernorm_embedding layernorm_before_attention layernorm_before_ffn norms", "norm.scale"),
+    ("keys and values in one", "Other", "it feeds both K (8x) and V (4x): neither's rate is its own",
+     "kv_a_proj_with_mqa kv_a_proj kv_b_proj kv_proj", ""),
+    ("routers", "Other", "logits that choose experts, not a feed-forward matrix",
+     "router router_gate router.layer router.gate router.classifier router_mlp.* mlp.gate mixer.gate moe.gate ffn.gate "
+     "block_sparse_moe.gate feed_forward.gate gate.down_proj shared_expert_gate mlp.shared_expert_gate",
+     "expert_bias e_score_correction_bias gate.global_scale gate.router_states_scale"),
+    ("gates", "Other", "factors through a sigmoid on what attention, a mixer or a message passes on",
+     "self_attn.gate_proj o_proj.gate_proj self_attn.g_proj g_a_proj g_b_proj q_gate_proj output_gate "
+     "q_message_gate.* k_message_gate.* v_message_gate.* mlp_message_gate.* attention.receptance "
+     "feed_forward.receptance", "self_attn.gate_bias cross_attn_attn_gate cross_attn_mlp_gate"),
+    ("sinks and score biases", "Other", "added to attention scores: neither a projection nor an embedding",
+     "sink_proj r_proj relative_position_bias.* rel_logits_proj.* relative_pos_embeddings relative_attention_bias",
+     "self_attn.sinks position_bias.relative_attention_bias rel_attn.r rel_attn.r_r_bias rel_attn.r_s_bias "
+     "rel_attn.r_w_bias rel_attn.seg_embed self_attn.A"),
+    ("token selection", "Other", "which tokens attention may see, and what they are compressed to",
+     "indexer.* compressor.*", ""),
+    ("state-space mixers", "Other", "maps of a recurrence, which the paper has none of",
+     "mamba.in_proj mamba.out_proj mamba.x_proj mamba.dt_proj mixer.in_proj mixer.out_proj mixer.x_proj mixer.dt_proj "
+     "temporal_block.linear_x temporal_block.linear_y temporal_block.linear_out rg_lru.*",
+     "A_log D dt_bias mamba.x_proj_weight mamba.dt_proj_weight mamba.dt_proj_bias"),
+    ("linear attention", "Other", "fused projections, decays and write rates; its own q, k, v and o projections are "
+     "QK and VO as elsewhere",
+     "linear_attn.in_proj_qkvz linear_attn.in_proj_qkv linear_attn.in_proj_ba linear_attn.in_proj_z "
+     "linear_attn.in_proj_a linear_attn.in_proj_b linear_attn.a_proj linear_attn.b_proj linear_attn.g_proj "
+     "self_attn.b_proj self_attn.f_proj self_attn.dt_proj forget_gate.* mlstm_layer.igate_preact "
+     "mlstm_layer.fgate_preact mlstm_layer.ogate_preact",
+     "attention.time_decay attention.time_first attention.time_mix_key attention.time_mix_value "
+     "attention.time_mix_receptance feed_forward.time_mix_key feed_forward.time_mix_receptance"),
+    ("convolutions", "Other", "short filters along the sequence",
+     "conv1d conv_1d conv.conv conv.in_proj conv.out_proj conv_qk_depthwise conv_qk_grouped sconv.weight_proj",
+     "sconv.static_weight"),
+    ("learned scalars", "Other", "scales and shifts of a stream, of which the paper has none",
+     "act_fn", "act_fn.alpha_p act_fn.alpha_n qk_norm.temp lm_head.logit_scale input_residual post_attention_residual "
+     "lambda_1 lambda_2 self_attn.lambda_q1 self_attn.lambda_k1 self_attn.lambda_q2 self_attn.lambda_k2 "
+     "self_attn.sqk self_attn.s_gate mlp.suv_gate mlp.suv_up hidden_states_scale hidden_states_bias residual_scale "
+     "residual_bias input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar"),
+    ("extra residual paths", "Other", "maps between streams or layers beside attention and feed-forward",
+     "attn_hc.* ffn_hc.* hc_head.* altup.* laurel.* altup_projections altup_unembed_projections per_layer_input_gate "
+     "per_layer_projection per_layer_model_projection layers.linear attention_input.* mlp_input.* final_input.* "
+     "message_input.* gate_up_proj_adapter_list",
+     ""),
+    ("projections of embeddings and outputs", "Other", "dense layers between the stream and a table",
+     "embedding_hidden_mapping_in embeddings_project map_inputs_layer pre_projection post_projection "
+     "patch_embedding_projection masked_embedding.centroids lm_head.dense transform.dense predictions.dense "
+     "generator_predictions.dense pooler",
+     "transformer.mask_emb"),
+    ("adapters of a language", "Other", "small layers inside a layer", "adapter_modules.*", ""),
+    ("other modalities", "Other", "the paper measured language models only",
+     "vision_tower.* vision_model.* visual.* audio_tower.* image_encoder.* multi_modal_projector.* embed_vision.* "
+     "embed_audio.* vision_embedder.* embed_tokens_extend.* visual_projection.* vision_embed_tokens.*", ""),
+)  # fmt: skip
+
+BLOCK_OF = {end: block for _, block, _, modules, _ in KINDS for end in modules.split()}
+PARAMETER_OF = {end: block for _, block, _, _, parameters in KINDS for end in parameters.split()}
 
 # Q, K and V in one matrix: half QK, half VO, so it can have neither's learning rate.
-FUSED_QKV = ("attn.c_attn", "attention.query_key_value")
+FUSED_QKV = (
+    "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv", "attn.qkv", "attn.in_proj", "self_attn.in_proj",
+    "attention.in_proj", "in_proj_weight", "in_proj_bias",
+)  # fmt: skip
+
+# What wrappers put into a name. The leaf of a module's own tensor, quantised or reparametrised too:
+LEAVES = (
+    "weight", "bias", "qweight", "qzeros", "scales", "g_idx", "W_q", "weight_scale", "weight_scale_inv", "input_scale",
+    "weight_g", "weight_v", "original", "original0", "original1",
+)  # fmt: skip
+# A part that stands around a module; those with a leading underscore (_orig_mod, _fsdp_wrapped_module) go too:
+WRAPPERS = ("module", "base_model", "base_layer", "original_module", "parametrizations")
+# A part of an adapter (PEFT), which its adapter's name follows:
+ADAPTERS = (
+    "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "modules_to_save", "ia3_l",
+    "vera_lambda_b", "vera_lambda_d", "oft_R", "boft_R", "boft_s", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+    "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+)  # fmt: skip
 
 
-def block_type(name, fused_qkv=None):
+def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str] | None = None,
+               unknown: str = "error") -> str:  # fmt: skip
     """Block type of a parameter, e.g. 'blocks.3.attn.q_proj.weight' -> 'QK'.
 
-    name: as `named_parameters()` gives it; prefixes that DDP, FSDP or torch.compile put in are ignored.
-    fused_qkv: the block type that a fused QKV matrix shall count as.
-    Raises KeyError for a name that the table lacks, ValueError for a fused QKV that `fused_qkv` does not settle.
+    name: as `named_parameters()` gives it; what DDP, FSDP, torch.compile, PEFT and quantisers put in is ignored.
+    fused_qkv: the block type that a fused QKV matrix counts as.
+    block_of: {end of a path: block type}, before the table; layer numbers are left out of it.
+    unknown: the block type of a name that the table lacks, or "error".
+    Raises KeyError for a name that the table lacks, ValueError for a fused QKV that `fused_qkv` does not settle and
+    for an argument that is no block type.
     """
-    module = [part for part in name.split(".")[:-1] if not part.startswith("_")]  # drops _orig_mod and the like
-    for length in (1, 2):
-        suffix = ".".join(module[-length:])
-        if suffix in BLOCK_OF:
-            return BLOCK_OF[suffix]
-    if ".".join(module[-2:]) in FUSED_QKV:
-        if fused_qkv is None:
-            raise ValueError(
-                f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it, "
-                'or say which block it shall count as, e.g. fused_qkv="QK"'
-            )
-        return fused_qkv
-    raise KeyError(f"no block type for parameter {name}: add the end of its module's path to BLOCK_OF")
+    check_blocks(fused_qkv, block_of, unknown)
+    path, is_module = path_of(name)
+    ends = ends_of(path)
+    for end in [*(ends_of([*path, name.split(".")[-1]]) if is_module else []), *ends]:
+        if end in (block_of or {}):
+            return block_of[end]
+    for part in path:
+        if f"{part}.*" in BLOCK_OF:
+            return BLOCK_OF[f"{part}.*"]
+    for end in ends:
+        if end in (BLOCK_OF if is_module else PARAMETER_OF):
+            return (BLOCK_OF if is_module else PARAMETER_OF)[end]
+        if end in FUSED_QKV:
+            if fused_qkv is None:
+                raise ValueError(
+                    f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it, "
+                    'or say which block it shall count as, e.g. fused_qkv="QK"'
+                )
+            return fused_qkv
+    if is_module and path and path[-1].lower().endswith("norm"):
+        return BLOCK_OF["*norm"]
+    if unknown != "error":
+        return unknown
+    if name.endswith("_flat_param"):
+        raise KeyError(f"parameter {name}: FSDP made one of several: wrap the model with use_orig_params=True")
+    raise KeyError(
+        f"no block type for parameter {name}: add the end of its path, "
+        f'e.g. block_of={{"{".".join(path[-2:])}": "FFN"}}, or pass unknown="Other"'
+    )
 
 
-def blocks_of(model_or_named_parameters, fused_qkv=None):
+def check_blocks(fused_qkv: str | None, block_of: dict[str, str] | None, unknown: str) -> None:
+    """Raise ValueError for an argument that should be a block type and is not."""
+    given = {f"block_of[{end!r}]": block for end, block in (block_of or {}).items()}
+    given |= {} if fused_qkv is None else {"fused_qkv": fused_qkv}
+    given |= {} if unknown == "error" else {"unknown": unknown}
+    for argument, block in given.items():
+        if block not in BLOCKS:
+            raise ValueError(f"{argument}={block!r} is no block type: expected one of {', '.join(BLOCKS)}")
+
+
+def path_of(name: str) -> tuple[list[str], bool]:
+    """A parameter's path without layer numbers and wrappers; and whether it is a module's, without the leaf."""
+    parts, is_module, left = [], False, name.split(".")
+    while left:
+        part, *left = left
+        if part in ADAPTERS and left and left[0] not in LEAVES:
+            left = left[1:]
+            is_module = not left
+        elif not part.isdigit() and not part.startswith("_") and part not in WRAPPERS:
+            parts.append(part)
+    while parts and parts[-1] in LEAVES:  # "weight.original0" has two
+        parts, is_module = parts[:-1], True
+    return parts, is_module
+
+
+def ends_of(path: list[str]) -> list[str]:
+    """Ends of a path, the longest first; the whole path also with ^, for what holds at the top of a model alone."""
+    top = path[1:] if path[:1] == ["model"] and len(path) == 2 else path
+    return ["^" + ".".join(top), *(".".join(path[i:]) for i in range(len(path)))]
+
+
+def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, block_of: dict[str, str] | None = None,
+              unknown: str = "error") -> dict[str, list[tuple]]:  # fmt: skip
     """{block type: [(name, parameter), ...]} in the order of BLOCKS, without the blocks that have no parameters.
 
-    A parameter with several names counts once; an output layer tied to the embedding is Emb.
-    Raises what `block_type` raises, and ValueError for a `fused_qkv` that is no block type.
+    A parameter with several names counts once; an output layer tied to the embedding is Emb. Two matrices whose names
+    hide what they hold are Other, unless `block_of` names them: a k_proj that also gives V, since its attention has an
+    o_proj and no v_proj (`fused_qkv` settles it too); and a q_proj that holds Q and a gate, twice as tall as o_proj is
+    wide. Raises what `block_type` raises.
     """
-    if fused_qkv is not None and fused_qkv not in BLOCKS:
-        raise ValueError(f"fused_qkv={fused_qkv!r} is no block type: expected one of {', '.join(BLOCKS)}")
+    return typed(named_parameters(model_or_named_parameters), fused_qkv, block_of, unknown)
+
+
+def named_parameters(model_or_named_parameters):
     named = getattr(model_or_named_parameters, "named_parameters", None)
-    named = list(named() if named else model_or_named_parameters)
+    return list(named() if named else model_or_named_parameters)
+
+
+def typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: False):
+    """What `blocks_of` returns, without the parameters that `skip` is true of."""
+    two_in_one = matrices_of_two(named, fused_qkv)
     found = {}  # id -> (block, name, parameter)
     for name, parameter in named:
-        block = block_type(name, fused_qkv)
+        if skip(parameter):
+            continue
+        rules = {**two_in_one.get(attention_of(name), {}), **(block_of or {})}
+        block = block_type(name, fused_qkv, rules, unknown)
         if id(parameter) not in found or (found[id(parameter)][0] == "Head" and block == "Emb"):
             found[id(parameter)] = (block, name, parameter)
     table = {block: [(n, p) for b, n, p in found.values() if b == block] for block in BLOCKS}
     return {block: members for block, members in table.items() if members}
 
 
-def param_groups(model_or_named_parameters, lr, lr_mult=None, weight_decay=0.0, wd_mult=None, fused_qkv=None):
+def attention_of(name):
+    """The start of a parameter's name up to q_proj and the like, None where there is none of them."""
+    for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        before, found, _ = name.partition(f".{projection}.")
+        if found:
+            return before
+    return None
+
+
+def matrices_of_two(named, fused_qkv):
+    """{attention: rules for `block_type`} where the shapes beside a q_proj or a k_proj say that it holds two things."""
+    rows, columns = {}, {}  # attention -> {projection: size}
+    for name, parameter in named:
+        attention, shape = attention_of(name), tuple(getattr(parameter, "shape", ()))
+        path = [part for part in path_of(name)[0] if part != "linear"]
+        if attention is None or len(shape) != 2 or path[-1] not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            continue
+        if "lora_A" not in name:
+            rows.setdefault(attention, {})[path[-1]] = shape[0]
+        if "lora_B" not in name:
+            columns.setdefault(attention, {})[path[-1]] = shape[1]
+    found = {}
+    for attention, height in rows.items():
+        if {"k_proj", "o_proj"} <= height.keys() and "v_proj" not in height:
+            rule = fused_qkv or "Other"
+            found.setdefault(attention, {}).update({"k_proj": rule, "k_proj.linear": rule})
+        plain = {"q_proj", "k_proj", "o_proj"} <= height.keys()  # MLA, whose heads differ in width, has no k_proj
+        if plain and height["q_proj"] == 2 * columns[attention].get("o_proj", 0):
+            found.setdefault(attention, {}).update({"q_proj": "Other", "q_proj.linear": "Other"})
+    return found
+
+
+def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str, float] | None = None,
+                 weight_decay: float = 0.0, wd_mult: dict[str, float] | None = None, fused_qkv: str | None = None,
+                 block_of: dict[str, str] | None = None, unknown: str = "error") -> list[dict]:  # fmt: skip
     """Groups for any torch.optim optimizer, one a block type, each with its own learning rate and decay.
 
-    lr: learning rate of a block whose multiplier is 1 (Norm, by default).
+    lr: learning rate of a block whose multiplier is 1 (Norm and Other, by default).
     lr_mult: {block: multiplier} over LR_MULT, for the entries that it names.
     weight_decay, wd_mult: a block's decay is weight_decay * wd_mult[block], 1 where it is not named. AdamW shrinks
         weights by lr * decay a step, so a learning-rate multiplier scales the decay too: the paper's rule.
-    fused_qkv: see `block_type`.
+    fused_qkv, block_of, unknown: see `block_type`.
 
     A group also carries `block` and `lr_mult`, so that a schedule can set
-    `group["lr"] = schedule(step) * group["lr_mult"]`. Parameters that need no gradient are left out.
-    Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV.
+    `group["lr"] = schedule(step) * group["lr_mult"]`. Parameters that need no gradient are left out, whatever their
+    names, and a block that has no others gets no group.
+    Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV and for a
+    multiplier that is negative or not finite.
     """
-    for unknown in {**(lr_mult or {}), **(wd_mult or {})}.keys() - set(BLOCKS):
-        raise KeyError(f"no block type {unknown!r}: expected one of {', '.join(BLOCKS)}")
+    for argument, table in (("lr_mult", lr_mult), ("wd_mult", wd_mult)):
+        for block, value in (table or {}).items():
+            if block not in BLOCKS:
+                raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{argument}[{block!r}]={value}: expected a finite number, at least 0")
     lr_mult = {**LR_MULT, **(lr_mult or {})}
+    named = named_parameters(model_or_named_parameters)
+    table = typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: not parameter.requires_grad)
     return [
         {
-            "params": [p for _, p in members if p.requires_grad],
+            "params": [p for _, p in members],
             "block": block,
             "lr_mult": lr_mult[block],
             "lr": lr * lr_mult[block],
             "weight_decay": weight_decay * (wd_mult or {}).get(block, 1.0),
         }
-        for block, members in blocks_of(model_or_named_parameters, fused_qkv).items()
+        for block, members in table.items()
     ]
 
 
-def layer_of(name):
+def layer_of(name: str) -> int | None:
     """Index of the layer of a parameter of ours: 'blocks.3.attn.q_proj.weight' -> 3; None outside of the layers."""
     return next((int(part) for part in name.split(".")[1:-1] if part.isdigit()), None)
+
+
+def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = None,
+                    block_of: dict[str, str] | None = None, unknown: str = "error") -> str:  # fmt: skip
+    """The split as a table: tensors, parameters, examples of each block, frozen ones last. Raises like blocks_of."""
+    named = named_parameters(model_or_named_parameters)
+    table = typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: not parameter.requires_grad)
+    frozen = {id(p): (name, p) for name, p in named if not p.requires_grad}
+    rows = [("block", "rate", "tensors", "parameters", "examples")]
+    for block, members in [*table.items(), *([("frozen", list(frozen.values()))] if frozen else [])]:
+        ends = list(dict.fromkeys(".".join(path_of(name)[0][-2:]) for name, _ in members))
+        examples = ", ".join(ends[:3]) + (f" and {len(ends) - 3} more" if ends[3:] else "")
+        rate = f"{LR_MULT[block]:g}x" if block in LR_MULT else "-"
+        rows.append((block, rate, str(len(members)), f"{sum(p.numel() for _, p in members):,}", examples))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]] for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
+
+Print which block type every parameter of a Hugging Face model has. Reads config.json alone, no weights."""
+
+
+def main(arguments: list[str]) -> str:
+    """What the command prints. Raises KeyError or ValueError for a user's mistake."""
+    options, ends, models = {}, {}, []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if argument in ("--help", "-h"):
+            return HELP
+        if key in ("--fused_qkv", "--unknown"):
+            options[key[2:]] = value
+        elif key.startswith("--block_of."):
+            ends[key.removeprefix("--block_of.")] = value
+        elif argument.startswith("-"):
+            raise ValueError(f"{argument}: expected --fused_qkv=, --unknown= or --block_of.END=")
+        else:
+            models.append(argument)
+    if len(models) != 1:
+        raise ValueError("expected one model: python -m blockwise.blocks MODEL_ID_OR_DIR")
+    check_blocks(options.get("fused_qkv"), ends, options.get("unknown", "error"))
+    model = without_weights(models[0])
+    return f"{type(model).__name__}\n{describe_blocks(model, block_of=ends, **options)}"
+
+
+def without_weights(model_id_or_folder: str) -> object:
+    """A Hugging Face model on the meta device, of the class that its config names."""
+    try:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        config = transformers.AutoConfig.from_pretrained(model_id_or_folder)
+        named = [getattr(transformers, name, None) for name in config.architectures or ()]
+        make = named[0] if named and named[0] else transformers.AutoModelForCausalLM.from_config
+        with transformers.modeling_utils.torch.device("meta"):  # the torch that transformers has loaded
+            return make(config)
+    except ImportError as error:
+        raise ValueError(f"{model_id_or_folder}: {error}: pip install 'transformers>=5'") from None
+    except Exception as error:  # OSError, ValueError, KeyError, AttributeError ...: transformers has no one type for it
+        raise ValueError(f"{model_id_or_folder}: no model can be made of its config: {error}") from None
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        print(main(sys.argv[1:]))
+    except (KeyError, ValueError) as error:
+        print("error: " + " ".join(str(error.args[0]).split()), file=sys.stderr)
+        sys.exit(2)

@@ -213,7 +213,9 @@ def load_checkpoint(path):
             "skipped": 0, "skipped_in_a_row": 0, "wandb_id": None, "layers": [[0, architecture["n_layer"]]],
             "auto_mult": None, "eigenvector": None, "ema": None, "data": None,
         }  # fmt: skip
-        checkpoint = {**later, **saved, "config": {**asdict(TrainConfig()), **config}}
+        defaults = asdict(TrainConfig())
+        config = {key: {**defaults.get(key, {}), **v} if isinstance(v, dict) else v for key, v in config.items()}
+        checkpoint = {**later, **saved, "config": {**defaults, **config}}
         for key in ("step", "tokens", "best_val_loss", "model", "optimizer", "scaler", "tokenizer"):
             checkpoint[key]
     except (KeyError, TypeError, AttributeError) as error:

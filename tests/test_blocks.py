@@ -2,6 +2,10 @@
 
 import ast
 import copy
+import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +13,18 @@ import transformers
 from conftest import ROOT
 from torch import nn
 
-from blockwise.blocks import BLOCKS, LR_MULT, block_type, blocks_of, param_groups
+from blockwise.blocks import (
+    BLOCK_OF,
+    BLOCKS,
+    KINDS,
+    LR_MULT,
+    PARAMETER_OF,
+    block_type,
+    blocks_of,
+    describe_blocks,
+    main,
+    param_groups,
+)
 from model import ModelConfig, Transformer
 
 ONES = dict.fromkeys(BLOCKS, 1.0)
@@ -98,8 +113,91 @@ def test_invented_name_raises(name):
 
 
 def test_block_table_imports_nothing():
+    """Only the command does: transformers, to make the model, and sys, to leave."""
     tree = ast.parse((ROOT / "blockwise" / "blocks.py").read_text())
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    command = [n for n in tree.body if isinstance(n, ast.If) or getattr(n, "name", "") == "without_weights"]
+    allowed = [n for part in command for n in ast.walk(part) if isinstance(n, ast.Import)]
+    assert {n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)} == set(allowed)
+    assert {alias.name for n in allowed for alias in n.names} == {"transformers", "sys"}
+
+
+def test_a_copy_of_the_file_works_alone(tmp_path):
+    """Without the project, without torch, without site-packages."""
+    shutil.copy(ROOT / "blockwise" / "blocks.py", tmp_path / "copied.py")
+    code = "import copied, sys; print(copied.block_type('h.0.attn.c_proj.weight'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "VO False\n", done.stderr
+
+
+def test_every_kind_has_a_block_and_a_reason_and_no_end_is_in_two():
+    for kind, block, why, modules, parameters in KINDS:
+        assert block in BLOCKS and len(why) > 20 and (modules or parameters), kind
+    for table, column in ((BLOCK_OF, 3), (PARAMETER_OF, 4)):
+        assert len(table) == sum(len(row[column].split()) for row in KINDS)
+
+
+@pytest.mark.parametrize(
+    "name, block",
+    [
+        # DistributedDataParallel, torch.compile, FSDP, checkpointing
+        ("module.model.layers.0.mlp.gate.weight", "Other"),
+        ("_orig_mod.module._fsdp_wrapped_module.lm_head.weight", "Head"),
+        # PEFT
+        ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "QK"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "QK"),
+        ("base_model.model.model.layers.0.mlp.down_proj.lora_B.my_adapter.weight", "FFN"),
+        ("base_model.model.model.layers.0.self_attn.o_proj.lora_magnitude_vector.default.weight", "VO"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A.default", "Emb"),
+        ("base_model.model.lm_head.modules_to_save.default.weight", "Head"),
+        ("base_model.model.lm_head.original_module.weight", "Head"),
+        ("base_model.model.transformer.h.0.mlp.c_fc.ia3_l.default", "FFN"),
+        ("base_model.model.model.layers.0.mlp.experts.base_layer.gate_up_proj", "FFN"),
+        ("base_model.model.model.layers.0.mlp.experts.lora_A.default.weight", "FFN"),
+        # quantised and reparametrised
+        ("model.layers.0.mlp.up_proj.qweight", "FFN"),
+        ("model.layers.0.self_attn.v_proj.weight_scale_inv", "VO"),
+        ("model.layers.0.self_attn.k_proj.parametrizations.weight.original0", "QK"),
+        # low-rank projections
+        ("model.layers.0.self_attn.q_a_proj.weight", "QK"), ("model.layers.0.self_attn.q_b_proj.weight", "QK"),
+        ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", "Other"),
+        ("model.layers.0.self_attn.kv_b_proj.weight", "Other"),
+        ("model.layers.0.self_attn.kv_a_layernorm.weight", "Norm"),
+        # experts, shared experts, routers
+        ("model.layers.0.mlp.experts.gate_up_proj", "FFN"), ("model.layers.0.mlp.experts.down_proj_bias", "FFN"),
+        ("model.layers.0.mlp.experts.7.up_proj.weight", "FFN"),
+        ("model.layers.0.mlp.shared_experts.down_proj.weight", "FFN"),
+        ("model.layers.0.mlp.router.weight", "Other"), ("model.layers.0.mlp.router.bias", "Other"),
+        ("model.layers.0.mlp.shared_expert_gate.weight", "Other"),
+        # gates, sinks, learned scalars
+        ("model.layers.0.self_attn.gate_proj.weight", "Other"), ("model.layers.0.mlp.gate_proj.weight", "FFN"),
+        ("model.layers.0.self_attn.sinks", "Other"), ("model.layers.0.mlp.act_fn.alpha_p", "Other"),
+        # state spaces and linear attention
+        ("backbone.layers.0.mixer.in_proj.weight", "Other"), ("backbone.layers.0.mixer.A_log", "Other"),
+        ("model.layers.0.linear_attn.in_proj_qkvz.weight", "Other"),
+        ("model.layers.0.linear_attn.conv1d.weight", "Other"), ("model.layers.0.linear_attn.norm.weight", "Norm"),
+        ("model.layers.0.linear_attn.q_proj.weight", "QK"), ("model.layers.0.linear_attn.out_proj.weight", "VO"),
+        # BERT's two output.dense; towers of other modalities
+        ("bert.encoder.layer.0.attention.output.dense.weight", "VO"),
+        ("bert.encoder.layer.0.output.dense.weight", "FFN"),
+        ("bert.encoder.layer.0.attention.self.query.weight", "QK"),
+        ("model.vision_tower.encoder.layers.0.self_attn.q_proj.weight", "Other"),
+        # outside of a model's top, `head` could be anything
+        ("head.weight", "Head"), ("module.head.weight", "Head"),
+    ],
+)  # fmt: skip
+def test_names_of_every_kind(name, block):
+    assert block_type(name) == block
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.head.weight", "layers.0.self_attn.output.weight", "x.A_log.weight"])
+def test_a_name_that_says_enough_elsewhere_says_nothing_here(name):
+    with pytest.raises(KeyError, match=r"block_of=.*unknown="):
+        block_type(name)
+
+
+def test_flat_parameters_of_fsdp_are_explained():
+    with pytest.raises(KeyError, match="use_orig_params=True"):
+        block_type("_fsdp_wrapped_module.layers.0._flat_param")
 
 
 def test_a_single_unknown_parameter_stops_the_whole_table():
@@ -107,6 +205,87 @@ def test_a_single_unknown_parameter_stops_the_whole_table():
     model.blocks[1].adapter = nn.Linear(2, 2)
     with pytest.raises(KeyError, match=r"blocks\.1\.adapter\.weight"):
         param_groups(model, lr=1e-3)
+
+
+def test_the_table_can_be_extended_from_outside():
+    model = tiny()
+    model.blocks[1].adapter = nn.Linear(2, 2)
+    table = blocks_of(model, block_of={"adapter": "FFN"})
+    assert_partition(model, table)
+    assert tensors(table)["FFN"] == tensors(blocks_of(tiny()))["FFN"] + 2
+    assert tensors(blocks_of(model, block_of={"adapter": "FFN", "adapter.bias": "Norm"}))["Norm"] == 6
+    assert tensors(blocks_of(model, block_of={"1.adapter": "FFN"}, unknown="Other"))["Other"] == 2  # no layer numbers
+    groups = param_groups(model, lr=1e-3, unknown="Other")
+    assert (groups[-1]["block"], groups[-1]["lr"], len(groups[-1]["params"])) == ("Other", 1e-3, 2)
+    assert block_type("h.0.mlp.gate.weight", block_of={"mlp.gate": "FFN"}) == "FFN"  # over the table's own
+    assert block_type("h.0.attn.c_attn.weight", block_of={"attn.c_attn": "VO"}) == "VO"
+    assert block_type("layers.0.self_attn.sinks", block_of={"self_attn.sinks": "QK"}) == "QK"
+    assert block_type("vision_tower.x.q_proj.weight", block_of={"q_proj": "QK"}) == "QK"
+
+
+@pytest.mark.parametrize("wrong", [{"block_of": {"adapter": "ffn"}}, {"unknown": "skip"}, {"fused_qkv": ""}])
+def test_arguments_that_are_no_block_types_raise(wrong):
+    for function in (blocks_of, lambda m, **options: param_groups(m, lr=1.0, **options)):
+        with pytest.raises(ValueError, match="no block type: expected one of Emb, QK, VO, FFN, Norm, Head, Other"):
+            function(tiny(), **wrong)
+
+
+def attention(prefix="model.layers.0.self_attn.", end=".weight", **shapes):
+    """[(name, parameter on the meta device)]"""
+    return [(f"{prefix}{name}{end}", nn.Parameter(torch.empty(s, device="meta"))) for name, s in shapes.items()]
+
+
+def blocks_by_end(named, **options):
+    return {
+        name.split("self_attn.")[1].removesuffix(".weight"): block
+        for block, members in blocks_of(named, **options).items() for name, _ in members
+    }  # fmt: skip
+
+
+PLAIN_ATTENTION = dict(q_proj=(32, 16), k_proj=(8, 16), v_proj=(8, 16), o_proj=(16, 32))
+
+
+def test_a_query_projection_that_holds_a_gate_too():
+    """Qwen3-Next and Qwen3.5: rows for Q and as many for the output's gate."""
+    gated = attention(**{**PLAIN_ATTENTION, "q_proj": (64, 16)})
+    assert blocks_by_end(attention(**PLAIN_ATTENTION)) == dict(q_proj="QK", k_proj="QK", v_proj="VO", o_proj="VO")
+    assert blocks_by_end(gated) == dict(q_proj="Other", k_proj="QK", v_proj="VO", o_proj="VO")
+    assert blocks_by_end(gated, block_of={"q_proj": "QK"})["q_proj"] == "QK"
+    mla = attention(q_proj=(64, 16), kv_a_proj_with_mqa=(9, 16), kv_b_proj=(8, 8), o_proj=(16, 32))
+    assert blocks_by_end(mla)["q_proj"] == "QK"  # its heads are twice as wide for Q as for V
+    others = attention("model.layers.1.self_attn.", **PLAIN_ATTENTION)
+    assert [n for n, _ in blocks_of(gated + others)["Other"]] == ["model.layers.0.self_attn.q_proj.weight"]
+    lora = [(name.replace(".weight", ".base_layer.weight"), p) for name, p in gated]
+    lora += attention(end=".default.weight", **{"q_proj.lora_A": (4, 16), "q_proj.lora_B": (64, 4)})
+    assert [n.split("self_attn.q_proj.")[1] for n, _ in blocks_of(lora)["Other"]] == [
+        "base_layer.weight", "lora_A.default.weight", "lora_B.default.weight",
+    ]  # fmt: skip
+
+
+def test_keys_and_values_in_one_matrix():
+    """Gemma 4's attention_k_eq_v: the v_proj is not there, and V is K's matrix."""
+    shared = attention(q_proj=(32, 16), k_proj=(8, 16), o_proj=(16, 32))
+    assert blocks_by_end(shared) == dict(q_proj="QK", k_proj="Other", o_proj="VO")
+    assert blocks_by_end(shared, fused_qkv="VO")["k_proj"] == "VO"
+    assert blocks_by_end(shared, block_of={"self_attn.k_proj": "QK"})["k_proj"] == "QK"
+    part = attention(end=".lora_A.default.weight", q_proj=(4, 16), k_proj=(4, 16))  # as a list of what is trained
+    assert set(blocks_of(part)) == {"QK"}
+
+
+@pytest.mark.parametrize(
+    "end", ["attn.c_attn", "attention.query_key_value", "self_attn.qkv_proj", "attn.Wqkv", "self_attn.in_proj"]
+)
+def test_every_fused_form(end):
+    with pytest.raises(ValueError, match=f"{end}.weight holds Q, K and V.*fused_qkv="):
+        block_type(f"layers.0.{end}.weight")
+    assert block_type(f"layers.0.{end}.bias", fused_qkv="VO") == "VO"
+
+
+def test_torchs_own_attention_is_fused():
+    layer = nn.ModuleDict({"self_attn": nn.MultiheadAttention(8, 2)})
+    with pytest.raises(ValueError, match=r"self_attn\.in_proj_weight holds Q, K and V"):
+        blocks_of(layer)
+    assert tensors(blocks_of(layer, fused_qkv="QK")) == {"QK": 2, "VO": 2}
 
 
 # Hugging Face's models
@@ -267,6 +446,25 @@ def test_multipliers_of_one_are_bitwise_plain_adamw(fused):
         assert torch.equal(a, b)
 
 
+def test_what_is_frozen_needs_no_name_and_leaves_no_empty_group():
+    """A vision tower, a base model under adapters; and groups that a flattening optimizer can take."""
+    model = tiny()
+    model.strange = nn.Conv2d(3, 4, 2).requires_grad_(False)
+    for name, p in model.named_parameters():
+        p.requires_grad_(p.requires_grad and "norm" not in name)
+    groups = param_groups(model, lr=1.0)
+    assert [g["block"] for g in groups] == ["Emb", "QK", "VO", "FFN"] and all(g["params"] for g in groups)
+    model.requires_grad_(False)
+    assert param_groups(model, lr=1.0) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, -0.5])
+@pytest.mark.parametrize("table", ["lr_mult", "wd_mult"])
+def test_multipliers_that_are_no_rates_raise(table, value):
+    with pytest.raises(ValueError, match=rf"{table}\['Emb'\]={value}: expected a finite number"):
+        param_groups(tiny(), lr=1e-3, **{table: {"QK": 0.0, "Emb": value}})
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 def test_frozen_parameters_are_left_out(optimizer):
     model = tiny()
@@ -282,3 +480,60 @@ def test_frozen_parameters_are_left_out(optimizer):
     optimizer(groups).step()
     for old, p in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, p) != p.requires_grad
+
+
+# The table that a user sees
+
+
+def test_the_table_of_a_split():
+    model = tiny()
+    model.tok_emb.weight.requires_grad_(False)
+    rows = [line.split() for line in describe_blocks(model).splitlines()]
+    assert rows[0] == ["block", "rate", "tensors", "parameters", "examples"]
+    assert rows[1] == ["Emb", "10x", "1", "48", "pos_emb"]
+    assert rows[2] == ["QK", "8x", "4", "192", "attn.q_proj,", "attn.k_proj"]
+    assert rows[-1] == ["frozen", "-", "1", "104", "tok_emb"]
+    with pytest.raises(KeyError, match="adapter"):
+        describe_blocks([("adapter.weight", nn.Parameter(torch.zeros(1)))])
+
+
+@pytest.fixture
+def config_folder(tmp_path):
+    """{family: folder with a config.json and nothing else}"""
+    made = {"gpt2": transformers.GPT2Config(n_layer=1), "llama": transformers.LlamaConfig(num_hidden_layers=1)}
+    for family, config in made.items():
+        config.save_pretrained(tmp_path / family)
+    return tmp_path
+
+
+def test_the_command_prints_the_split_of_a_config(config_folder):
+    rows = [line.split() for line in main([str(config_folder / "llama")]).splitlines()]
+    assert rows[0] == ["LlamaForCausalLM"] and rows[2][:4] == ["Emb", "10x", "1", "131,072,000"]
+    fused = str(config_folder / "gpt2")
+    with pytest.raises(ValueError, match="fused_qkv"):
+        main([fused])
+    assert "QK       8x" in main([fused, "--fused_qkv=QK"])
+    assert "Other" in main([fused, "--block_of.attn.c_attn=Other"])
+    assert main(["--help"]).startswith("usage: python -m blockwise.blocks")
+
+
+@pytest.mark.parametrize(
+    "words, match",
+    [
+        ([], "expected one model"), (["a", "b"], "expected one model"), (["a", "--x"], "--x: expected --fused_qkv="),
+        (["a", "--unknown=y"], "unknown='y' is no block type"), (["{folder}/none"], "{folder}/none: no model"),
+        (["{folder}/broken"], "broken: no model can be made"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses(config_folder, words, match):
+    (config_folder / "broken").mkdir()
+    (config_folder / "broken" / "config.json").write_text(json.dumps({"model_type": "no such"}))
+    with pytest.raises(ValueError, match=match.replace("{folder}", str(config_folder))):
+        main([word.replace("{folder}", str(config_folder)) for word in words])
+
+
+def test_the_command_leaves_with_one_line_and_status_2():
+    words = [sys.executable, "-m", "blockwise.blocks", "--nothing"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --nothing: expected --fused_qkv=, --unknown= or --block_of.END=\n"
