@@ -23,12 +23,15 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 
 import train
+from blockwise import matmul
 from blockwise.data.writing import write_dataset
 from blockwise.settings import TrainConfig
 from blockwise.tokenizer import BYTES
 from configurator import configure
 
 torch.set_num_threads(1)
+if "TEST_ONEDNN" in os.environ:  # 0 or 1: the products of another maker's processor
+    matmul.ONEDNN = os.environ["TEST_ONEDNN"] == "1"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["conftest", "measure", "torch._dynamo"])  # a process of its own loads them for 4 s
 

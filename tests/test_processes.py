@@ -218,8 +218,9 @@ def test_workers_end_when_their_launcher_is_killed(small, early):
     process = start(*small, *LONG, "--max_iters=100000", processes=2)
     while process.poll() is None and len(workers := workers_of(process.pid)) < 2:
         time.sleep(0.02)
-    if early:
-        time.sleep(0.7)
+    if early:  # with the watch for the launcher, which comes before the handler
+        while not all(handles(pid, signal.SIGTERM) for pid in workers):
+            time.sleep(0.01)
     else:
         wait_for(out_dir(small) / "metrics.jsonl", '"step": 3', process)
     process.kill()

@@ -97,7 +97,8 @@ def test_same_seed_same_bits_other_seed_other_bits(small, tmp_path):
     for words in (small, again, other):
         run(*words)
     assert losses(small) == losses(again)
-    assert losses(small)[0] != losses(other)[0]
+    ends = [torch.load(out_dir(w) / "ckpt_00000008.pt", weights_only=True)["model"] for w in (small, other)]
+    assert all((ends[0][name] != ends[1][name]).any() for name in ends[0])  # losses could agree by chance
 
 
 def test_evaluation_and_logging_leave_training_alone(small, tmp_path):
@@ -111,7 +112,12 @@ def test_evaluation_and_logging_leave_training_alone(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_golden_losses(name, data_dir, tmp_path):
-    """Twenty steps per model against stored numbers; a change that moves them needs a commit that says why."""
+    """Twenty steps per model against stored numbers; a change that moves them needs a commit that says why.
+
+    To a relative 1e-5. Other processors add in another order: with SSE4, AVX2 or no vectors, MKL or oneDNN, on one
+    thread or two, these losses differ by up to 2e-7, a unit or two of float32's last place. That leaves a factor of 50
+    for processors that are not at hand, and a wrong term moves losses by far more.
+    """
     path = ROOT / "tests" / "golden" / f"{name}.json"
     words = (
         "--dataset=tiny", f"--data_dir={data_dir}", f"--model_type={name}", "--device=cpu", "--n_layer=2", "--n_head=2",
@@ -402,7 +408,8 @@ def test_gradient_clipping_off(small, tmp_path):
     tight = (*small, "--grad_clip=1e-3", f"--out_dir={tmp_path / 'tight'}")
     run(*small, "--grad_clip=0")
     run(*tight)
-    assert losses(small)[0] == losses(tight)[0] and losses(small)[3] != losses(tight)[3]
+    assert losses(small)[0] == losses(tight)[0]
+    assert abs(losses(small)[3][0] - losses(tight)[3][0]) > 1e-4  # rounding moves a loss by 1e-6
 
 
 def test_low_precision_trains_and_resumes_exactly(small, tmp_path):
