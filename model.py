@@ -294,10 +294,11 @@ class Transformer(nn.Module):
         return 6 * weights + 12 * layers * c.n_embd * c.block_size
 
     @torch.inference_mode()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, n_ids=None):
+    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, n_ids=None, top_p=1.0):
         """Continue tokens (B, T), T >= 1, by sampling; yields each new column (B, 1).
 
-        temperature: 0 takes the likeliest id. n_ids: ids from here on are never sampled (a padded vocabulary).
+        temperature: 0 takes the likeliest id; top_k, top_p: as in `sample`. n_ids: ids from here on are never sampled
+        (a padded vocabulary).
         A full context drops its older half and fills the cache anew.
         """
         size = self.config.block_size
@@ -309,17 +310,26 @@ class Transformer(nn.Module):
                 fed = context = context[:, -size:] if cache is None else context[:, -(size // 2 or 1) :]
                 cache = KVCache(self.config, len(tokens), tokens.device, dtype)
             logits = self(fed, cache=cache)[:, -1].float()  # (B, V)
-            fed = sample(logits[:, :n_ids], temperature, top_k, generator)  # (B, 1)
+            fed = sample(logits[:, :n_ids], temperature, top_k, generator, top_p)  # (B, 1)
             context = torch.cat((context, fed), dim=1)
             yield fed
 
 
-def sample(logits, temperature, top_k, generator):
-    """Draw one id from each row of logits (B, V) -> (B, 1)."""
+def sample(logits, temperature, top_k, generator, top_p=1.0):
+    """Draw one id from each row of logits (B, V) -> (B, 1).
+
+    top_k: from that many of the likeliest, None: from all; of these top_p: from the fewest likeliest whose
+    probabilities sum to it (nucleus sampling, arXiv 1904.09751).
+    """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no temperature overflows
     if top_k is not None:
         least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < least, -math.inf)
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
+    p = logits.softmax(dim=-1)
+    if top_p < 1:
+        falling, ids = p.sort(dim=-1, descending=True, stable=True)
+        beyond = falling.cumsum(dim=-1) - falling >= top_p  # (B, V): what is likelier makes top_p without it
+        p = p.masked_fill(torch.zeros_like(beyond).scatter(1, ids, beyond), 0.0)
+    return torch.multinomial(p, num_samples=1, generator=generator)

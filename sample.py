@@ -1,7 +1,7 @@
 """Write text with the newest checkpoint of a run.
 
     python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=3
-    python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_k=50
+    python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9 --stop="Amen."
     python sample.py --init_from=hf:DIR --start="In the beginning"       # a model in Hugging Face's format
 """
 
@@ -21,11 +21,18 @@ class SampleConfig:
     out_dir: Annotated[str, "folder of the run"] = "out"
     init_from: Annotated[str, "resume: newest checkpoint in out_dir; or weights: hf:DIR_OR_ID, gpt2, ..."] = "resume"
     ema: Annotated[bool, "sample from the moving average of the weights (train with --ema_decay)"] = False
-    start: Annotated[str, "prompt, or FILE:path to read it from a file"] = "\n"
+    start: Annotated[str, "prompt, or FILE:path to read it; <|endoftext|> is GPT-2's end-of-text token"] = "\n"
+    stop: Annotated[str, "text before which generation ends; it also ends at the end-of-text token"] = ""
     num_samples: Annotated[int, "number of texts"] = 10
     max_new_tokens: Annotated[int, "length of each text, in tokens"] = 500
     temperature: Annotated[float, "softmax temperature; 0: greedy"] = 0.8
     top_k: Annotated[int | None, "number of most likely tokens to draw from; None: all"] = 200
+    top_p: Annotated[float, "probability of the most likely tokens to draw from, after top_k; 1: all"] = 1.0
+    bos: Annotated[
+        bool | Literal["auto"],
+        "the tokenizer's BOS token, if it has one, before the prompt (auto: for Hugging Face weights; texts "
+        "of the data sets prepared here begin without it)",
+    ] = "auto"
     seed: Annotated[int, "random seed"] = 1337
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision, as in train.py"] = "auto"
@@ -40,8 +47,11 @@ class SampleConfig:
             raise UserError("ema=True: expected False for Hugging Face weights, which have no moving average")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
-        if any("\ud800" <= char <= "\udfff" for char in self.start):
-            raise UserError("start is not UTF-8 text")
+        for key in ("start", "stop"):
+            if any("\ud800" <= char <= "\udfff" for char in getattr(self, key)):
+                raise UserError(f"{key} is not UTF-8 text")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: expected above 0 and at most 1")
         for key, least in {"num_samples": 1, "max_new_tokens": 1, "temperature": 0, "top_k": 1}.items():
             if getattr(self, key) is not None and getattr(self, key) < least:
                 raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")
@@ -70,7 +80,9 @@ def main(config):
         model.compile()
 
     start = read_text(config.start.removeprefix("FILE:")) if config.start.startswith("FILE:") else config.start
-    prompt = tokenizer.encode(start)
+    with_bos = config.init_from != "resume" if config.bos == "auto" else config.bos
+    bos = tokenizer.bos if with_bos else []
+    prompt = bos + tokenizer.encode_prompt(start)
     if not prompt:
         raise UserError("start is empty: expected at least one character")
     if max(prompt) >= model.config.vocab_size:
@@ -80,9 +92,24 @@ def main(config):
     for _ in range(config.num_samples):
         tokens = torch.tensor([prompt], device=device)  # (1, T)
         with autocast(device, dtype):
-            new = model.generate(tokens, config.max_new_tokens, config.temperature, config.top_k, generator, n_ids)
-            print(tokenizer.decode(prompt + [token.item() for token in new]))
+            new = model.generate(
+                tokens, config.max_new_tokens, config.temperature, config.top_k, generator, n_ids, config.top_p
+            )
+            ids = (token.item() for token in new)
+            print(text_until(config.stop, ids, prompt[len(bos) :], tokenizer))
         print("---------------")
+
+
+def text_until(stop, ids, prompt, tokenizer):
+    """The prompt's text and that of the ids that follow it, up to the end-of-text token or to the text `stop`."""
+    new, length = [], len(tokenizer.decode(prompt))
+    for i in ids:
+        if i == tokenizer.end_of_text:
+            break
+        new.append(i)
+        if stop and (at := tokenizer.decode(prompt + new).find(stop, length)) >= 0:
+            return tokenizer.decode(prompt + new)[:at]
+    return tokenizer.decode(prompt + new)
 
 
 def from_checkpoint(config):

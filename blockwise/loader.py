@@ -166,7 +166,8 @@ class Dataset:
         if "tokenizer_file" in meta:
             meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
         padded = -(-meta["vocab_size"] // 64) * 64
-        tokenizer = {k: v for k, v in meta.items() if k in ("tokenizer", "vocab_size", "chars", "json", "end_of_text")}
+        keys = ("tokenizer", "vocab_size", "chars", "json", "end_of_text", "bos")
+        tokenizer = {key: value for key, value in meta.items() if key in keys}
         return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, name, meta.get("note", ""))
 
     @cached_property
@@ -185,8 +186,8 @@ class Dataset:
 
 
 def tokenizer_digest(description):
-    """sha256 of a tokenizer's description; a mark for the end of a document and its name make no difference."""
-    description = {key: value for key, value in description.items() if key != "end_of_text"}
+    """sha256 of a tokenizer's description; marks for a document's ends and its name make no difference."""
+    description = {key: value for key, value in description.items() if key not in ("end_of_text", "bos")}
     if "chars" in description:
         description["chars"] = list(description["chars"])  # of meta.pkl a list, of meta.json a string
     if "json" in description:

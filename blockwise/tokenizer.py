@@ -21,6 +21,7 @@ LINE_END = re.compile(r"(?<=\S)(?=\r?\n)")  # GPT-2's words end here in any case
 class Tokenizer:
     """encode(str) -> ids, decode(ids) -> str, vocab_size, end_of_text (an id, or None where there is none).
 
+    bos: ids that a published tokenizer puts in front of a text, [] where it puts none; `encode` leaves them out.
     lossless: every text decodes back, or is refused; unknown: the id of what cannot be spelled, or None; by_line: a
     text may be encoded in pieces that LINE_END cuts.
 
@@ -33,7 +34,7 @@ class Tokenizer:
         self.description = description
         self.name = description["tokenizer"]
         self.end_of_text = description.get("end_of_text")
-        self.lossless, self.unknown, self.by_line = True, None, True
+        self.lossless, self.unknown, self.by_line, self.bos = True, None, True, []
         if self.name == "bytes":
             self.vocab_size = 256
             self._bytes_of = [bytes([i]) for i in range(256)].__getitem__
@@ -67,6 +68,7 @@ class Tokenizer:
         ids = self.trained.get_vocab(with_added_tokens=True)
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
+        self.bos = self.description.get("bos", first_ids(self.trained))
         splits = spec.get("pre_tokenizer") or {}
         as_gpt2 = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
         plain = not spec.get("normalizer") and all(token["special"] for token in spec.get("added_tokens", []))
@@ -96,6 +98,12 @@ class Tokenizer:
         if missing:
             raise UserError(f"this vocabulary of {len(self.chars)} characters lacks {''.join(missing)!r}")
         return [index[c] for c in text]
+
+    def encode_prompt(self, text):
+        """Like `encode`, but the end-of-text token where a text spells it: 50256 for GPT-2's "<|endoftext|>"."""
+        end = None if self.end_of_text is None else self.decode([self.end_of_text])
+        first, *rest = text.split(end) if end else [text]
+        return self.encode(first) + [i for piece in rest for i in [self.end_of_text, *self.encode(piece)]]
 
     def decode(self, ids):
         """Bad UTF-8 inside becomes U+FFFD; a character cut off at the end is left out."""
@@ -218,19 +226,33 @@ def read_json(path, name):
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
-    stated = end_stated_by(path.with_name("tokenizer_config.json"))
+    stated, bos = stated_by(path.with_name("tokenizer_config.json"))
     ends = [ids[token] for token in ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", stated) if token in ids]
     end = {"end_of_text": ends[0]} if ends else {}
-    return {"tokenizer": name, "vocab_size": max(ids.values(), default=0) + 1, **end, "json": text}
+    first = {} if bos is None else {"bos": [ids[bos]] if bos in ids else []}
+    return {"tokenizer": name, "vocab_size": max(ids.values(), default=0) + 1, **end, **first, "json": text}
 
 
-def end_stated_by(path):
-    """The end-of-text token that transformers' settings beside a tokenizer.json name, or None."""
+def stated_by(path):
+    """(end-of-text token, BOS token) of transformers' settings beside a tokenizer.json.
+
+    None where they name none; BOS is "" where they say that no text begins with it, None where they leave that open.
+    """
     try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        end, bos = (
+            token.get("content") if isinstance(token, dict) else token
+            for token in (settings.get("eos_token"), settings.get("bos_token"))
+        )
     except (OSError, ValueError, AttributeError):
-        return None
-    return token.get("content") if isinstance(token, dict) else token
+        return None, None
+    return end, {True: bos, False: ""}.get(settings.get("add_bos_token"))
+
+
+def first_ids(trained):
+    """The ids that a tokenizer's post-processor puts in front of a text: <s> of LLaMA's."""
+    mask = trained.encode("a").special_tokens_mask
+    return trained.encode("a").ids[: mask.index(0)] if 0 in mask else []
 
 
 def fetched_tokenizer(repo, revision):

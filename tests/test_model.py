@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import model as model_file
 from blockwise.blocks import blocks_of
-from model import KVCache, ModelConfig, Transformer
+from model import KVCache, ModelConfig, Transformer, sample
 
 KINDS = {
     "gpt2": dict(model_type="gpt2", tie_weights=True),
@@ -360,6 +360,23 @@ def test_top_k_keeps_the_k_likeliest():
     likeliest = model(tokens[:1])[0, -1].topk(3).indices
     ids = generated(model, tokens, 1, temperature=10.0, top_k=3, generator=torch.Generator().manual_seed(0))
     assert set(ids.flatten().tolist()) == set(likeliest.tolist())
+
+
+@pytest.mark.parametrize("top_p, kept", [(1e-9, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.9999, 4), (1.0, 4)])
+def test_top_p_keeps_the_fewest_ids_that_reach_it(top_p, kept):
+    p = torch.tensor([0.05, 0.5, 0.15, 0.3]).double()
+    generator = torch.Generator().manual_seed(0)
+    ids = sample(p.log().expand(2000, 4), 1.0, None, generator, top_p)
+    likeliest = p.argsort(descending=True)[:kept]
+    assert set(ids.flatten().tolist()) == set(likeliest.tolist())
+    share = p[likeliest[0]] / p[likeliest].sum()  # of what is left, renormalised
+    assert abs((ids == likeliest[0]).double().mean() - share) < 0.06
+
+
+def test_top_p_comes_after_top_k_and_temperature():
+    logits, generator = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(500, 4), torch.Generator().manual_seed(0)
+    assert set(sample(logits, 1.0, 2, generator, 0.6).flatten().tolist()) == {0}  # 0.5 of 0.8
+    assert set(sample(logits, 10.0, None, generator, 0.6).flatten().tolist()) == {0, 1, 2}  # nearly uniform
 
 
 def test_sampling_follows_the_generator_alone():

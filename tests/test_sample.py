@@ -1,14 +1,20 @@
 """Text from a checkpoint: deterministic, within the vocabulary, from the newest one that is whole."""
 
+import json
 import shutil
 
 import pytest
+import tiktoken
+import torch
 from conftest import finish, out_dir, run, start
 
+import blockwise.tokenizer
+import export
+import model
 import sample
 from blockwise import UserError
 from blockwise.data.text import prepare_text
-from blockwise.tokenizer import tokenizer_named
+from blockwise.tokenizer import BYTES, GPT2, Tokenizer, read_json, tokenizer_named
 from configurator import configure
 
 
@@ -57,11 +63,101 @@ def test_a_trained_tokenizer_travels_with_the_checkpoint(small, capsys, tmp_path
     assert capsys.readouterr().out.startswith("the cät ")
 
 
+def test_generation_ends_at_the_stop_text(small, capsys):
+    run(*small)
+    words = ("--start=the cat", "--num_samples=2", "--max_new_tokens=60", "--top_k=None")
+    capsys.readouterr()
+    write(small, *words)
+    whole = capsys.readouterr().out.split("---------------\n")
+    stop = whole[0][20:22]  # of the first sample
+    write(small, *words, f"--stop={stop}")
+    texts = capsys.readouterr().out.split("---------------\n")
+    assert texts[0] == whole[0][: whole[0].index(stop, len("the cat"))] + "\n" and texts[0] != whole[0]
+    write(small, *words, "--stop=the cat")  # in the prompt it is no end
+    assert len(capsys.readouterr().out.split("---------------\n")[0]) > len("the cat\n")
+
+
+def test_generation_ends_at_the_end_of_text():
+    plain, marked = Tokenizer(BYTES), Tokenizer(BYTES | {"end_of_text": 46})
+    ids = list(b"ab.cd")
+    assert sample.text_until("", ids, list(b"x.y"), plain) == "x.yab.cd"
+    assert sample.text_until("", ids, list(b"x.y"), marked) == "x.yab"
+    assert sample.text_until("cd", iter(ids), list(b"cd"), plain) == "cdab."
+    assert sample.text_until("ya", ids, list(b"x.y"), plain) == "x.yab.cd"  # half of it in the prompt
+    assert sample.text_until("\xe9", "ab\xe9c".encode(), [], plain) == "ab"
+
+
+def test_end_of_text_in_a_prompt(monkeypatch):
+    """As nanoGPT has it for GPT-2's tokenizer: one id."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    tiny = tiktoken.Encoding("tiny", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 259})
+    monkeypatch.setattr(blockwise.tokenizer, "gpt2_ranks", lambda: tiny)
+    gpt2 = Tokenizer(GPT2)
+    text = "<|endoftext|>ab<|endoftext|><|endoftext|>"
+    assert gpt2.encode_prompt(text) == [259, 97, 98, 259, 259] == tiny.encode(text, allowed_special="all")
+    assert gpt2.encode_prompt("ab") == gpt2.encode("ab") and len(gpt2.encode(text)) == len(text)
+    assert gpt2.decode(gpt2.encode_prompt(text)) == text
+    own = tokenizer_named("bpe:270", "the cat sat on the mat and the dog ate that hat\n" * 40, end_of_text=True)
+    assert own.encode_prompt("<|endoftext|>the") == [269, *own.encode("the")]
+    assert Tokenizer(BYTES).encode_prompt("<|endoftext|>") == list(b"<|endoftext|>")
+
+
+def with_bos(path, text, place, settings=None):
+    """A tokenizer.json that puts <s> before a text, by its post-processor or by the settings beside it."""
+    content = json.loads(text)
+    bos = max(content["model"]["vocab"].values()) + 1
+    content["added_tokens"].append(dict(
+        id=bos, content="<s>", special=True, single_word=False, lstrip=False, rstrip=False, normalized=False
+    ))  # fmt: skip
+    special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    if place == "post_processor":
+        content["post_processor"] = {
+            "type": "TemplateProcessing", "pair": [special],
+            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}},
+        }  # fmt: skip
+    path.write_text(json.dumps(content))
+    if settings is not None:
+        path.with_name("tokenizer_config.json").write_text(json.dumps(settings))
+    return bos
+
+
+@pytest.mark.parametrize("place, settings, expected", [
+    ("post_processor", None, True),
+    ("post_processor", {"add_bos_token": False, "bos_token": "<s>"}, False),
+    ("settings", {"add_bos_token": True, "bos_token": {"content": "<s>"}}, True),
+    ("settings", {"bos_token": "<s>"}, False),
+])  # fmt: skip
+def test_the_bos_of_a_published_tokenizer(place, settings, expected, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    bos = with_bos(path, Tokenizer(BYTES).to_json(), place, settings)
+    tokenizer = Tokenizer(read_json(path, "published"))
+    assert tokenizer.bos == ([bos] if expected else []) and tokenizer.encode("ab") == [97, 98]
+
+
+def test_bos_comes_before_the_prompt_of_hugging_face_weights(small, tmp_path, capsys, monkeypatch):
+    run(*small, "--max_iters=1", "--vocab_size=320")
+    hf, fed = tmp_path / "hf", []
+    config, _, _ = configure(export.ExportConfig, [f"--out_dir={out_dir(small)}", f"--to={hf}"], "")
+    export.main(config)
+    bos = with_bos(hf / "tokenizer.json", (hf / "tokenizer.json").read_text(), "post_processor")
+    monkeypatch.setattr(
+        model.Transformer, "generate", lambda self, tokens, *more: fed.append(tokens.tolist()) or [torch.tensor([[98]])]
+    )
+    words = ("--device=cpu", "--num_samples=1", "--start=a")
+    capsys.readouterr()
+    for more in ((f"--init_from=hf:{hf}",), (f"--init_from=hf:{hf}", "--bos=False"), (f"--out_dir={out_dir(small)}",)):
+        sample.main(configure(sample.SampleConfig, [*words, *more], "")[0])
+    assert fed == [[[bos, 97]], [[97]], [[97]]]
+    assert capsys.readouterr().out == "ab\n---------------\n" * 3
+
+
 def test_mistakes(small, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         write(small)
     run(*small, "--max_iters=1")
-    for word in ("--temperature=-1", "--top_k=0", "--num_samples=0", "--start=", "--start=FILE:no", "--device=tpu"):
+    for word in ("--temperature=-1", "--top_k=0", "--num_samples=0", "--start=", "--start=FILE:no", "--device=tpu",
+                 "--top_p=0", "--top_p=1.1", "--top_p=nan"):  # fmt: skip
         with pytest.raises(UserError):
             write(small, word)
     status, _, err = finish(start("--out_dirr=x", script="sample.py"))
