@@ -273,7 +273,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
 @torch.no_grad()
 def evaluate(model, split, config, world, precision, stop):
-    """{"val/loss": mean loss over the fixed sequences, in nats per token}; {} if any process is asked to stop."""
+    """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop."""
     starts = eval_starts(split, config.eval_iters * config.batch_size, config.block_size)
     total = 0.0
     model.eval()
@@ -287,7 +287,7 @@ def evaluate(model, split, config, world, precision, stop):
             with precision:
                 total += model(to_device(x, world.device), to_device(y, world.device)).item()
     model.train()
-    return {} if total is None else {"val/loss": world.sum(total)[0] / config.eval_iters}
+    return {} if total is None else split.val_row(world.sum(total)[0] / config.eval_iters)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -57,6 +58,13 @@ class Split:
     def ids(self):
         # Mapped again for every batch: a lasting map keeps each page it ever touched in the process's memory.
         return np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r")
+
+    def val_row(self, loss):
+        """{"val/loss": loss}, in nats per token, and "val/bits_per_byte" of text where its size is known."""
+        row = {"val/loss": loss}
+        if self.bytes:
+            row["val/bits_per_byte"] = loss / math.log(2) * self.tokens / self.bytes
+        return row
 
     def sequences(self, starts, block_size):
         """Inputs and targets, each (len(starts), block_size) int64 on the CPU; raises UserError for a bad id."""

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import metrics, run
 
 from blockwise import UserError, loader
 from blockwise.data.writing import write_dataset
@@ -475,3 +477,25 @@ def test_a_run_keeps_the_files_that_it_began_with(folder):
     assert opened(folder).train.tokens == 90
     (folder / "train.bin").unlink()
     assert torch.equal(data.train.sequences([0, 791], 8)[0], before)
+
+
+# Bits per byte
+
+
+@pytest.mark.parametrize("bytes_of_val, known", [(3000, True), (None, False)])
+def test_bits_per_byte_where_the_bytes_are_stated(small, data_dir, tmp_path, bytes_of_val, known):
+    """2,000 tokens; of the average of the weights too."""
+    folder = tmp_path / "data" / "tiny"
+    shutil.copytree(data_dir / "tiny", folder)
+    if known:
+        edit_split(folder, "val", bytes=bytes_of_val)
+    words = (*small, f"--data_dir={folder.parent}", "--max_iters=2", "--ema_decay=0.5")
+    run(*words)
+    rows = [row for row in metrics(words).values() if "val/loss" in row]
+    assert len(rows) == 2
+    for row in rows:
+        for mark in ("", "_ema"):
+            assert (f"val/bits_per_byte{mark}" in row) == known
+            if known:
+                bits = row[f"val/loss{mark}"] / np.log(2) * 2000 / bytes_of_val
+                assert row[f"val/bits_per_byte{mark}"] == pytest.approx(bits, rel=1e-12)
