@@ -38,11 +38,12 @@ from blockwise.checkpoint import load_optimizer
 from blockwise.distributed import World
 from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
-from blockwise.loader import eval_starts, micro_seed, train_batch
+from blockwise.loader import eval_starts, micro_seed
 from blockwise.lr_multipliers import LRMultipliers
 from blockwise.optimizers import build_optimizer, can_be_fused, keep_state
 from blockwise.qk_clip import clip_qk
 from blockwise.schedules import block_rate, due
+from blockwise.training.batches import TrainBatches
 from blockwise.training.block_stats import BlockStats
 from blockwise.training.ema import EMA
 from blockwise.training.live_curvature import LiveCurvature
@@ -135,16 +136,16 @@ def train(config, given, flags, stop, world, compile_may_fail):
     del checkpoint, start.checkpoint
 
     micro_steps = config.gradient_accumulation_steps // world.size
+    batches = TrainBatches(config, data.train, world)
     precision = autocast(world.device, getattr(torch, config.dtype))
     updating = False  # in the middle of an update there is no state to save
 
     def loss_of(model, step, micro):
         """Loss of this process's micro-step `micro`. Its data and its dropout follow from its address alone."""
-        share = micro * world.size + world.rank
-        x, y = train_batch(data.train, config.seed, step, share, config.batch_size, config.block_size)  # (B, T) each
-        torch.manual_seed(micro_seed(config.seed, step, share))
+        x, y = batches(step, micro)  # (B, T) each
+        torch.manual_seed(micro_seed(config.seed, step, micro * world.size + world.rank))
         with precision:
-            return model(to_device(x, world.device), to_device(y, world.device))
+            return model(x, y)
 
     def first_pass(model):
         loss_of(model, progress.step, 0).backward()

@@ -67,12 +67,12 @@ class Split:
         return row
 
     def sequences(self, starts, block_size):
-        """Inputs and targets, each (len(starts), block_size) int64 on the CPU; raises UserError for a bad id."""
+        """Inputs and targets, each (len(starts), block_size) int64 on the CPU, contiguous; UserError for a bad id."""
         chunk = self.ids()[np.asarray(starts)[:, None] + np.arange(block_size + 1)]  # (B, T+1)
         if not self.checked and chunk.size:
             self._check(chunk)
-        chunk = torch.from_numpy(chunk.astype(np.int64))
-        return chunk[:, :-1], chunk[:, 1:]
+        x, y = chunk[:, :-1], chunk[:, 1:]
+        return torch.from_numpy(x.astype(np.int64, "C")), torch.from_numpy(y.astype(np.int64, "C"))
 
     def _check(self, ids):
         if ids.max() >= self.bound:

@@ -5,19 +5,24 @@ import json
 import os
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import metrics, run
+from conftest import losses, metrics, run
 
+import train
 from blockwise import UserError, loader
 from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, Split, eval_starts, micro_seed, train_batch
 from blockwise.tokenizer import BYTES
+from blockwise.training.batches import TrainBatches
 
 IDS = np.random.default_rng(0).integers(256, size=1000)
+CONFIG = SimpleNamespace(seed=5, batch_size=2, block_size=8, gradient_accumulation_steps=4)
 PLAIN = {"vocab_size": 3, "itos": {0: "a", 1: "b", 2: "ö"}, "stoi": {"a": 0, "b": 1, "ö": 2}}
 
 
@@ -37,6 +42,10 @@ def refusal(function, *args):
         function(*args)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def world_of(rank, size):
+    return SimpleNamespace(rank=rank, size=size, device=torch.device("cpu"))
 
 
 def put(folder, ids, split="train"):
@@ -477,6 +486,56 @@ def test_a_run_keeps_the_files_that_it_began_with(folder):
     assert opened(folder).train.tokens == 90
     (folder / "train.bin").unlink()
     assert torch.equal(data.train.sequences([0, 791], 8)[0], before)
+
+
+# Batches of a run, fetched when they are needed or one ahead
+
+
+@pytest.mark.parametrize("ahead", [None, True])
+@pytest.mark.parametrize("rank, size", [(0, 1), (1, 2)])
+def test_training_batches_are_those_of_their_address(folder, ahead, rank, size):
+    split, config = opened(folder).train, CONFIG
+    batches = TrainBatches(config, split, world_of(rank, size), ahead)
+    assert bool(batches.worker) == bool(ahead)
+    micro_steps = 4 // size
+    order = [(0, 0), (0, 0), *((step, micro) for step in range(3) for micro in range(micro_steps)), (7, 1), (2, 0)]
+    for step, micro in order:  # a first pass, the steps, and anything else
+        x, y = batches(step, micro)
+        expected = train_batch(split, 5, step, micro * size + rank, 2, 8)
+        assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+        assert x.is_contiguous() and y.is_contiguous() and x.dtype == torch.int64
+    if ahead:
+        assert batches.address == (2, 1)  # what the thread has fetched, and nobody asked for
+        assert torch.equal(batches.pending.result()[0], train_batch(split, 5, 2, size + rank, 2, 8)[0])
+
+
+def test_a_bad_id_raises_where_its_batch_is_asked_for(folder, monkeypatch):
+    split = opened(folder).train
+    batches = TrainBatches(CONFIG, split, world_of(0, 1), True)
+    find = Split.sequences
+    bad = find(split, np.random.default_rng((5, 0, 3)).integers(split.tokens - 8, size=2), 8)[0]
+
+    def checked(self, starts, block_size):
+        x, y = find(self, starts, block_size)
+        if torch.equal(x, bad):
+            raise UserError("bad id")
+        return x, y
+
+    monkeypatch.setattr(Split, "sequences", checked)
+    for micro in range(3):
+        batches(0, micro)
+    assert "bad id" in str(batches.pending.exception())
+    with pytest.raises(UserError, match="bad id"):
+        batches(0, 3)
+
+
+def test_a_run_that_fetches_ahead_is_the_same_run(small, tmp_path, monkeypatch):
+    run(*small, "--max_iters=5")
+    other = (*small, f"--out_dir={tmp_path / 'ahead'}")
+    monkeypatch.setattr(train, "TrainBatches", partial(TrainBatches, ahead=True))
+    run(*other, "--max_iters=3")
+    run(*other, "--init_from=resume", "--max_iters=5")
+    assert losses(other) == losses(small)
 
 
 # Bits per byte

@@ -1,0 +1,49 @@
+"""The batches that a process trains on, by address; on CUDA the next one is fetched while the device computes."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from blockwise.loader import train_batch
+
+
+class TrainBatches:
+    """batches(step, micro): this process's micro-step `micro` of a step, x and y (B, T) on its device.
+
+    Fetched ahead or not, a batch is the same, and a bad token id raises UserError where its batch is asked for. On a
+    CPU nothing is fetched ahead: the thread takes longer than the batch.
+    """
+
+    def __init__(self, config, split, world, ahead=None):
+        """ahead: fetch the next batch in a thread (None: on CUDA)."""
+        self.config, self.split, self.world = config, split, world
+        self.micro_steps = config.gradient_accumulation_steps // world.size
+        cuda = world.device.type == "cuda"
+        self.worker = ThreadPoolExecutor(1) if (cuda if ahead is None else ahead) else None
+        self.address = self.pending = None
+        self.stream = torch.cuda.Stream(world.device) if cuda else None
+        shape = (2, config.batch_size, config.block_size)
+        self.pinned = torch.empty(shape, dtype=torch.int64, pin_memory=True) if cuda else None
+
+    def __call__(self, step, micro):
+        if not self.worker:
+            return self.fetch(step, micro)
+        if self.address != (step, micro):
+            self.pending = self.worker.submit(self.fetch, step, micro)
+        x, y = self.pending.result()
+        if self.stream:  # their memory may be used again only after what is queued here
+            x.record_stream(torch.cuda.current_stream(x.device))
+        self.address = (step, micro + 1) if micro + 1 < self.micro_steps else (step + 1, 0)
+        self.pending = self.worker.submit(self.fetch, *self.address)
+        return x, y
+
+    def fetch(self, step, micro):
+        config, device = self.config, self.world.device
+        share = micro * self.world.size + self.world.rank
+        batch = train_batch(self.split, config.seed, step, share, config.batch_size, config.block_size)
+        if not self.stream:
+            return [z.to(device) for z in batch]
+        with torch.cuda.stream(self.stream):
+            moved = torch.stack(batch, out=self.pinned).to(device, non_blocking=True)  # (2, B, T)
+        self.stream.synchronize()  # this thread alone waits, before it fills the buffer again
+        return moved.unbind()
