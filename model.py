@@ -26,7 +26,8 @@ from blockwise.matmul import linear
 class ModelConfig:
     """What a model computes; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here.
 
-    dropout, z_loss and qk_clip act in training only; all others belong to the weights.
+    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation; all others belong to the weights.
+    doc_end: the id that ends a document, which neither attention nor loss crosses; None: they see no documents.
     """
 
     model_type: str  # gpt2 or llama
@@ -46,11 +47,12 @@ class ModelConfig:
     logit_softcap: float = 0.0
     qk_clip: float = 0.0
     z_loss: float = 0.0
+    doc_end: int | None = None
 
     @classmethod
-    def of(cls, config):
-        """The model's part of a run's config, of a checkpoint's model_config or of a Pretrained's shape."""
-        values = {"dropout": 0.0} | (config if isinstance(config, dict) else vars(config))
+    def of(cls, config, **more):
+        """The model's part of a run's config, of a checkpoint's model_config or of a Pretrained's shape; and more."""
+        values = {"dropout": 0.0} | (config if isinstance(config, dict) else vars(config)) | more
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @property
@@ -100,14 +102,25 @@ def rotate(x, cos, sin):
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
 
 
+def document_starts(tokens, end):
+    """Where the document of each position begins, (B, T), in tokens (B, T); a document ends with the id `end`."""
+    index = torch.arange(tokens.size(1), device=tokens.device)
+    after_end = F.pad(tokens[:, :-1] == end, (1, 0))
+    return torch.where(after_end, index, 0).cummax(dim=1).values
+
+
 @torch.no_grad()
-def largest_logits(q, k):
-    """Largest attention logit of each head, (H,), over batch and causal positions; q (B, H, T, D), k (B, K, T, D)."""
+def largest_logits(q, k, mask=None):
+    """Largest attention logit of each head, (H,), over batch and causal positions; q (B, H, T, D), k (B, K, T, D).
+
+    mask: (B, 1, T, T), true where a position may look; None: to all that came before.
+    """
     T, D = q.shape[-2:]
     q = q.unflatten(1, (k.size(1), -1))  # (B, K, H/K, T, D)
     logits = q @ k.unsqueeze(2).transpose(-2, -1) / math.sqrt(D)  # (B, K, H/K, T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    return logits.masked_fill(future, -math.inf).amax((0, 3, 4)).flatten()
+    hidden = future if mask is None else ~mask.unsqueeze(1)
+    return logits.masked_fill(hidden, -math.inf).amax((0, 3, 4)).flatten()
 
 
 class Attention(nn.Module):
@@ -128,7 +141,7 @@ class Attention(nn.Module):
         if config.qk_clip:  # since blockwise.qk_clip last read it
             self.register_buffer("largest_logits", torch.zeros(config.n_head), persistent=False)
 
-    def forward(self, x, rotary=None, cache=None):
+    def forward(self, x, rotary=None, cache=None, mask=None):
         B, T, C = x.shape
         q, k, v = joined(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, C), (B, T, K D), (B, T, K D)
         q, k, v = (z.view(B, T, -1, self.D).transpose(1, 2) for z in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
@@ -138,13 +151,13 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if self.qk_clip and self.training:
-            self.largest_logits.copy_(torch.maximum(self.largest_logits, largest_logits(q, k)))
+            self.largest_logits.copy_(torch.maximum(self.largest_logits, largest_logits(q, k, mask)))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
         y = F.scaled_dot_product_attention(
-            q, k, v,
+            q, k, v, mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=T > 1,  # with a cache, more than one new position only ever comes first
+            is_causal=T > 1 and mask is None,  # with a cache, more than one new position only ever comes first
             enable_gqa=k.size(1) != q.size(1),
         )  # fmt: skip
         y = y.transpose(1, 2).reshape(B, T, C)
@@ -186,8 +199,8 @@ class Block(nn.Module):
         self.norm2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, rotary=None, cache=None):
-        x = x + self.attn(self.norm1(x), rotary, cache)
+    def forward(self, x, rotary=None, cache=None, mask=None):
+        x = x + self.attn(self.norm1(x), rotary, cache, mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -256,35 +269,43 @@ class Transformer(nn.Module):
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} tokens where block_size is {self.config.block_size}")
         x = self.tok_emb(tokens)  # (B, T, C)
-        rotary = None
-        if self.config.model_type == "gpt2":
+        rotary = mask = begins = None
+        if self.config.doc_end is not None and cache is None:
+            begins = document_starts(tokens, self.config.doc_end)  # (B, T)
+            mask = (begins[:, None, :, None] == begins[:, None, None, :]).tril()  # (B, 1, T, T)
+        if self.config.model_type == "gpt2" and begins is not None:
+            x = x + self.pos_emb(torch.arange(T, device=x.device) - begins)  # every document has its first positions
+        elif self.config.model_type == "gpt2":
             x = x + self.pos_emb.weight[start : start + T]
         else:
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
         x = F.dropout(x, self.config.dropout, self.training)
         for block in islice(self.blocks, self.n_active_layers):
             if self.activation_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, rotary, use_reentrant=False)
+                x = checkpoint(block, x, rotary, None, mask, use_reentrant=False)
             else:
-                x = block(x, rotary, cache)
+                x = block(x, rotary, cache, mask)
         if cache is not None:
             cache.length += T
         x = self.norm_f(x)
-        return self.logits(x) if targets is None else self.loss(x, targets)
+        if targets is None:
+            return self.logits(x)
+        return self.loss(x, targets, None if begins is None else tokens != self.config.doc_end)
 
     def logits(self, x):
         """(..., C) -> (..., V)"""
         return softcapped(self.lm_head(x), self.config.logit_softcap)
 
-    def loss(self, x, targets):
+    def loss(self, x, targets, counted=None):
         """Mean cross-entropy, in nats per token, of the last hidden states x (B, T, C) against targets (B, T).
 
         In eval mode it can be differentiated twice; in training, on a CPU, only once, and there the gradient has the
-        z-loss.
+        z-loss. counted: (B, T), false where a target is left out of the mean; None: all count.
         """
         loss, z_loss = (training_loss, self.config.z_loss) if self.training else (mean_cross_entropy, 0.0)
         x, targets = x.flatten(0, 1), targets.flatten()  # (B T, C), (B T,)
-        return loss(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss)
+        counted = None if counted is None else counted.flatten()
+        return loss(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss, counted)
 
     def flops_per_token(self):
         """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""

@@ -91,7 +91,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     # Where the run starts: its checkpoint, pretrained weights or nothing; its config and its data follow from that
     start = find_start(config, given, flags, world)
     config, data, checkpoint = start.config, start.data, start.checkpoint
-    model_config = ModelConfig.of(config)
+    model_config = ModelConfig.of(config, doc_end=data.end_of_text if config.doc_mask else None)
     progress = Progress.of(checkpoint)
     layers = LayerWarmup(config, checkpoint)
     lr_mult = LRMultipliers(config, checkpoint)

@@ -178,6 +178,12 @@ class Dataset:
         tokenizer = {key: value for key, value in meta.items() if key in keys}
         return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, name, meta.get("note", ""))
 
+    @property
+    def end_of_text(self):
+        """The id that ends a document, None where there is none."""
+        known = 50256 if self.tokenizer["tokenizer"] == GPT2["tokenizer"] else None
+        return self.tokenizer.get("end_of_text", known)
+
     @cached_property
     def identity(self):
         """What a run or a checkpoint belongs to: {"dataset": its name, "tokenizer", "train", "val": sha256}."""

@@ -18,18 +18,22 @@ def softcapped(logits, cap):
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def cross_entropy(logits, targets, reduction, z_loss=0.0):
+def cross_entropy(logits, targets, reduction, z_loss=0.0, counted=None):
     """Cross-entropy in nats of logits (N, V). Its gradient, but not its value, has the z-loss: z_loss (log Z)^2.
 
     Z is the softmax's normaliser (PaLM, arXiv 2204.02311, section 5); so reported losses stay comparable.
+    counted: (N,), false for positions that are left out of the sum; None: all count.
     """
-    if not z_loss and reduction == "sum":
+    if not z_loss and counted is None and reduction == "sum":
         return SummedCrossEntropy.apply(logits, targets)
-    if not z_loss:
+    if not z_loss and counted is None:
         return F.cross_entropy(logits, targets, reduction=reduction)
     loss = F.cross_entropy(logits, targets, reduction="none")  # (N,)
-    z = z_loss * (loss + logits.gather(1, targets.unsqueeze(1)).squeeze(1)).square()
-    loss = loss + (z - z.detach())
+    if z_loss:
+        z = z_loss * (loss + logits.gather(1, targets.unsqueeze(1)).squeeze(1)).square()
+        loss = loss + (z - z.detach())
+    if counted is not None:
+        loss = loss * counted
     return loss.mean() if reduction == "mean" else loss.sum()
 
 
@@ -83,51 +87,64 @@ class FusedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, matrix, targets, softcap, z_loss):
+    def forward(ctx, x, matrix, targets, softcap, z_loss, counted):
         loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), None
+        ctx.count = number_of(counted, x)
+        weights = [None] * -(-len(x) // LOSS_ROWS) if counted is None else counted.to(x).unsqueeze(1).split(LOSS_ROWS)
         pieces = (z.split(LOSS_ROWS) for z in (x, targets.unsqueeze(1), dx))
-        for h, y, dh in zip(*pieces, strict=True):
+        for h, y, dh, weight in zip(*pieces, weights, strict=True):
             p = softcapped(product(h, matrix), softcap)  # logits (rows, V), from here on changed in place
             slope = 1 - (p / softcap).square() if softcap else None
             top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
             p -= top
-            loss -= p.gather(1, y).sum()
+            right = p.gather(1, y)  # (rows, 1)
             total = p.exp_().sum(dim=-1, keepdim=True)  # (rows, 1)
-            loss += total.log().sum()
+            for sign, column in ((-1, right), (1, total.log())):
+                loss += sign * (column if weight is None else column * weight).sum()
             if z_loss:
                 p *= 1 + 2 * z_loss * (top + total.log())  # log Z
             p.scatter_add_(1, y, -total)
             if softcap:
                 p *= slope
+            if weight is not None:
+                p *= weight
             # p is the gradient of the logits now, but for a division by the total
             torch.div(product(p, matrix.T), total, out=dh)
             dmatrix = addmm_(dmatrix, (h / total).T, p.T)  # (C, V)
             del p  # before the next logits
         ctx.save_for_backward(dx, dmatrix.T)
-        return loss / len(x)
+        return loss / ctx.count
 
     @staticmethod
     def backward(ctx, grad):
         if torch.is_grad_enabled():
             raise RuntimeError("the training loss can be differentiated once; in eval mode twice")
         dx, dmatrix = ctx.saved_tensors
-        grad = grad / len(dx)
-        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None
+        grad = grad / ctx.count
+        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None, None
 
 
-def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0):
+def number_of(counted, x):
+    """What a sum over the counted positions of x (N, C) is divided by; 1 if there are none."""
+    return len(x) if counted is None else counted.sum().clamp(min=1)
+
+
+def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None):
     """Mean of `cross_entropy`, in nats per token, for hidden states x (N, C) under the output matrix (V, C).
 
-    On a CPU in pieces; it can be differentiated twice.
+    On a CPU in pieces; it can be differentiated twice. counted: (N,), whether a position counts; None: all do.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" and counted is None:
         return cross_entropy(softcapped(linear(x, matrix), softcap), targets, "mean", z_loss)
-    pieces = zip(x.split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-    return sum(cross_entropy(softcapped(linear(h, matrix), softcap), y, "sum", z_loss) for h, y in pieces) / len(x)
+    rows = LOSS_ROWS if x.device.type == "cpu" else len(x)
+    counts = [None] * -(-len(x) // rows) if counted is None else counted.split(rows)
+    pieces = zip(x.split(rows), targets.split(rows), counts, strict=True)
+    sums = (cross_entropy(softcapped(linear(h, matrix), softcap), y, "sum", z_loss, c) for h, y, c in pieces)
+    return sum(sums) / number_of(counted, x)
 
 
-def training_loss(x, matrix, targets, softcap=0.0, z_loss=0.0):
+def training_loss(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None):
     """The same for training. On a CPU in float32 its gradient is made with it: it can be differentiated once."""
     if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        return FusedCrossEntropy.apply(x, matrix, targets, softcap, z_loss)
-    return mean_cross_entropy(x, matrix, targets, softcap, z_loss)
+        return FusedCrossEntropy.apply(x, matrix, targets, softcap, z_loss, counted)
+    return mean_cross_entropy(x, matrix, targets, softcap, z_loss, counted)

@@ -14,7 +14,7 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 # The rest of what a ModelConfig holds: it acts while a model trains, and follows the command.
-TRAINING_ONLY = ("dropout", "qk_clip", "z_loss")
+TRAINING_ONLY = ("dropout", "qk_clip", "z_loss", "doc_end")
 
 # Fixed for the whole run: which layers it starts with, and when the others are activated.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
@@ -56,6 +56,7 @@ class TrainConfig:
     # data
     dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin"] = "openwebtext"
     data_dir: Annotated[str, "folder that holds the data sets"] = "data"
+    doc_mask: Annotated[bool, "separate documents: attention, positions and loss do not cross an end-of-text token"] = False
     batch_size: Annotated[int, "sequences per micro-step and process; lower it when out of memory"] = 12
     gradient_accumulation_steps: Annotated[int, "micro-steps per optimizer step over all processes; a multiple of their number"] = 40
 

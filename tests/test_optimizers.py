@@ -217,7 +217,7 @@ def test_adam_mini_halves_the_state_of_the_papers_llama():
     words = [str(ROOT / "config" / "llama_250m.py"), "--vocab_size=50304"]
     config = configure(TrainConfig, words, "")[0].resolved()
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
+        model = Transformer(ModelConfig.of(config))
     groups = param_groups(model, 1e-3)
     numbers = sum(p.numel() for p in model.parameters())
     adamw, mini = (state_bytes(name, groups, BETAS, config.n_embd // config.n_head) for name in ("adamw", "adam_mini"))

@@ -124,7 +124,7 @@ def test_parameter_counts(name):
     (path,) = (ROOT / "config").rglob(f"{name}.py")
     config = replace(configure(TrainConfig, words_of(path), "")[0].resolved(), vocab_size=50304)
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
+        model = Transformer(ModelConfig.of(config))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[name], abs=0.06)
 
 
@@ -134,7 +134,7 @@ def test_parameter_counts_of_the_scaling_law(path):
     stated = float(re.search(r"([\d.]+)M parameters", path.read_text())[1])
     config = replace(configure(TrainConfig, words_of(path), "")[0].resolved(), vocab_size=32100)
     with torch.device("meta"):
-        model = Transformer(ModelConfig(**{key: getattr(config, key) for key in ModelConfig.__dataclass_fields__}))
+        model = Transformer(ModelConfig.of(config))
     counted = sum(p.numel() for name, p in model.named_parameters() if "lm_head" not in name) / 1e6
     assert counted == pytest.approx(stated, abs=0.06)
     tokens = config.max_iters * config.gradient_accumulation_steps * config.batch_size * config.block_size

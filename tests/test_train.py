@@ -27,7 +27,7 @@ def test_baseline_is_plain_adamw(small):
     words = (*small, "--blockwise=False", "--decay_lr=False", "--weight_decay=0.3")
     assert run(*words) == 0
     config = json.loads((out_dir(words) / "config.json").read_text())
-    model = Transformer(ModelConfig(**{k: config[k] for k in ModelConfig.__dataclass_fields__}))
+    model = Transformer(ModelConfig.of(config))
     torch.manual_seed(1337)
     model = Transformer(model.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.3, fused=True)

@@ -55,6 +55,8 @@ def find_start(config, given, flags, world):
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         ids, source = data.tokenizer["vocab_size"], path or config.init_from
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")
+    if config.doc_mask and data.end_of_text is None:
+        raise UserError(f"doc_mask=True: data set {config.dataset} has no end-of-text token; expected doc_mask=False")
     if checkpoint and not check_checkpoint(checkpoint, data, path):
         checkpoint["best_val_loss"] = None  # other text decides nothing about this one
     elif pretrained:
