@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from blockwise import UserError
-from blockwise.blocks import BLOCKS, LR_MULT
+from blockwise.blocks import LR_MULT
+
+BLOCKS = tuple(LR_MULT)  # without Other, of which our models have nothing
 
 # What a checkpoint's weights fix: a resumed run takes these from it and refuses to change them.
 ARCHITECTURE = (
@@ -195,6 +197,6 @@ class TrainConfig:
             config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}: it has no second moment to measure by")
             base = config.learning_rate * (1 if auto else config.lr_mult["Norm"])
             config.check("curvature_interval", base > 0, "0 where learning_rate * lr_mult.Norm is 0: the eigenvalue is stated for that rate")
-            blocks = set(BLOCKS) - ({"Head", "Other"} if config.tie_weights else {"Other"})  # our models have no Other
+            blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
         return config
