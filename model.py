@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from blockwise.checkpoint import weights_of
-from blockwise.layer_warmup import active_layers_at
 from blockwise.losses import mean_cross_entropy, softcapped, training_loss
 from blockwise.matmul import linear
 
@@ -226,14 +225,13 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, config=None, ema=False):
-        """The model of a checkpoint (blockwise.checkpoint.load_checkpoint), with the layers active at its step.
+        """The model of a checkpoint (blockwise.checkpoint.load_checkpoint), all of its layers active.
 
         config: a ModelConfig that takes the place of the checkpoint's own, to train on with, say, another dropout.
         ema: with the moving average of the weights; raises UserError if the checkpoint has none.
         """
         model = cls(config or ModelConfig.of(checkpoint["model_config"]))
         model.load_state_dict(weights_of(checkpoint, ema))
-        model.set_active_layers(active_layers_at(checkpoint["layers"], checkpoint["step"]))
         return model
 
     @classmethod

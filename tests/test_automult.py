@@ -109,7 +109,7 @@ def test_resume_is_exact_from_every_step(small, tmp_path, capsys, monkeypatch):
     assert len(told) == 2 and told[1].startswith("step 3: lr_mult=auto: Emb ")
     for step in (2, 3, 4, 7):
         if step == 4:  # from here on nothing is measured any more
-            monkeypatch.setattr(lr_multipliers, "measure", None)
+            monkeypatch.setattr(lr_multipliers.LRMultipliers, "measure", None)
         again = (*words, f"--out_dir={tmp_path / str(step)}", "--init_from=resume")
         shutil.copytree(out_dir(words), out_dir(again))
         for path in out_dir(again).glob("ckpt_*"):
