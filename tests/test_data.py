@@ -83,7 +83,10 @@ def test_text(tmp_path, text_file):
     assert meta_of(folder) == {
         **BYTES, "dtype": "uint16", "source": "text.txt, more.txt",
         "splits": {
-            split: {"tokens": len(part), "sha256": hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()}
+            split: {
+                "tokens": len(part), "sha256": hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest(),
+                "bytes": len(part),
+            }
             for split, part in (("train", train), ("val", val))
         },
     }  # fmt: skip

@@ -28,8 +28,10 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from blockwise import UserError
+from blockwise.data.hub import Documents, choice
+from blockwise.data.reading import documents, import_datasets
 from blockwise.data.shards import result_of
-from blockwise.data.sources import held_out, hub_source, local_source, read_texts
+from blockwise.data.sources import hub_source, local_source
 from blockwise.data.writing import sole_writer
 from blockwise.loader import Dataset
 from blockwise.tokenizer import GPT2, Tokenizer
@@ -363,6 +365,23 @@ def writer_of(pipe):
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
 
 
+def held_out(texts, fraction, seed):
+    split_of = choice(fraction, seed)
+    return [(split_of(i), text) for i, text in enumerate(texts)]
+
+
+def read_texts(path, column="text"):
+    """The documents of a file; as the commands do, raises UserError for a row that is none."""
+    for _, text, problem in documents(path, path.name, column):
+        if problem:
+            raise UserError(problem)
+        yield text
+
+
+def texts_of(source, max_docs=None):
+    return [text for _, text in Documents(source, max_docs=max_docs)]
+
+
 # The choice for validation
 
 
@@ -392,8 +411,8 @@ def test_every_form_gives_the_same_documents(tmp_path, name):
         write_jsonl(path, DOCS)
     if name.endswith("zst"):
         path.write_bytes(pa.compress(path.read_bytes(), codec="zstd", asbytes=True))
-    assert list(local_source(path, ["train"]).texts("train")) == DOCS
-    assert list(local_source(path, ["train"]).texts("train", 7)) == DOCS[:7]
+    assert texts_of(local_source(path, ["train"])) == DOCS
+    assert texts_of(local_source(path, ["train"]), 7) == DOCS[:7]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -405,7 +424,7 @@ def test_files_come_in_the_order_of_their_names_and_hidden_ones_are_left_out(tmp
     for name in ("b/1.txt", "a.txt", "b/0.txt", ".cache/x.txt", "b/.y.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert list(local_source(tmp_path, ["train"]).texts("train")) == ["a.txt", "b/0.txt", "b/1.txt"]
+    assert texts_of(local_source(tmp_path, ["train"])) == ["a.txt", "b/0.txt", "b/1.txt"]
 
 
 BAD = {
@@ -497,7 +516,7 @@ def test_mistakes(tmp_path, source, t5, monkeypatch):
     assert "no end-of-text token" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
     Trained(models.WordLevel({**words, "</s>": 65536}, "w0")).save(str(empty / "tokenizer.json"))
     both = (f"--source={source}", f"--val_source={source}")
-    assert "vocabulary of 65537 does not fit" in refused("c4", *both, f"--tokenizer_path={empty}")
+    assert "is in --val_source=" in refused("c4", *both, f"--tokenizer_path={empty}")
 
 
 def test_a_bad_file_is_one_line_and_status_2(tmp_path):
@@ -524,18 +543,32 @@ def hub(tmp_path, monkeypatch):
         def dataset_info(self, repo, revision, expand):
             return SimpleNamespace(sha=f"sha-of-{revision}")
 
-        def list_repo_tree(self, repo, path_in_repo, *, repo_type, revision, recursive):
-            assert recursive and repo_type == "dataset"
-            for path, size in served.revisions[revision.removeprefix("sha-of-")].items():
-                if path.startswith(f"{path_in_repo}/" if path_in_repo else ""):
-                    yield huggingface_hub.hf_api.RepoFile(path=path, size=size, oid="x")
-            yield huggingface_hub.hf_api.RepoFolder(path="train", oid="x")
+        def get_paths_info(self, repo, paths, *, repo_type, revision):
+            assert repo_type == "dataset"
+            sizes = served.revisions[revision.removeprefix("sha-of-")]
+            return [huggingface_hub.hf_api.RepoFile(path=path, size=sizes[path], oid="x") for path in paths]
+
+    def load_dataset_builder(path, name=None, revision=None, **options):
+        if revision is None:
+            return load(path, name, **options)
+        groups = {}
+        for file in sorted(served.revisions[revision.removeprefix("sha-of-")]):
+            for split in ("train", "validation"):
+                if split in file and file.startswith(f"{name}/" if name else ""):
+                    groups.setdefault(split, []).append(f"hf://datasets/{path}@{revision}/{file}")
+        if not groups:
+            raise datasets.exceptions.DataFilesNotFoundError("No supported data files found")
+        return SimpleNamespace(config=SimpleNamespace(data_files=groups))
 
     def download(repo, name, *, repo_type, revision):
         served.fetched.append((repo, name, revision))
-        write_parquet(tmp_path / "fetched.parquet", DOCS)
-        return str(tmp_path / "fetched.parquet")
+        path = tmp_path / f"fetched-{Path(name).name}"
+        (write_parquet if path.suffix == ".parquet" else write_jsonl)(path, DOCS)
+        return str(path)
 
+    datasets = import_datasets()
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -549,7 +582,8 @@ def test_files_of_the_hub_are_fetched_one_by_one(hub):
     source = hub_source("allenai/c4", "abc", ["train", "validation"], "en", max_docs=3)
     assert [name for name, *_ in source.files["train"]] == names[:2]
     assert [name for name, *_ in source.files["validation"]] == names[2:]
-    assert list(source.texts("train", 3)) == DOCS[:3]
+    source.files = {"train": source.files["train"]}
+    assert texts_of(source, 3) == DOCS[:3]
     assert (source.revision, hub.fetched) == ("sha-of-abc", [("allenai/c4", names[0], "sha-of-abc")])
 
 
