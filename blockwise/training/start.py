@@ -16,7 +16,8 @@ from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig
 @dataclass
 class Start:
     """config: resolved, with the architecture of the weights; checkpoint: a dict, or None; pretrained: the source of
-    weights, or None; path: of the checkpoint; lock: of out_dir, held as long as this lives (None: nothing is written).
+    weights, or None; path: of the checkpoint; lock: of out_dir, held as long as this lives (None: nothing is written);
+    other_validation: the checkpoint's validation losses are of other text.
     """
 
     config: TrainConfig
@@ -25,6 +26,7 @@ class Start:
     path: object = None
     pretrained: Pretrained | None = None
     lock: FolderLock | None = None
+    other_validation: bool = False
 
 
 def find_start(config, given, flags, world):
@@ -55,11 +57,12 @@ def find_start(config, given, flags, world):
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         ids, source = data.tokenizer["vocab_size"], path or config.init_from
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")
-    if checkpoint and not check_checkpoint(checkpoint, data, path):
-        checkpoint["best_val_loss"] = None  # other text decides nothing about this one
-    elif pretrained:
+    if pretrained:
         check_pretrained(pretrained.folder, data, config.init_from)
-    return Start(config, data, checkpoint, path, pretrained, lock)
+    other_validation = bool(checkpoint) and not check_checkpoint(checkpoint, data, path)
+    if other_validation:
+        checkpoint["best_val_loss"] = None
+    return Start(config, data, checkpoint, path, pretrained, lock, other_validation)
 
 
 def writes_nothing(config):
