@@ -118,7 +118,7 @@ def check(out, before):
 
 
 def compare(straight, killed, kills):
-    rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (straight, killed)]
+    rows = [list(map(json.loads, (out / "metrics.jsonl").read_text().splitlines())) for out in (straight, killed)]
     difference = difference_of(*rows)
     first, second = (load_checkpoint(newest_checkpoint(out))["model"] for out in (straight, killed))
     weights = [name for name, p in first.items() if not torch.equal(p, second[name])]
