@@ -3,6 +3,7 @@
     python export.py --out_dir=out/demo/blockwise --to=out/demo/hf
 
 `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it, and so does --init_from=hf:DIR.
+It is read back and compared with the checkpoint before it gets its name.
 """
 
 import sys
@@ -34,11 +35,14 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from blockwise.checkpoint import load_checkpoint, require_checkpoint, weights_of
-from blockwise.huggingface.export import folder_is_free, write_folder
-from blockwise.tokenizer import Tokenizer
+from blockwise.huggingface.export import folder_is_free, with_all_heads, write_folder
+from blockwise.huggingface.load import Pretrained
+from blockwise.tokenizer import Tokenizer, json_in, read_json
+from model import ModelConfig, Transformer
 
 
 def main(config):
@@ -51,7 +55,9 @@ def main(config):
     unfinished = to.absolute().with_name(f".{to.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        write_folder(unfinished, weights_of(checkpoint, config.ema), checkpoint["model_config"], tokenizer)
+        weights = weights_of(checkpoint, config.ema)
+        write_folder(unfinished, weights, checkpoint["model_config"], tokenizer)
+        read_back(unfinished, to, weights, checkpoint["model_config"])
         os.replace(unfinished, to)
     except (OSError, SafetensorError) as error:
         raise UserError(f"to={to} could not be written: {error}") from None
@@ -60,6 +66,24 @@ def main(config):
     print(f"wrote {path} to {to}: step {checkpoint['step']}, tokenizer {tokenizer.name}")
     if rows > tokenizer.vocab_size:
         print(f"the embedding keeps its {rows} rows; ids from {tokenizer.vocab_size} on are padding, never generated")
+
+
+def read_back(folder, to, state, config):
+    """Load a folder as --init_from=hf: does. Raises UserError where a number is not what the checkpoint has."""
+    try:
+        Tokenizer(read_json(json_in(folder), str(folder)))
+        source = Pretrained(f"hf:{folder}")
+        with torch.device("meta"):
+            like = Transformer(ModelConfig.of(source.shape)).state_dict()
+        found = source.weights(like)
+        for name, x in with_all_heads(state, config)[0].items():
+            if not torch.allclose(found.pop(name), x, rtol=0, atol=0, equal_nan=True):
+                raise UserError(f"{name} differs from the checkpoint's")
+        for name, x in found.items():  # the biases that Hugging Face's GPT-2 must have
+            if x.any():
+                raise UserError(f"{name} is not zero, and the checkpoint has none")
+    except UserError as error:
+        raise UserError(f"to={to} is not written: what was to be there could not be read back: {error}") from None
 
 
 if __name__ == "__main__":

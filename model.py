@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from blockwise.checkpoint import weights_of
-from blockwise.layer_warmup import active_layers_at
 from blockwise.losses import mean_cross_entropy, softcapped, training_loss
 from blockwise.matmul import linear
+from blockwise.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -239,14 +239,13 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, config=None, ema=False):
-        """The model of a checkpoint (blockwise.checkpoint.load_checkpoint), with the layers active at its step.
+        """The model of a checkpoint (blockwise.checkpoint.load_checkpoint), all of its layers active.
 
         config: a ModelConfig that takes the place of the checkpoint's own, to train on with, say, another dropout.
         ema: with the moving average of the weights; raises UserError if the checkpoint has none.
         """
         model = cls(config or ModelConfig.of(checkpoint["model_config"]))
         model.load_state_dict(weights_of(checkpoint, ema))
-        model.set_active_layers(active_layers_at(checkpoint["layers"], checkpoint["step"]))
         return model
 
     @classmethod
@@ -318,9 +317,8 @@ class Transformer(nn.Module):
     def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, n_ids=None, top_p=1.0):
         """Continue tokens (B, T), T >= 1, by sampling; yields each new column (B, 1).
 
-        temperature: 0 takes the likeliest id; top_k, top_p: as in `sample`. n_ids: ids from here on are never sampled
-        (a padded vocabulary).
-        A full context drops its older half and fills the cache anew.
+        temperature, top_k, top_p: as in `sample`. n_ids: ids from here on are never sampled (a padded vocabulary).
+        A full context drops its older half and fills the cache again.
         """
         size = self.config.block_size
         dtype = self.lm_head.weight.dtype
@@ -334,23 +332,3 @@ class Transformer(nn.Module):
             fed = sample(logits[:, :n_ids], temperature, top_k, generator, top_p)  # (B, 1)
             context = torch.cat((context, fed), dim=1)
             yield fed
-
-
-def sample(logits, temperature, top_k, generator, top_p=1.0):
-    """Draw one id from each row of logits (B, V) -> (B, 1).
-
-    top_k: from that many of the likeliest, None: from all; of these top_p: from the fewest likeliest whose
-    probabilities sum to it (nucleus sampling, arXiv 1904.09751).
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no temperature overflows
-    if top_k is not None:
-        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < least, -math.inf)
-    p = logits.softmax(dim=-1)
-    if top_p < 1:
-        falling, ids = p.sort(dim=-1, descending=True, stable=True)
-        beyond = falling.cumsum(dim=-1) - falling >= top_p  # (B, V): what is likelier makes top_p without it
-        p = p.masked_fill(torch.zeros_like(beyond).scatter(1, ids, beyond), 0.0)
-    return torch.multinomial(p, num_samples=1, generator=generator)

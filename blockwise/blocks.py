@@ -11,10 +11,10 @@ a third of it is the table.
 """
 
 # Peak learning rate of a block type over that of the Norm blocks. The paper does not say what an untied output
-# layer got; Head goes with Emb because in trial runs Head at 1x lost far more than blockwise rates gain. Other is
-# what the paper did not measure: it trains at the base rate.
-LR_MULT = {"Emb": 10.0, "QK": 8.0, "VO": 4.0, "FFN": 6.0, "Norm": 1.0, "Head": 10.0, "Other": 1.0}
-BLOCKS = tuple(LR_MULT)
+# layer got; Head goes with Emb because in trial runs Head at 1x lost far more than blockwise rates gain.
+LR_MULT = {"Emb": 10.0, "QK": 8.0, "VO": 4.0, "FFN": 6.0, "Norm": 1.0, "Head": 10.0}
+# Other is what the paper did not measure. It trains at the base rate; the models of this project have none.
+BLOCKS = (*LR_MULT, "Other")
 
 # Every kind of parameter: (what it is, its block type, why, modules, single parameters). A module is named by the end
 # of its path, a single parameter (one that is no module's weight or bias) by the end of its full name; both without
@@ -25,34 +25,40 @@ KINDS = (
      "token_type_embeddings task_type_embeddings input_embedding segment_embedding embed_tokens_per_layer "
      "ngram_embeddings encoder_hash_tok_embedding pronunciation_embed shape_embed transformer.w", ""),
     ("position embeddings", "Emb", "tables of rows, added to the token's",
-     "pos_emb wpe embed_positions position_embeddings positions_embed position_embedding", ""),
+     "pos_emb wpe embed_positions position_embeddings positions_embed position_embedding",
+     "position_embeddings.weights"),
     ("output layer", "Head", "the map to the vocabulary, where it is not tied to the embedding",
      "lm_head embed_out lm_heads lm_loss proj_out output_projection generator_lm_head lm_head.decoder "
      "predictions.decoder predictions pred_layer.proj ^decoder ^head ^output", ""),
     ("queries and keys", "QK", "what the attention scores are made of",
      "q_proj k_proj query_proj key_proj self.query self.key attention.query attention.key self_attn.query "
-     "self_attn.key q_lin k_lin multi_head_attention.Wq multi_head_attention.Wk project_q project_k mlstm_layer.q "
-     "mlstm_layer.k q_proj.linear k_proj.linear self_attention.experts.input_linear", "rel_attn.q rel_attn.k"),
-    ("low-rank queries", "QK", "two matrices whose product is the query projection", "q_a_proj q_b_proj", ""),
+     "self_attn.key self_attention.query self_attention.key self_attention.query_key q_lin k_lin "
+     "multi_head_attention.Wq multi_head_attention.Wk project_q project_k mlstm_layer.q mlstm_layer.k q_proj.linear "
+     "k_proj.linear self_attention.experts.input_linear", "rel_attn.q rel_attn.k"),
+    ("low-rank queries", "QK", "two matrices whose product is the query projection, or is added to one of Q and K",
+     "q_a_proj q_b_proj linear_q_adapter_list linear_k_adapter_list", ""),
     ("values and outputs", "VO", "what attention reads, and how it writes back",
-     "v_proj o_proj value_proj self.value attention.value self_attn.value v_lin out_lin project_v attention_out "
-     "multi_head_attention.Wv attn.Wo mlstm_layer.v v_proj.linear o_proj.linear attn.c_proj attn.proj "
-     "attention.dense self_attention.dense self_attn.dense multi_head_attention.dense attention.output.dense "
-     "crossattention.output.dense self_attn.out_proj attn.out_proj attention.out_proj encoder_attn.out_proj "
-     "cross_attn.out_proj linear_attn.out_proj mlstm_layer.out_proj attention.output v_proj_current v_proj_delayed "
-     "self_attention.experts.output_linear self_attention.experts", "rel_attn.v rel_attn.o attention.dense_bias"),
-    ("low-rank outputs", "VO", "two matrices whose product is the output projection", "o_a_proj o_b_proj", ""),
+     "v_proj o_proj value_proj self.value attention.value self_attn.value self_attention.value v_lin out_lin "
+     "project_v attention_out multi_head_attention.Wv attn.Wo mlstm_layer.v v_proj.linear o_proj.linear attn.c_proj "
+     "attn.proj attention.dense self_attention.dense self_attn.dense multi_head_attention.dense "
+     "attention.output.dense crossattention.output.dense self_attn.out_proj attn.out_proj attention.out_proj "
+     "encoder_attn.out_proj cross_attn.out_proj linear_attn.out_proj mlstm_layer.out_proj attention.output "
+     "v_proj_current v_proj_delayed self_attention.experts.output_linear self_attention.experts",
+     "rel_attn.v rel_attn.o attention.dense_bias"),
+    ("low-rank outputs", "VO", "two matrices whose product is the output projection, or is added to one of V",
+     "o_a_proj o_b_proj linear_v_adapter_list", ""),
     ("feed-forward", "FFN", "the matrices of the two-layer network after attention",
      "gate_proj up_proj down_proj gate_up_proj mlp mlp.c_fc mlp.c_proj mlp.dense_h_to_4h mlp.dense_4h_to_h mlp.fc_in "
      "mlp.fc_out fc1 fc2 mlp.Wi mlp.Wo feed_forward.w1 feed_forward.w2 feed_forward.w3 intermediate.dense "
      "output.dense ffns.lin1 ffns.lin2 ffn ffn.proj_up ffn.proj_up_gate ffn.proj_down ff.layer_1 ff.layer_2 "
-     "feed_forward.intermediate feed_forward.output feed_forward.key feed_forward.value w_in.w_0 w_in.w_1 ffn.w_out "
-     "mlp.input_linear mlp.output_linear shared_mlp.input_linear shared_mlp.output_linear mlp.w1 mlp.w2 mlp.w3", ""),
-    ("experts", "FFN", "feed-forward matrices, stacked or one by one; shared experts too", "experts experts.w1 "
-     "experts.w2 experts.w3 mlp.up_embed mlp.down_embed",
+     "feed_forward.dense.dense feed_forward.output.dense feed_forward.intermediate feed_forward.output "
+     "feed_forward.key feed_forward.value w_in.w_0 w_in.w_1 ffn.w_out mlp.input_linear mlp.output_linear "
+     "shared_mlp.input_linear shared_mlp.output_linear mlp.w1 mlp.w2 mlp.w3", ""),
+    ("experts", "FFN", "feed-forward matrices, stacked or one by one; shared experts too",
+     "experts experts.w1 experts.w2 experts.w3 mlp.up_embed mlp.down_embed",
      "experts.gate_up_proj experts.gate_proj experts.up_proj experts.down_proj experts.gate_up_proj_bias "
-     "experts.up_proj_bias experts.down_proj_bias shared_experts.gate_proj shared_experts.up_proj "
-     "shared_experts.down_proj"),
+     "experts.up_proj_bias experts.down_proj_bias experts.mlp.w1 experts.mlp.v1 experts.mlp.w2 "
+     "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj"),
     ("norms", "Norm", "scales and shifts of normalised activations; every module whose name ends in norm, any case",
      "*norm norm1 norm2 post_norm1 post_norm2 norm_f norm_1 norm_2 norm_ffn norm_mlstm ln ln1 ln2 ln_1 ln_2 ln_f "
      "ln_attn ln_mlp ln_cross_attn ln_out pre_ln layer_norm1 layer_norm2 layernorm1 layernorm2 layer_norm_emb "
@@ -60,8 +66,8 @@ KINDS = (
     ("keys and values in one", "Other", "it feeds both K (8x) and V (4x): neither's rate is its own",
      "kv_a_proj_with_mqa kv_a_proj kv_b_proj kv_proj", ""),
     ("routers", "Other", "logits that choose experts, not a feed-forward matrix",
-     "router router_gate router.layer router.gate router.classifier router_mlp.* mlp.gate mixer.gate moe.gate ffn.gate "
-     "block_sparse_moe.gate feed_forward.gate gate.down_proj shared_expert_gate mlp.shared_expert_gate",
+     "router router_gate gate.wg router.layer router.gate router.classifier router_mlp.* mlp.gate mixer.gate moe.gate "
+     "ffn.gate block_sparse_moe.gate feed_forward.gate gate.down_proj shared_expert_gate mlp.shared_expert_gate",
      "expert_bias e_score_correction_bias gate.global_scale gate.router_states_scale"),
     ("gates", "Other", "factors through a sigmoid on what attention, a mixer or a message passes on",
      "self_attn.gate_proj o_proj.gate_proj self_attn.g_proj g_a_proj g_b_proj q_gate_proj output_gate "
@@ -77,8 +83,8 @@ KINDS = (
      "mamba.in_proj mamba.out_proj mamba.x_proj mamba.dt_proj mixer.in_proj mixer.out_proj mixer.x_proj mixer.dt_proj "
      "temporal_block.linear_x temporal_block.linear_y temporal_block.linear_out rg_lru.*",
      "A_log D dt_bias mamba.x_proj_weight mamba.dt_proj_weight mamba.dt_proj_bias"),
-    ("linear attention", "Other", "fused projections, decays and write rates; its own q, k, v and o projections are "
-     "QK and VO as elsewhere",
+    ("linear attention", "Other",
+     "fused projections, decays and write rates; its own q, k, v and o projections are QK and VO as elsewhere",
      "linear_attn.in_proj_qkvz linear_attn.in_proj_qkv linear_attn.in_proj_ba linear_attn.in_proj_z "
      "linear_attn.in_proj_a linear_attn.in_proj_b linear_attn.a_proj linear_attn.b_proj linear_attn.g_proj "
      "self_attn.b_proj self_attn.f_proj self_attn.dt_proj forget_gate.* mlstm_layer.igate_preact "
@@ -89,21 +95,21 @@ KINDS = (
      "conv1d conv_1d conv.conv conv.in_proj conv.out_proj conv_qk_depthwise conv_qk_grouped sconv.weight_proj",
      "sconv.static_weight"),
     ("learned scalars", "Other", "scales and shifts of a stream, of which the paper has none",
-     "act_fn", "act_fn.alpha_p act_fn.alpha_n qk_norm.temp lm_head.logit_scale input_residual post_attention_residual "
-     "lambda_1 lambda_2 self_attn.lambda_q1 self_attn.lambda_k1 self_attn.lambda_q2 self_attn.lambda_k2 "
-     "self_attn.sqk self_attn.s_gate mlp.suv_gate mlp.suv_up hidden_states_scale hidden_states_bias residual_scale "
-     "residual_bias input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar"),
+     "act_fn",
+     "act_fn.alpha_p act_fn.alpha_n qk_norm.temp lm_head.logit_scale input_residual post_attention_residual lambda_1 "
+     "lambda_2 self_attn.lambda_q1 self_attn.lambda_k1 self_attn.lambda_q2 self_attn.lambda_k2 self_attn.sqk "
+     "self_attn.s_gate mlp.suv_gate mlp.suv_up hidden_states_scale hidden_states_bias residual_scale residual_bias "
+     "input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar"),
     ("extra residual paths", "Other", "maps between streams or layers beside attention and feed-forward",
      "attn_hc.* ffn_hc.* hc_head.* altup.* laurel.* altup_projections altup_unembed_projections per_layer_input_gate "
      "per_layer_projection per_layer_model_projection layers.linear attention_input.* mlp_input.* final_input.* "
-     "message_input.* gate_up_proj_adapter_list",
-     ""),
+     "message_input.* gate_up_proj_adapter_list", ""),
     ("projections of embeddings and outputs", "Other", "dense layers between the stream and a table",
      "embedding_hidden_mapping_in embeddings_project map_inputs_layer pre_projection post_projection "
      "patch_embedding_projection masked_embedding.centroids lm_head.dense transform.dense predictions.dense "
-     "generator_predictions.dense pooler",
-     "transformer.mask_emb"),
-    ("adapters of a language", "Other", "small layers inside a layer", "adapter_modules.*", ""),
+     "generator_predictions.dense pooler", "transformer.mask_emb"),
+    ("adapters of a language", "Other", "small layers inside a layer",
+     "adapter_modules.*", ""),
     ("other modalities", "Other", "the paper measured language models only",
      "vision_tower.* vision_model.* visual.* audio_tower.* image_encoder.* multi_modal_projector.* embed_vision.* "
      "embed_audio.* vision_embedder.* embed_tokens_extend.* visual_projection.* vision_embed_tokens.*", ""),
@@ -160,7 +166,7 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
             if fused_qkv is None:
                 raise ValueError(
                     f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it, "
-                    'or say which block it shall count as, e.g. fused_qkv="QK"'
+                    'or say which block it counts as, e.g. fused_qkv="QK"'
                 )
             return fused_qkv
     if is_module and path and path[-1].lower().endswith("norm"):
@@ -293,7 +299,7 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
                 raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{argument}[{block!r}]={value}: expected a finite number, at least 0")
-    lr_mult = {**LR_MULT, **(lr_mult or {})}
+    lr_mult = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
     named = named_parameters(model_or_named_parameters)
     table = typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: not parameter.requires_grad)
     return [
@@ -323,7 +329,7 @@ def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = N
     for block, members in [*table.items(), *([("frozen", list(frozen.values()))] if frozen else [])]:
         ends = list(dict.fromkeys(".".join(path_of(name)[0][-2:]) for name, _ in members))
         examples = ", ".join(ends[:3]) + (f" and {len(ends) - 3} more" if ends[3:] else "")
-        rate = f"{LR_MULT[block]:g}x" if block in LR_MULT else "-"
+        rate = "-" if block == "frozen" else f"{LR_MULT.get(block, 1.0):g}x"
         rows.append((block, rate, str(len(members)), f"{sum(p.numel() for _, p in members):,}", examples))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]] for row in rows)

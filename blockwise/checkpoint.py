@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from blockwise import UserError, warn
-from blockwise.files import atomic_write, sha256
+from blockwise.files import atomic_write, sha256, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
 
 VERSION = 2  # 1: all before the version was stated
@@ -67,19 +67,17 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
     try:
         if manifest.exists():
             stated = json.loads(manifest.read_text())
-            score = {"val_loss": val_loss, "val_data": state["data"]["val"]}
-            if val_loss is None or score.items() <= stated.items():
+            if stated["val_loss"] == val_loss or val_loss is None:
                 return
-            stated |= score
+            stated["val_loss"] = val_loss
         else:
             with atomic_write(weights) as file:
                 torch.save({"version": VERSION, **state}, file)
             stated = {
                 "step": state["step"], "sha256": sha256(weights), "bytes": weights.stat().st_size, "val_loss": val_loss,
-                "val_data": state["data"]["val"], "config": state["config"],
+                "config": state["config"],
             }  # fmt: skip
-        with atomic_write(manifest) as file:
-            file.write((json.dumps(stated, indent=1) + "\n").encode())
+        write_text(manifest, json.dumps(stated, indent=1) + "\n")
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         if not manifest.exists():
             weights.unlink(missing_ok=True)
@@ -93,10 +91,9 @@ def prune(out_dir, keep, keep_best):
     committed = manifests(out_dir)
     to_keep = set(committed[-keep:])
     if keep_best:
-        scores = {path: score_of(path) for path in committed}
-        text = scores[committed[-1]][0]  # a loss on other text is not comparable
-        scored = [path for path in committed if scores[path][0] == text and scores[path][1] is not None]
-        to_keep |= set(sorted(scored, key=lambda path: scores[path][1])[:1])
+        losses = {path: val_loss_of(path) for path in committed}
+        scored = [path for path in committed if losses[path] is not None]
+        to_keep |= set(sorted(scored, key=losses.get)[:1])
     for path in committed:
         if path not in to_keep:
             with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
@@ -104,13 +101,18 @@ def prune(out_dir, keep, keep_best):
                 path.with_suffix(".pt").unlink()
 
 
-def score_of(manifest):
-    """(what identifies the validation text, validation loss), each None where it is not known."""
+def val_loss_of(manifest):
     try:
-        stated = json.loads(manifest.read_text())
-        return stated.get("val_data"), stated["val_loss"]
+        return json.loads(manifest.read_text())["val_loss"]
     except (ValueError, KeyError, OSError):
-        return None, None
+        return None
+
+
+def forget_val_losses(out_dir):
+    """Make every committed checkpoint's validation loss unknown: it is of other text than what follows."""
+    for manifest in manifests(out_dir):
+        with suppress(ValueError, KeyError):  # a damaged one says nothing anyway
+            write_text(manifest, json.dumps(json.loads(manifest.read_text()) | {"val_loss": None}, indent=1) + "\n")
 
 
 def newest_checkpoint(out_dir):

@@ -96,7 +96,7 @@ class Split:
         if head[:4].tobytes().startswith(b"\x93NUMPY"):
             guess = "a file of numpy.save: write the bare ids with .tofile"
         elif high.max() <= 2 < low.max():  # the upper halves of ids below 196,608, or of int64
-            guess = 'wider integers than uint16: add a meta.json with "dtype": "uint32", or convert it'
+            guess = 'wider integers than uint16: convert it, or describe it in a meta.json with "dtype": "uint32"'
         elif self.bound > 30000 and np.isin(head.view("u1"), TEXT_BYTES).mean() > 0.97:
             guess = "text or single bytes, not token ids: prepare it with data/text/prepare.py"
         if guess:

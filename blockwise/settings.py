@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from blockwise import UserError
-from blockwise.blocks import BLOCKS, LR_MULT
+from blockwise.blocks import LR_MULT
+
+BLOCKS = tuple(LR_MULT)  # without Other, of which our models have nothing
 
 # Fixed by a checkpoint's weights: a resumed run takes these from it and refuses to change them.
 ARCHITECTURE = (
@@ -201,6 +203,6 @@ class TrainConfig:
             config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}, which has no second moment to precondition with")
             base = config.learning_rate * (1 if auto else config.lr_mult["Norm"])
             config.check("curvature_interval", base > 0, "0 if learning_rate * lr_mult.Norm is 0, since the eigenvalue is stated relative to that rate")
-            blocks = set(BLOCKS) - ({"Head", "Other"} if config.tie_weights else {"Other"})  # our models have no Other
+            blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
         return config

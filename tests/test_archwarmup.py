@@ -255,7 +255,7 @@ def test_a_checkpoint_of_the_middle_is_a_whole_model(middle, tmp_path, capsys, m
     """Its locked layers add nothing: evaluated, sampled, exported, measured with them or without."""
     saved = load_checkpoint(out_dir(middle) / "ckpt_00000002.pt")
     assert (saved["step"], saved["layers"]) == (2, [[0, 2], [3, 3], [5, 4]])
-    model, _, _ = sample.checkpoint_of(str(out_dir(middle)))
+    model, _, _ = sample.from_checkpoint(sample.SampleConfig(out_dir=str(out_dir(middle))))
     assert model.eval().n_active_layers == 4
     x = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

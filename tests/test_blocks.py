@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from blockwise.blocks import (
     param_groups,
 )
 from model import ModelConfig, Transformer
+
+sys.path.insert(0, str(ROOT / "bench"))
+import models
 
 ONES = dict.fromkeys(BLOCKS, 1.0)
 
@@ -333,6 +337,47 @@ def test_hugging_face_models_partition(name):
         assert (block == "Norm") == all("norm" in n or "ln_" in n for n, _ in members)
 
 
+FAMILIES = (
+    "AfmoeForCausalLM", "BertLMHeadModel", "BioGptForCausalLM", "CTRLLMHeadModel", "DeepseekV3ForCausalLM",
+    "DeepseekV4ForCausalLM", "FalconH1ForCausalLM", "Gemma3nForCausalLM", "Gemma4ForCausalLM", "GPTJForCausalLM",
+    "GptOssForCausalLM", "JambaForCausalLM", "Llama4ForCausalLM", "Mamba2ForCausalLM", "MixtralForCausalLM",
+    "OPTForCausalLM", "PhiForCausalLM", "Qwen3NextForCausalLM", "RwkvForCausalLM", "XLNetLMHeadModel",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_twenty_families_split_as_the_page_says(name):
+    """A partition; modules of a class called norm are Norm and no others, but those inside of an Other part."""
+    model = models.without_weights(name, models.causal_classes()[name])
+    table = blocks_of(model)
+    assert_partition(model, table)
+    row = next(line for line in (ROOT / "docs/models.md").read_text().splitlines() if line.startswith(f"| {name} |"))
+    assert row.split("|")[2:-1] == [f" {models.millions(numbers(table).get(block))} " for block in BLOCKS]
+    for block, members in table.items():
+        for parameter, _ in members:
+            is_norm = "norm" in type(model.get_submodule(parameter.rpartition(".")[0])).__name__.lower()
+            assert is_norm == (block == "Norm") or (is_norm and block == "Other"), parameter
+
+
+def test_phi3_and_a_mixture_of_experts():
+    """One that is refused and one that is not, of the classes that `bench/models.py` looks at."""
+    status, why = models.split("Phi3ForCausalLM", "phi3")
+    assert status == "refused" and "model.layers.0.self_attn.qkv_proj.weight" in why and "fused_qkv=" in why
+    status, row = models.split("GptOssForCausalLM", "gpt_oss")
+    assert status == "split" and row["Other"] == 36 * (128 * 2880 + 128 + 64)  # routers, and a sink for every head
+    assert row["FFN"] == 36 * 128 * (2880 * 2 * 2880 + 2 * 2880 + 2880 * 2880 + 2880)
+
+
+def test_the_page_of_models_states_a_share_above_nine_tenths():
+    text = (ROOT / "docs/models.md").read_text()
+    split, built, share = re.search(r"(\d+) of (\d+) classes split without an argument \(([\d.]+)%\)", text).groups()
+    assert float(share) > 90 and int(built) > 170
+    assert len(re.findall(r"^\| \w+ (?:\| *[\d.,e-]* ){7}\|$", text, re.MULTILINE)) == int(split)
+    for kind, block, why, _, _ in KINDS:
+        assert f"| {kind} | {block} | {why} |" in text
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_qkv(name):
     model = hugging_face(name)
@@ -537,3 +582,33 @@ def test_the_command_leaves_with_one_line_and_status_2():
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --nothing: expected --fused_qkv=, --unknown= or --block_of.END=\n"
+
+
+# transformers.Trainer
+
+
+def test_the_ten_lines_for_trainer_run(tmp_path):
+    """docs/huggingface.md's own lines on a tiny model, two steps; every rate falls by one factor."""
+    pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
+    (snippet,) = [
+        block for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/huggingface.md").read_text(), re.DOTALL)
+        if "Trainer" in block
+    ]  # fmt: skip
+    for old, new in (
+        (r"AutoModelForCausalLM\.from_pretrained\(.*?\)", "tiny"), ("out/trainer", str(tmp_path)),
+        ("max_steps=1000", 'max_steps=2, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True'),
+        ("num_warmup_steps=100", "num_warmup_steps=1"), ("num_training_steps=args.max_steps", "num_training_steps=4"),
+    ):  # fmt: skip
+        snippet, found = re.subn(old, new, snippet)
+        assert found == 1, old
+    config = transformers.LlamaConfig(**SHAPE)
+    names = {
+        "tiny": transformers.AutoModelForCausalLM.from_config(config),
+        "dataset": [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 16,
+    }
+    before = names["tiny"].lm_head.weight.detach().clone()
+    exec(snippet, names)
+    assert names["trainer"].state.global_step == 2 and not torch.equal(before, names["tiny"].lm_head.weight)
+    factor = 0.75  # of a cosine, a third of the way from 1 to 0
+    rates = {group["block"]: group["lr"] for group in names["trainer"].optimizer.param_groups}
+    assert rates == pytest.approx({block: 6e-4 * mult * factor for block, mult in LR_MULT.items()})

@@ -80,7 +80,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(small, tmp_pat
     usual, out = estimate(capsys, *wide)
     less, _ = estimate(capsys, *wide, "--activation_checkpointing=True")
     assert less < usual - 50
-    assert re.search(r"free now: [\d,]+ MB, enough for batch_size=\d+", out)
+    assert re.search(r"free memory: [\d,]+ MB; estimated largest batch_size: \d+", out)
     words = (*small, "--activation_checkpointing=True", f"--out_dir={tmp_path / 'checkpointed'}")
     run(*small)
     run(*words)

@@ -60,6 +60,8 @@ OURS = {
     "gpt2": dict(model_type="gpt2", tie_weights=True, bias=True),
     "gpt2, no bias": dict(model_type="gpt2", tie_weights=True, bias=False),
     "gpt2, untied, no bias": dict(model_type="gpt2", tie_weights=False, bias=False),
+    "gpt2, grouped": dict(model_type="gpt2", tie_weights=True, bias=True, n_kv_head=2),
+    "gpt2, one head, no bias": dict(model_type="gpt2", tie_weights=True, bias=False, n_kv_head=1),
     "llama": dict(model_type="llama", tie_weights=False, bias=False),
     "llama, tied, grouped, bias": dict(model_type="llama", tie_weights=True, bias=True, n_kv_head=2),
     "llama, qk_norm": dict(model_type="llama", tie_weights=False, bias=False, qk_norm=True),
@@ -475,7 +477,11 @@ def export_to(words, to):
     export.main(config)
 
 
-@pytest.mark.parametrize("model", [(), ("--model_type=llama", "--n_kv_head=1", "--bias=True")], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "model",
+    [(), ("--n_kv_head=1", "--bias=False"), ("--model_type=llama", "--n_kv_head=1", "--bias=True")],
+    ids=["gpt2", "gpt2, one head", "llama"],
+)
 def test_an_export_has_the_runs_loss(small, tmp_path, model):
     run(*small, *model)
     export_to(small, tmp_path / "hf")
@@ -662,6 +668,32 @@ def test_what_no_family_has_is_not_exported(small, tmp_path, words, match):
     with pytest.raises(UserError, match=match):
         export_to(small, tmp_path / "hf")
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_an_export_is_read_back(small, tmp_path, monkeypatch):
+    """What another writer would get wrong: a tensor, one that should be zero, the shape, the tokenizer."""
+    run(*small, "--max_iters=1", "--bias=False")
+
+    def wrong(change):
+        def write(folder, *arguments):
+            write_folder(folder, *arguments)
+            change(folder)
+
+        return write
+
+    def add_one(tensor):
+        return lambda folder: edit_tensors(folder, lambda tensors: tensors[tensor].add_(1))
+
+    for change, match in (
+        (add_one("transformer.h.1.attn.c_attn.weight"), r"blocks\.1\.attn\.q_proj\.weight differs"),
+        (add_one("transformer.ln_f.bias"), r"norm_f\.bias is not zero"),
+        (lambda folder: edit(folder, n_layer=1), "has a tensor that a gpt2 model lacks"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"no sound tokenizer\.json"),
+    ):
+        monkeypatch.setattr(export, "write_folder", wrong(change))
+        with pytest.raises(UserError, match=f"hf is not written: .*{match}"):
+            export_to(small, tmp_path / "hf")
+        assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
 def test_an_export_that_fails_leaves_nothing(small, tmp_path, monkeypatch):

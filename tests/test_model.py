@@ -9,9 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import model as model_file
+from blockwise import losses
 from blockwise.blocks import blocks_of
-from model import KVCache, ModelConfig, Transformer, sample
+from blockwise.sampling import sample
+from model import KVCache, ModelConfig, Transformer, rotate
 
 KINDS = {
     "gpt2": dict(model_type="gpt2", tie_weights=True),
@@ -249,7 +250,7 @@ def test_parameters_of_gpt2_small():
 def test_loss_in_pieces_is_the_whole(monkeypatch, rows):
     model, (x, y) = make("llama"), batch(B=3, T=12)
     expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-    monkeypatch.setattr(model_file, "LOSS_ROWS", rows)
+    monkeypatch.setattr(losses, "LOSS_ROWS", rows)
     loss = model(x, y)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     whole = torch.autograd.grad(expected, list(model.parameters()))
@@ -463,7 +464,7 @@ CURES = {
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_gradients_of_what_is_trained(monkeypatch, kind, cure, rows):
     """Against plain autograd over whole logits. The loss that is returned is the cross-entropy alone."""
-    monkeypatch.setattr(model_file, "LOSS_ROWS", rows)
+    monkeypatch.setattr(losses, "LOSS_ROWS", rows)
     plain, (x, y) = make(kind), batch()
     model = make(kind, **CURES[cure]).train()
     loss = model(x, y)
@@ -479,7 +480,7 @@ def test_gradients_of_what_is_trained(monkeypatch, kind, cure, rows):
     found = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(found, torch.autograd.grad(trained, parameters), rtol=0, atol=1e-12)
 
-    gpu_path = model_file.cross_entropy(model(x).flatten(0, 1), y.flatten(), "mean", z_loss)
+    gpu_path = losses.cross_entropy(model(x).flatten(0, 1), y.flatten(), "mean", z_loss)
     torch.testing.assert_close(gpu_path, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(gpu_path, parameters), found, rtol=0, atol=1e-12)
 
@@ -504,7 +505,7 @@ def test_qk_norm_by_hand(kind):
         q = attn.q_norm.weight * q / q.square().mean(-1, keepdim=True).sqrt()
         k = attn.k_norm.weight * k / k.square().mean(-1, keepdim=True).sqrt()
         if kind != "gpt2":
-            q, k = (model_file.rotate(z, model.cos[:5], model.sin[:5]) for z in (q, k))
+            q, k = (rotate(z, model.cos[:5], model.sin[:5]) for z in (q, k))
         logits = (q @ k.transpose(1, 2) / math.sqrt(8)).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
         heads.append(logits.softmax(-1) @ v)
     rotary = None if kind == "gpt2" else (model.cos[:5], model.sin[:5])

@@ -9,12 +9,12 @@ import torch
 from conftest import ROOT, losses, metrics, out_dir, run
 from torch.nn import Parameter
 
-import train
 from blockwise import UserError
 from blockwise.blocks import LR_MULT, param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.optimizers import build_optimizer, state_bytes
 from blockwise.settings import TrainConfig
+from blockwise.training import summary
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -305,14 +305,16 @@ def test_a_skipped_step_leaves_no_trace(optimizer, small, tmp_path, monkeypatch)
 
 def test_resume_with_another_optimizer_starts_it_afresh(small, capsys):
     run(*small, "--max_iters=4")
+    before = "adamw"
     for optimizer, end in (("adam_mini", 5), ("muon", 6), ("lion", 7), ("adamw", 8)):
         assert run(*small, "--init_from=resume", f"--optimizer={optimizer}", f"--max_iters={end}") == 0
-        assert f"{optimizer} starts without a state" in capsys.readouterr().out
+        assert f"state not restored: the checkpoint was written by {before}" in capsys.readouterr().out
+        before = optimizer
     assert list(metrics(small)) == list(range(9))
 
 
 def test_the_state_is_told_at_the_start(small, capsys, monkeypatch):
-    monkeypatch.setattr(train, "resident_memory", lambda device: 0)
+    monkeypatch.setattr(summary, "resident_memory", lambda device: 0)
     wide = ("--n_embd=256", "--vocab_size=2048", "--eval_interval=0", "--max_iters=1")
     run(*small, *wide, "--optimizer=adam_mini")
     assert "optimizer: adam_mini, state 8 MB (adamw: 17 MB)" in capsys.readouterr().out
@@ -321,7 +323,7 @@ def test_the_state_is_told_at_the_start(small, capsys, monkeypatch):
         run(*small, *wide, f"--optimizer={optimizer}", "--dry_run")
         out = capsys.readouterr().out
         needed.append(int(out.split("estimated: ")[1].split(" MB")[0]))
-    assert needed[0] - needed[1] == pytest.approx(17 - 8, abs=1)
+    assert needed[0] - needed[1] == pytest.approx(17 - 8, abs=2)  # four numbers, each rounded to 1 MB
 
 
 def test_defaults_by_optimizer(small, capsys):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -347,7 +348,7 @@ def test_compile(small, tmp_path, monkeypatch, capsys):
     import train
 
     fast = {"device": "cpu", "dtype": "float32", "compile": True, "backend": "gloo"}
-    monkeypatch.setattr(train, "for_this_machine", lambda config: train.replace(config, **fast))
+    monkeypatch.setattr(train, "for_this_machine", lambda config: replace(config, **fast))
 
     def broken(model):
         def fail(*args):

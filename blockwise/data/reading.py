@@ -5,7 +5,6 @@ import json
 import os
 import re
 import tempfile
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +21,6 @@ FORMS = {
 PACKED = {"gz": "gzip", "gzip": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd", "zstd": "zstd"}
 NAME = re.compile(rf"\.({'|'.join(FORMS)})(?:\.({'|'.join(PACKED)}))?$", re.IGNORECASE)
 EXPECTED = "expected .parquet, .jsonl, .json, .ndjson, .txt, .csv, .tsv or .arrow files (also .gz, .bz2, .xz, .zst)"
-BROKEN = (OSError, EOFError, ValueError, zlib.error)  # what unpacking raises; UserError is a ValueError, too
 
 
 def form_of(name):
@@ -48,7 +46,7 @@ def documents(path, name, column, start=0):
                 yield from table_documents(link, form, path, column, start)
         except UserError:
             raise
-        except BROKEN as error:
+        except Exception as error:  # of any of the libraries that unpack
             raise UserError(f"{path} cannot be read: {error}") from None
 
 

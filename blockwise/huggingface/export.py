@@ -10,8 +10,24 @@ import torch
 from blockwise.huggingface.names import KEYS, PREFIX, family_of, hf_names, is_conv1d
 
 
+def with_all_heads(state, config):
+    """(state, config) with a key and a value head for every query head where Hugging Face's GPT-2 is to hold them.
+
+    It has no grouped heads: each of ours is written once for every query head that reads it, which computes the same.
+    """
+    if family_of(config) != "gpt2" or config["n_kv_head"] == config["n_head"]:
+        return state, config
+    copies, width = config["n_head"] // config["n_kv_head"], config["n_embd"] // config["n_head"]
+    state = dict(state)
+    for name, x in state.items():
+        if ".attn.k_proj." in name or ".attn.v_proj." in name:
+            state[name] = x.unflatten(0, (-1, width)).repeat_interleave(copies, dim=0).flatten(0, 1)
+    return state, {**config, "n_kv_head": config["n_head"]}
+
+
 def to_hf_state_dict(state, config):
     """A state dict of ours under Hugging Face's names. Their GPT-2 always has biases: where ours has none, zeros."""
+    state, config = with_all_heads(state, config)
     family, tensors = family_of(config), {}
     for theirs, ours in hf_names(state, family).items():
         if config["tie_weights"] and theirs == "lm_head.weight":

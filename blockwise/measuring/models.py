@@ -8,6 +8,7 @@ from blockwise.checkpoint import config_of, load_checkpoint, require_checkpoint,
 from blockwise.data.identity import check_pretrained, check_tokenizer
 from blockwise.huggingface.load import Pretrained
 from blockwise.huggingface.names import is_hugging_face
+from blockwise.layer_warmup import active_layers_at
 
 
 def models_of(config, transformer):
@@ -40,6 +41,9 @@ def checkpoints_of(config, transformer):
     def load(path, data):
         checkpoint = load_checkpoint(path)
         check_tokenizer(checkpoint["tokenizer"], data, path)
-        return transformer.from_checkpoint(checkpoint, ema=config.ema), checkpoint
+        model = transformer.from_checkpoint(checkpoint, ema=config.ema)
+        # Layers that an architecture warm-up has locked take no part
+        model.set_active_layers(active_layers_at(checkpoint["layers"], checkpoint["step"]))
+        return model, checkpoint
 
     return [(step_of(path), partial(load, path)) for path in paths], config_of(newest)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 
 from blockwise import print0, warn
-from blockwise.checkpoint import SaveError, newest_checkpoint, quarantine_after, save_checkpoint
+from blockwise.checkpoint import SaveError, forget_val_losses, newest_checkpoint, quarantine_after, save_checkpoint
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
 from blockwise.training.start import writes_nothing
@@ -23,6 +23,8 @@ class Output:
             return
         if start.checkpoint:
             quarantine_after(config.out_dir, progress.step)
+            if start.other_validation:
+                forget_val_losses(config.out_dir)
         elif folder := set_aside(config.out_dir):
             print0(f"moved the old run in {config.out_dir} to {folder}")
         write_config(asdict(config) | {"data": start.data.identity}, torch.__version__)

@@ -16,7 +16,8 @@ from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig
 @dataclass
 class Start:
     """config: resolved, with the architecture of the weights; checkpoint: a dict, or None; pretrained: the source of
-    weights, or None; path: of the checkpoint; lock: of out_dir, held as long as this lives (None: nothing is written).
+    weights, or None; path: of the checkpoint; lock: of out_dir, held as long as this lives (None: nothing is written);
+    other_validation: the checkpoint's validation losses are of other text.
     """
 
     config: TrainConfig
@@ -25,6 +26,7 @@ class Start:
     path: object = None
     pretrained: Pretrained | None = None
     lock: FolderLock | None = None
+    other_validation: bool = False
 
 
 def find_start(config, given, flags, world):
@@ -50,6 +52,8 @@ def find_start(config, given, flags, world):
     weights_bound = (path or pretrained) and "vocab_size" not in given  # then the data's own bound for ids holds
     rows = None if weights_bound else config.vocab_size
     data = Dataset.open(config.data_dir, config.dataset, config.block_size, rows)
+    if data.note:
+        print0(data.note)
     if not weights_bound:
         config = replace(config, vocab_size=data.embedding_rows)
     elif data.tokenizer["vocab_size"] > config.vocab_size:
@@ -57,11 +61,12 @@ def find_start(config, given, flags, world):
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")
     if config.doc_mask and data.end_of_text is None:
         raise UserError(f"doc_mask=True: data set {config.dataset} has no end-of-text token; expected doc_mask=False")
-    if checkpoint and not check_checkpoint(checkpoint, data, path):
-        checkpoint["best_val_loss"] = None  # other text decides nothing about this one
-    elif pretrained:
+    if pretrained:
         check_pretrained(pretrained.folder, data, config.init_from)
-    return Start(config, data, checkpoint, path, pretrained, lock)
+    other_validation = bool(checkpoint) and not check_checkpoint(checkpoint, data, path)
+    if other_validation:
+        checkpoint["best_val_loss"] = None
+    return Start(config, data, checkpoint, path, pretrained, lock, other_validation)
 
 
 def writes_nothing(config):
