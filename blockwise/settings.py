@@ -15,8 +15,8 @@ ARCHITECTURE = (
     "rope_theta", "norm_eps", "tie_weights", "qk_norm", "logit_softcap",
 )  # fmt: skip
 
-# The rest of what a ModelConfig holds: it acts while a model trains, and follows the command.
-TRAINING_ONLY = ("dropout", "qk_clip", "z_loss")
+# The rest of what a ModelConfig holds: it acts while a model trains, or before, and follows the command.
+TRAINING_ONLY = ("dropout", "qk_clip", "z_loss", "init_std", "block_init_std")
 
 # Fixed for the whole run: which layers it starts with, and when the others are activated.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
@@ -31,6 +31,7 @@ BY_OPTIMIZER = {
     "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
     "sgd": {"weight_decay": 0.0},
 }
+DRAWN = tuple(block for block in BLOCKS if block not in ("Norm", "Other"))  # block types whose weights start at random
 INIT_FROM = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
 
 
@@ -73,6 +74,9 @@ class TrainConfig:
     wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd: momentum (None: 0.9; lion 0.95)"] = None
     beta2: Annotated[float | None, "decay of the second moment; lion: of its only moment (None: 0.95; lion 0.98)"] = None
+    block_beta2: Annotated[dict[Literal[BLOCKS], float], "beta2 of single block types: --block_beta2.Emb=0.99; the others have beta2. Not for sgd, nor for what Muon itself updates"] = field(default_factory=dict)
+    init_std: Annotated[float, "standard deviation of new weights; output projections of the residual branches have 1/sqrt(2 n_layer) of it"] = 0.02
+    block_init_std: Annotated[dict[Literal[DRAWN], float], "init_std of single block types: --block_init_std.Emb=0.1; a tied output layer is Emb"] = field(default_factory=dict)
     ema_decay: Annotated[float, "decay of a moving average of the weights, evaluated beside them as val/loss_ema; 0: none"] = 0.0
     grad_clip: Annotated[float, "maximum global gradient norm; 0: no clipping"] = 1.0
     arch_warmup: Annotated[bool, "architecture warm-up: start with a fraction of the layers and activate the rest after LR warmup"] = False
@@ -140,15 +144,19 @@ class TrainConfig:
         for key in ("n_kv_head", "n_inner", "vocab_size"):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
-        for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed"):
+        for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed", "init_std"):
             self.check(key, getattr(self, key) >= 0, "at least 0")
         self.check("qk_clip", not (self.qk_clip and self.qk_norm), "0 with qk_norm=True, which undoes any scaling of Q and K")
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self.check("block_beta2", not (self.block_beta2 and self.optimizer == "sgd"), "none with optimizer=sgd, which has no second moment")
+        for block, value in self.block_beta2.items():
+            if not 0 <= value < 1:
+                raise UserError(f"block_beta2.{block}={value}: expected in [0, 1)")
         self.check("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
-        tables = {"wd_mult": self.wd_mult}
+        tables = {"wd_mult": self.wd_mult, "block_init_std": self.block_init_std}
         if self.lr_mult != "auto":  # a dict that replaced "auto" may name only some blocks
             self.lr_mult = tables["lr_mult"] = LR_MULT | self.lr_mult
         for key, table in tables.items():
