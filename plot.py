@@ -22,7 +22,7 @@ def lr(args):
     about = "The learning rate of every block against the step; --out=FILE.png, else the file's name and _lr.png."
     outs = [arg.removeprefix("--out=") for arg in args if arg.startswith("--out=")]
     args = [arg for arg in args if not arg.startswith("--out=")]
-    config = configure(TrainConfig, args, about)[0].resolved()
+    config = configure(TrainConfig, args, about)[0].resolved_without_data()
     files = [arg for arg in args if not arg.startswith("-")]
     out = outs[-1] if outs else f"{Path(files[-1]).stem if files else 'defaults'}_lr.png"
     learning_rates.draw(config, " ".join(args) or "defaults", Path(out))

@@ -64,7 +64,7 @@ def main(config, given, flags, stop):
     compile_may_fail = config.compile == "auto"
     config = for_this_machine(config)
     if "print_config" in flags:
-        print0(json.dumps(asdict(config.resolved()), indent=1))
+        print0(json.dumps(asdict(config.resolved_without_data()), indent=1))
         return 0
     with World.start(config.device, config.backend) as world:
         return train(config, given, flags, stop, world, compile_may_fail)

@@ -33,14 +33,14 @@ def print_summary(config, model, lr_mult, plans, world):
 
 
 def print_groups(config, groups):
-    print0(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}{'beta2':>8}{'init std':>10}")
+    print0(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}{'beta2':>9}{'init std':>10}")
     for group in groups:
         block, tensors, numbers = group["block"], len(group["params"]), sum(p.numel() for p in group["params"])
         row = f"{block:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}"
         without = config.optimizer == "sgd" or (config.optimizer == "muon" and block in MATRIX_BLOCKS)
-        beta2 = "-" if without else f"{config.block_beta2.get(block, config.beta2):.6g}"
+        beta2 = "-" if without else f"{config.block_beta2.get(block, config.beta2):.5g}"
         std = f"{config.block_init_std.get(block, config.init_std):.3g}" if block in DRAWN else "-"
-        print0(f"{row}{beta2:>8}{std:>10}")
+        print0(f"{row}{beta2:>9}{std:>10}")
 
 
 def tokens_per_step(config):
