@@ -242,15 +242,19 @@ class TrainConfig:
             return replace(self, lr_mult=lr_mult, wd_mult=dict(self.wd_mult))
         if self.lr_rule in BY_VOCABULARY and self.vocab_size is None:
             return self
+        found = self.shape_rates()
+        return replace(self, **{key: {**getattr(found, key), **fixed[key]} for key in RULED})
+
+    def shape_rates(self):
+        """What lr_rule gives for the shape of this config, otherwise resolved."""
         second_moments = self.optimizer in ("adamw", "adam_mini", "muon")
-        found = RULES[self.lr_rule](Shape(
+        return RULES[self.lr_rule](Shape(
             width=self.n_embd, depth=self.n_layer, heads=self.n_head, vocabulary=self.vocab_size,
             tokens_per_step=self.gradient_accumulation_steps * self.batch_size * self.block_size,
             tied=self.tie_weights, model_type=self.model_type, init_std=self.init_std,
             block_init_std=self.block_init_std, beta2=self.beta2 if second_moments else None,
             block_beta2=self.block_beta2,
         ))  # fmt: skip
-        return replace(self, **{key: {**getattr(found, key), **fixed[key]} for key in RULED})
 
     def resolved_without_data(self):
         """What `resolved` gives. Raises UserError where a rule needs the vocabulary, which the data would tell."""

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import metrics, out_dir, run
+from conftest import ROOT, Fork, finish, metrics, out_dir, run
 
+import plot
 from blockwise import UserError
 from blockwise.blocks import LR_MULT, block_type, param_groups
 from blockwise.optimizers import build_optimizer, with_betas
@@ -332,3 +333,22 @@ def test_a_hugging_face_model():
     expected = {"Emb": 0.012, "QK": 0.004 * h, "VO": 0.004, "FFN": 0.004, "Norm": 0.001, "Head": 0.048}
     assert rates == pytest.approx(expected)
     assert {group["block"]: group["weight_decay"] for group in groups}["VO"] == pytest.approx(0.025)
+
+
+def test_the_figure_of_the_rules(tmp_path, capsys):
+    """At the anchor unless a config says otherwise; without Head where it is tied."""
+    out = f"--out={tmp_path / 'rules.png'}"
+    plot.rate_rules([out, "--n_embd=256", "--n_head=8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == list(RULES)
+    assert "mup         Emb 12  Head 6  QK 0.5  VO 0.5  FFN 0.5  Norm 1" in lines
+    plot.rate_rules([out, str(ROOT / "config/gpt2_small.py"), "--vocab_size=50304"])
+    assert "Head" not in capsys.readouterr().out
+    assert (tmp_path / "rules.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_mistakes_are_one_line_and_status_2():
+    """Of a command in a process of its own."""
+    for args in (("train.py", "--lr_rule=mup", "--lr_mult=auto"), ("plot.py", "rules", "--vocab_size=None")):
+        status, _, err = finish(Fork(*args[1:], script=args[0]))
+        assert (status, len(err.splitlines())) == (2, 1), err
