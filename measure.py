@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from blockwise import UserError, exit_on_user_error
+from blockwise import UserError, exit_on_user_error, print0, warn
 from blockwise.blocks import BLOCKS
 from blockwise.spelling import close, did_you_mean
 from configurator import configure
@@ -112,7 +112,7 @@ class CurvatureConfig(MeasureConfig):
 COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig)}
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
     with exit_on_user_error():
-        command, *words = [*sys.argv[1:], "--help"]
+        command, *args = [*sys.argv[1:], "--help"]
         if command not in (*COMMANDS, "--help", "-h"):
             near = did_you_mean(close(command, COMMANDS))
             raise UserError(f"unknown command {command!r}: expected {' or '.join(COMMANDS)}, then --key=value{near}")
@@ -124,7 +124,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from blockwise import warn
 from blockwise.distributed import World, auto_device
 from blockwise.loader import Dataset
 from blockwise.measuring import curvature, sharpness, spectrum
@@ -146,6 +145,8 @@ def main(config, flags=()):
             context = f"the model's context, {run['block_size']}"
             raise UserError(f"block_size={config.block_size}: expected at most {context}")
         data = Dataset.open(config.data_dir or "data", config.dataset, config.block_size)
+        if data.note:
+            print0(data.note)
         models = [(step, partial(load, data)) for step, load in models]
         measure = {
             "sharpness": partial(sharpness.measure, suggest="suggest" in flags),

@@ -310,7 +310,7 @@ class Transformer(nn.Module):
         """Continue tokens (B, T), T >= 1, by sampling; yields each new column (B, 1).
 
         temperature: 0 takes the likeliest id. n_ids: ids from here on are never sampled (a padded vocabulary).
-        A full context drops its older half and fills the cache anew.
+        A full context drops its older half and fills the cache again.
         """
         size = self.config.block_size
         dtype = self.lm_head.weight.dtype

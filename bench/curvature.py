@@ -1,4 +1,4 @@
-"""How accurate, and how dear, the curvature is that train.py measures while it trains. On a CPU, in float32, eager.
+"""Accuracy and cost of the curvature that train.py measures while it trains. On a CPU, in float32, eager.
 
     python bench/curvature.py accuracy [--rate=2.5e-4 --warmup=100 --steps=200 --products=5 --out=FILE.png]
     python bench/curvature.py cost [--others --rounds=9 --layers=4 --heads=4 --width=128 --block=256 --vocab=4096 ...]

@@ -4,9 +4,9 @@
     python bench/same_rows.py v1 v2 --only=muon,ema       # two commits, some of the runs
 
 Each run below takes 24 steps of a tiny model on made-up text, in float32 on the CPU unless it says otherwise. Rows of
-metrics.jsonl must be equal to the last bit, wall times and memory aside, and so must the evaluation's losses. A second
-pass interrupts the first tree's run after 12 steps and resumes its checkpoint in both trees: old checkpoints must go on
-as they would have. Keys that only the second tree logs are listed; a key that it no longer logs is a difference.
+metrics.jsonl must be equal to the last bit, wall times and memory aside. A second pass interrupts the first tree's run
+after 12 steps and resumes its checkpoint in both trees, since old checkpoints must stay usable. Keys that only the
+second tree logs are listed; a key that it no longer logs is a difference.
 Exit status 1 where anything differs.
 """
 

@@ -166,7 +166,7 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
             if fused_qkv is None:
                 raise ValueError(
                     f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it, "
-                    'or say which block it shall count as, e.g. fused_qkv="QK"'
+                    'or say which block it counts as, e.g. fused_qkv="QK"'
                 )
             return fused_qkv
     if is_module and path and path[-1].lower().endswith("norm"):

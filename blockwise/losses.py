@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from blockwise.matmul import addmm_, linear, product
 
-# Positions per piece of the loss on a CPU. The C library maps larger blocks anew at every allocation, and the page
+# Positions per piece of the loss on a CPU. The C library maps larger blocks again at every allocation, and the page
 # faults then cost as much as the products.
 LOSS_ROWS = 512
 

@@ -1,6 +1,6 @@
 """The optimizers of a run by name, over the groups that `blockwise.blocks.param_groups` makes.
 
-A group's `block` says what kind of parameters it holds; its `lr`, set anew every step, and its `weight_decay` hold for
+A group's `block` says what kind of parameters it holds; its `lr`, set in every step, and its `weight_decay` hold for
 all of them, whichever optimizer takes the step.
 """
 

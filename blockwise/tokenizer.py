@@ -133,7 +133,7 @@ class Tokenizer:
         alphabet = byte_alphabet()
         spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
         merges = [(spelled[left], spelled[right]) for left, right in merges_of(ranks)]
-        # The special tokens are in the vocabulary too, or they would be numbered anew
+        # The special tokens are in the vocabulary too, or they would be numbered again
         vocabulary = {spelled[token]: i for token, i in ranks.items()} | {text: i for i, text in specials.items()}
         theirs = Trained(models.BPE(vocabulary, merges))
         theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.name == "gpt2")

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -271,7 +272,11 @@ def test_equal_arms_run_once_and_other_data_is_another_run(study, pretend, tmp_p
     meta = data_dir / "tiny" / "meta.json"
     plan.fingerprint.cache_clear()
     text = meta.read_text()
-    assert json.loads(text)["splits"]["val"]["sha256"] == plan.fingerprint(str(data_dir), "tiny")["val"]
+    known = plan.fingerprint(str(data_dir), "tiny")
+    assert json.loads(text)["splits"]["val"]["sha256"] == known["val"]
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
+    (tmp_path / "tiny" / "meta.json").unlink()
+    assert plan.fingerprint(str(tmp_path), "tiny") == known and plan.fingerprint(str(tmp_path), "none") is None
 
 
 def test_floors_are_the_same_for_all_arms(study, capsys):

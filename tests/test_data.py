@@ -20,10 +20,10 @@ import pytest
 import tiktoken
 from conftest import ROOT, contents, ids_of, meta_of
 from tokenizers import Tokenizer as Trained
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers
 
 from blockwise import UserError
-from blockwise.data.text import prepare_text, read_text, split_text, tiny_shakespeare
+from blockwise.data.text import BOM, TextFiles, prepare_text, read_text, split_text, tiny_shakespeare
 from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe
@@ -408,3 +408,30 @@ def test_gpt2_script_out_of_reach(tmp_path, text_file):
         cwd=ROOT, capture_output=True, text=True, env=unreachable,
     )  # fmt: skip
     assert_refused((answer.returncode, answer.stderr), "TIKTOKEN_CACHE_DIR")
+
+
+# A text in pieces
+
+
+def test_pieces_are_the_text_without_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr("blockwise.data.text.PIECE", 50)
+    texts = [TEXT, BOM + "a\n" + BOM + "b", TEXT.replace("\r", ""), "x" * 300]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_bytes(text.encode())
+    files = TextFiles([tmp_path / f"{i}.txt" for i in range(len(texts))])
+    whole = TEXT + "a\nb\n" + texts[2] + texts[3] + "\n"
+    assert "".join(files) == whole and files.size == len(whole.encode()) and len(list(files)) > 20
+    assert {split: "".join(part) for split, part in files.parts().items()} == split_text(whole)
+    assert [i for piece in files for i in BPE.encode(piece)] == BPE.encode(whole)
+
+
+def test_a_tokenizer_that_cannot_spell_the_text_is_refused(tmp_path, capsys):
+    words = {"<unk>": 0, "a": 1, "b": 2}
+    lossy = Trained(models.WordLevel(words, "<unk>"))
+    lossy.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    description = {"tokenizer": "words", "vocab_size": 3, "json": lossy.to_str()}
+    with pytest.raises(UserError, match=r"words: 25\.00% of tokens are unknown"):
+        prepare_text(tmp_path / "x", "a b a c " * 50, Tokenizer(description), "made up")
+    assert not list(tmp_path.rglob("*.bin*"))
+    prepare_text(tmp_path / "x", "a b a b " * 50 + "c", Tokenizer(description), "made up")
+    assert "WARNING: words: 0.50% of tokens are unknown" in capsys.readouterr().out

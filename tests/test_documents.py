@@ -1,9 +1,11 @@
 """Large corpora: the scripts as they are run, on local files, with GPT-2's own ranks; kills, full disks, bad files."""
 
+import bz2
 import gzip
 import hashlib
 import importlib.util
 import json
+import lzma
 import os
 import resource
 import runpy
@@ -605,3 +607,136 @@ def test_a_download_that_does_not_fit_is_refused(hub):
     hub.revisions["abc"] = {"train.parquet": 10**18}
     with pytest.raises(UserError, match="HF_HOME moves it"):
         hub_source("a/b", "abc", ["train"])
+
+
+# Any corpus: data/hub/prepare.py
+
+
+def test_hub_prepares_a_folder(tmp_path):
+    """Columns of another name, bad rows that are counted, a BPE of its own that ends documents, bytes of text."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = [{"doc": {"contents": text}} for text in DOCS]
+    lines = [json.dumps(row) for row in rows]
+    lines[3:3] = ["{broken", '{"doc": {"contents": null}}', '{"other": 1}']
+    (folder / "a.JSONL").write_text("\n".join(lines))
+    options = ("--text_column=doc.contents", "--tokenizer=bpe:300", "--val_fraction=0.1")
+    words = (folder, *options, f"--data_dir={tmp_path}")
+    assert_refused(prepare("hub", *words), "a.JSONL, line 4: not JSON")
+    assert prepare("hub", *words, "--bad_rows=skip", "--name=x", "--workers=1", SHARDS) == (0, "")
+    meta, data = meta_of(tmp_path / "x"), Dataset.open(tmp_path, "x", 8)
+    data.verify()
+    assert meta["rows_skipped"] == 3 and sum(meta["documents"].values()) == 60
+    assert (meta["vocab_size"], meta["end_of_text"]) == (300, 299)
+    for_val = chosen(DOCS)
+    train, val = ([doc for doc, v in zip(DOCS, for_val, strict=True) if v == wanted] for wanted in (False, True))
+    assert Tokenizer(data.tokenizer).decode(ids_of(tmp_path / "x", "val")) == "".join(d + "<|endoftext|>" for d in val)
+    assert [data.train.bytes, data.val.bytes] == [len("".join(part).encode()) for part in (train, val)]
+
+
+def test_hub_stops_after_so_many_tokens(tmp_path):
+    """With the document that makes them full, whatever the number of workers."""
+    write_jsonl(tmp_path / "x.jsonl", DOCS)
+    words = (tmp_path / "x.jsonl", "--val_fraction=0.1", f"--data_dir={tmp_path}", "--max_tokens=700", SHARDS)
+    for n in (1, 3):
+        assert prepare("hub", *words, f"--workers={n}", f"--name=w{n}") == (0, "")
+    assert contents(tmp_path / "w1") == contents(tmp_path / "w3")
+    ids, whole = ids_of(tmp_path / "w1", "train"), []
+    for doc in (doc for doc, v in zip(DOCS, chosen(DOCS), strict=True) if not v):
+        whole += tokens_of([doc]) if len(whole) < 700 else []
+    assert ids == whole and 700 <= len(ids) < 800
+    stated = meta_of(tmp_path / "w1")
+    assert stated["documents"]["train"] == ids.count(50256) and stated["max_tokens"] == 700
+    assert stated["splits"]["train"]["bytes"] == len(Tokenizer(GPT2).decode([i for i in ids if i != 50256]).encode())
+
+
+def test_the_stream_is_taken_up_behind_any_document(tmp_path):
+    """A position leads to the rest, over files and splits, past rows that are skipped."""
+    for name, texts in {"train-0": DOCS[:9], "train-1": DOCS[9:20], "validation": DOCS[20:25]}.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", texts)
+    with open(tmp_path / "train-0.jsonl", "a") as file:
+        file.write("broken\n")
+    source = local_source(tmp_path)
+    every = Documents(source, skip=True)
+    seen = [(pair, dict(every.position)) for pair in every]
+    assert [text for (_, text), _ in seen] == DOCS[20:25] + DOCS[:20]
+    assert [split for (split, _), _ in seen] == ["val"] * 5 + ["train"] * 20 and every.position["skipped"] == 1
+    for at in (0, 4, 5, 13, 14, 23):
+        rest = Documents(source, skip=True, position=dict(seen[at][1]))
+        assert list(rest) == [pair for pair, _ in seen[at + 1 :]] and rest.position == every.position
+
+
+def test_lines_of_articles(tmp_path):
+    lines = ["", " = One = \n", "a\n", " = = Part = = \n", "b\n", " = Two = \n", "c\n"]
+    write_jsonl(tmp_path / "x.jsonl", lines)
+    documents = Documents(local_source(tmp_path), article=r" = [^=].*= *\n?$")
+    ((_, first), at), ((_, second), _) = [(pair, dict(documents.position)) for pair in documents]
+    assert first == "".join(lines[:5]) and second == "".join(lines[5:])
+    rest = Documents(local_source(tmp_path), article=documents.article, position=at)
+    assert [text for _, text in rest] == [second]
+
+
+@pytest.mark.parametrize("name", ["x.JSONL", "x.ndjson", "x.jsonl.xz", "x.jsonl.bz2", "x.jsonl.gzip", "x[1]*.jsonl.GZ"])
+def test_endings_of_all_kinds(tmp_path, name):
+    write_jsonl(tmp_path / "plain.jsonl", DOCS)
+    data = (tmp_path / "plain.jsonl").read_bytes()
+    packing = {"xz": lzma.compress, "bz2": bz2.compress, "gzip": gzip.compress, "gz": gzip.compress}
+    path = tmp_path / name
+    path.write_bytes(packing.get(name.lower().rsplit(".", 1)[1], bytes)(data))
+    assert list(read_texts(path)) == DOCS
+
+
+def test_texts_stay_texts(tmp_path):
+    """Where columns change, texts look like dates, a mark stands in the middle, or a table is of commas."""
+    texts = ["2020-01-01", "2021-01-01T00:00:00"]
+    write_jsonl(tmp_path / "dates.jsonl", texts)
+    assert list(read_texts(tmp_path / "dates.jsonl")) == texts
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a", "m": 1}\n\xef\xbb\xbf{"text": "b", "m": {"c": 2}}\n')
+    assert list(read_texts(tmp_path / "x.jsonl")) == ["a", "b"]
+    (tmp_path / "x.json").write_text(json.dumps([{"text": text} for text in texts], indent=1))
+    assert list(read_texts(tmp_path / "x.json")) == texts
+    (tmp_path / "x.csv").write_text('n,body\n1,"NA"\n2,"a, b"\n')
+    assert list(read_texts(tmp_path / "x.csv", "body")) == ["NA", "a, b"]
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\n\xef\xbb\xbfc")
+    assert list(read_texts(tmp_path / "x.txt")) == ["a\r\nb\nc"]
+    with pytest.raises(UserError, match=r"no column text: its columns are n, body; --text_column=NAME"):
+        list(read_texts(tmp_path / "x.csv"))
+
+
+def test_links_and_what_is_not_read(tmp_path, capsys):
+    """A linked folder is read once; a link to a hash by its own name; what is not read is named or refused."""
+    for name in ("docs/a.jsonl", "more/b.jsonl", "blobs/0123abcd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'{{"text": "{name}"}}\n')
+    (tmp_path / "docs/more").symlink_to("../more")
+    (tmp_path / "docs/again").symlink_to("../more")
+    (tmp_path / "docs/loop").symlink_to(".")
+    (tmp_path / "docs/z.jsonl").symlink_to("../blobs/0123abcd")
+    (tmp_path / "docs/notes.md").write_text("x")
+    assert sorted(texts_of(local_source(tmp_path / "docs"))) == ["blobs/0123abcd", "docs/a.jsonl", "more/b.jsonl"]
+    assert "not read: 3 of" in (out := capsys.readouterr().out) and "notes.md" in out
+    assert texts_of(local_source(tmp_path / "docs/z.jsonl")) == ["blobs/0123abcd"]
+    for name in ("c.jsonl.lz4", "c.zip"):
+        (tmp_path / "docs" / name).write_text("x")
+        with pytest.raises(UserError, match="packed in a way that is not read"):
+            local_source(tmp_path / "docs")
+        (tmp_path / "docs" / name).unlink()
+
+
+def test_no_document_is_in_two_splits(tmp_path):
+    folder = tmp_path / "train-and-val"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", ["a"])
+    write_jsonl(folder / "validation.jsonl", ["b"])
+    for splits in (None, ["train", "validation"]):
+        assert list(Documents(local_source(tmp_path, splits))) == [("val", "b"), ("train", "a")]
+    both = local_source(tmp_path, None, folder / "validation.jsonl")  # inside of the other one
+    assert list(Documents(both)) == [("val", "b"), ("train", "a")]
+    with pytest.raises(UserError, match=r"every file of .* is in --val_source"):
+        local_source(folder / "train.jsonl", None, folder / "train.jsonl")
+    shutil.copy(folder / "train.jsonl", tmp_path / "copy.jsonl")
+    with pytest.raises(UserError, match="are the same"):
+        local_source(folder / "train.jsonl", None, tmp_path / "copy.jsonl")
+    (folder / "train.jsonl").rename(folder / "train-val.jsonl")
+    with pytest.raises(UserError, match="is it for train or validation"):
+        local_source(tmp_path)

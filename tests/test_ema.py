@@ -1,13 +1,11 @@
 """ema_decay: the average by hand, its evaluation, an exact resume, and the commands that take it."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, losses, metrics, out_dir, run
+from conftest import losses, metrics, out_dir, run
 from safetensors.torch import load_file
 
 import export
@@ -16,6 +14,7 @@ import sample
 from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint, weights_of
 from blockwise.training.ema import EMA
+from configurator import configure
 from model import Transformer
 
 DECAY = "--ema_decay=0.9"
@@ -102,11 +101,8 @@ def test_the_commands_take_it(small, tmp_path, capsys, no_figures):
     run(*small, DECAY)
     source = f"--out_dir={out_dir(small)}"
     for ema in (True, False):
-        done = subprocess.run(
-            [sys.executable, "export.py", source, f"--to={tmp_path / str(ema)}", f"--ema={ema}"], cwd=ROOT,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        words = [source, f"--to={tmp_path / str(ema)}", f"--ema={ema}"]
+        export.main(configure(export.ExportConfig, words, "")[0])
         exported = load_file(tmp_path / str(ema) / "model.safetensors")["transformer.wte.weight"]
         assert torch.equal(exported, weights_of(newest(small), ema)["tok_emb.weight"])
     found = []

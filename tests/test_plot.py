@@ -9,7 +9,7 @@ import plot
 from blockwise import UserError
 from blockwise.curves import reaches, speedup
 from blockwise.figures import curvature
-from blockwise.figures.curves import Run
+from blockwise.figures.curves import Run, draw
 
 
 def make_run(folder, losses, blockwise, max_iters=None):
@@ -45,6 +45,24 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
         make_run(tmp_path / folder / "run$1", [5, 4, 3.0], blockwise)
     status, out, err = curves(tmp_path / "a" / "run$1", "--baseline", tmp_path / "b" / "run$1")
     assert status == 0 and "a/run$1:" in out and "b/run$1:" in out, err
+
+
+def test_runs_on_other_data(tmp_path, capsys):
+    """Another tokenizer is an error, other text a warning; a run that does not say is drawn as ever."""
+    folders = [make_run(tmp_path / name, [5, 4, 3.0], name == "a") for name in ("a", "b", "c")]
+    known = {"tokenizer": "t", "train": "x", "val": "y"}
+
+    def note(folder, data):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"data": data}))
+
+    note(folders[0], known)
+    note(folders[1], known | {"val": "z"})
+    draw(folders)
+    assert "a and b were evaluated on different text" in capsys.readouterr().err
+    note(folders[1], known | {"tokenizer": "u"})
+    with pytest.raises(UserError, match="a and b were trained with different tokenizers"):
+        draw(folders)
 
 
 def test_without_baselines_nothing_is_claimed(tmp_path):

@@ -73,6 +73,24 @@ def test_a_room_imports_leaves_itself_and_the_rooms_below(path):
     assert {name for name in project_imports(path) if not name.startswith("blockwise.")} == set()
 
 
+FOLDERS = ("blockwise", "data", "bench", "experiments")
+PRODUCT = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    """A file of more than 350 lines says in its first comment why it is long."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    entry = path.parent == ROOT and path.name not in ("model.py", "configurator.py")
+    limit = 320 if path.name == "train.py" else 200 if entry else 350
+    assert len(text.splitlines()) <= limit or " long" in ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            most = 200 if (path.name, node.name) == ("train.py", "train") else 120
+            assert node.end_lineno - node.lineno < most, node.name
+
+
 def test_entry_points_do_not_import_each_other():
     entries = {"train", "sample", "export", "plot", "compare", "measure"}
     for name in entries | {"model", "configurator"}:

@@ -159,7 +159,7 @@ def choice(fraction, seed):
 class Documents:
     """("train" or "val", text) of all documents in order, validation first where it is published.
 
-    position: behind the document that was given last; set it to one from before, and the next iteration goes on there.
+    position: behind the document that was given last; set it to one from before, the next iteration starts there.
     Raises UserError for a row without text, unless they are skipped, and if one split gets none of the documents.
     """
 

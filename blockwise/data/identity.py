@@ -1,4 +1,4 @@
-"""Which data weights belong to: a run must not go on with token ids that mean other text than those it has seen."""
+"""Which data a run belongs to: weights must not meet token ids that mean other text than those they have seen."""
 
 from blockwise import UserError, print0, warn
 from blockwise.loader import tokenizer_digest

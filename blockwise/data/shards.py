@@ -23,7 +23,7 @@ from blockwise.data.writing import DTYPES, check_losses, dtype_of, sole_writer, 
 SPLITS = ("train", "val")
 COUNTS = ("documents", "bytes", "characters", "unknown", "lost")
 WORKER_BYTES = 200 << 20  # of a process with a tokenizer and no text
-AGAIN = "the shards that are finished are kept, and the same command goes on from them"
+AGAIN = "finished shards are kept, and the same command resumes from them"
 
 
 def write_documents(folder, documents, tokenizer, source, settings, workers, shard_mb):

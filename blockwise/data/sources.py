@@ -259,7 +259,7 @@ def unreachable(repo, revision, config, error):
     return (
         f"{repo} at {revision} could not be fetched ({type(error).__name__}): where there is a network, run "
         f"hf download {repo} --repo-type=dataset --revision={revision}{include(config)} --local-dir=DIR, "
-        "bring DIR here and use --source=DIR (a download that breaks off goes on, from the files below HF_HOME)"
+        "bring DIR here and use --source=DIR (an interrupted download resumes from the files below HF_HOME)"
     )
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockwise import UserError
+from blockwise import UserError, warn
 from blockwise.curves import curve, read_rows, speedup
 from blockwise.figures.style import COLOURS, literal, start_figure, write
 
@@ -18,6 +18,7 @@ class Run:
     max_iters: int
     train: list
     val: list
+    data: dict  # identity of the data set; empty for runs of versions that did not note it
 
     @classmethod
     def read(cls, folder):
@@ -27,7 +28,7 @@ class Run:
             config = json.loads((folder / "config.json").read_text())
             rows = read_rows(folder)
             train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val)
+            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
         except OSError:
             raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -53,6 +54,18 @@ def compare(run, baselines):
     return same and (same.final - run.final, same), double and speedup(run.val, double.val)
 
 
+def check_data(runs):
+    """Raises UserError for runs of different tokenizers, whose losses do not compare; warns of different text."""
+    known = [run for run in runs if run.data]
+    for run in known[1:]:
+        first = known[0]
+        if run.data["tokenizer"] != first.data["tokenizer"]:
+            problem = f"{first.name} and {run.name} were trained with different tokenizers"
+            raise UserError(f"{problem}: their losses per token cannot be compared, draw them in two figures")
+        if run.data["val"] != first.data["val"]:
+            warn(f"{first.name} and {run.name} were evaluated on different text")
+
+
 def draw(folders, baseline=None, out=None):
     """Draw the runs in these folders to `out`, by default curves.png in the first; prints what each ended at.
 
@@ -65,6 +78,7 @@ def draw(folders, baseline=None, out=None):
     if len({run.name for run in runs}) < len(runs):
         for run, folder in zip(runs, [*folders, baseline], strict=False):
             run.name = str(folder)
+    check_data(runs)
     baselines = [run for run in runs if not run.blockwise]
     figure, (axes,) = start_figure()
     colours = iter(COLOURS * len(runs))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from blockwise import UserError, warn
+from blockwise.files import sha256
 from blockwise.settings import AUTO_MULT, TrainConfig, by_hand
 from blockwise.study.rules import refined_grid, required_runs
 
@@ -223,12 +224,14 @@ def check_args(args, where=""):
 
 @cache
 def fingerprint(data_dir, dataset):
-    """What identifies a data set's content: the hashes in its meta.json; None where there are none."""
+    """What identifies a data set's content: the hashes in its meta.json, or else of its files; None: it is not there."""
+    folder = Path(data_dir) / dataset
     try:
-        splits = json.loads((Path(data_dir) / dataset / "meta.json").read_text())["splits"]
+        splits = json.loads((folder / "meta.json").read_text())["splits"]
         return {split: splits[split]["sha256"] for split in ("train", "val")}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        files = {split: folder / f"{split}.bin" for split in ("train", "val")}
+        return {split: sha256(p) for split, p in files.items()} if all(p.is_file() for p in files.values()) else None
 
 
 def tokens_of(config):

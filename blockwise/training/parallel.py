@@ -10,7 +10,7 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
     """(what evaluates, what trains): `model` compiled if the config says so, and that under DDP on several processes.
 
     first_pass: runs a forward and backward pass of a model and drops the gradients; it is tried here, before a step
-    that counts. compile_may_fail: go on in eager mode where the compiler fails, with a warning.
+    that counts. compile_may_fail: continue in eager mode where the compiler fails, with a warning.
     """
     fast = compiled(model, first_pass, compile_may_fail, world) if config.compile else model
     if world.size == 1:

@@ -5,7 +5,7 @@
     python data/c4/prepare.py --source=DIR --tokenizer_path=DIR         # files *train* and *validation*, no network
     python data/c4/prepare.py --tokenizer=gpt2 --name=c4_gpt2
 
-Killed at any moment, the same command goes on from the shards that are finished.
+Killed at any moment, the same command resumes from the finished shards.
 """
 
 import sys

@@ -4,7 +4,7 @@
     python data/openwebtext/prepare.py --source=PATH                    # from files: .parquet, .jsonl, .json, .txt, ...
     python data/openwebtext/prepare.py --max_docs=100000 --name=openwebtext_small
 
-Killed at any moment, the same command goes on from the shards that are finished.
+Killed at any moment, the same command resumes from the finished shards.
 """
 
 import sys

@@ -4,7 +4,7 @@
     python data/wikitext103/prepare.py --source=DIR           # from its files train* and validation*
     python data/wikitext103/prepare.py --source=FILE --val_source=FILE
 
-Killed at any moment, the same command goes on from the shards that are finished.
+Killed at any moment, the same command resumes from the finished shards.
 """
 
 import sys
