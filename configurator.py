@@ -115,6 +115,8 @@ def run_file(path, kinds, values):
     for name, value in names.items():
         if name in kinds:
             if name in names.assigned or value != values[name]:
+                if isinstance(value, dict) and name not in names.assigned:  # changed in its place
+                    value = {entry: v for entry, v in value.items() if v != values[name].get(entry)}
                 changes[name] = merge(name, value, kinds[name], values[name], where=f"{path}: ")
         elif not (name.startswith("_") or callable(value) or isinstance(value, IGNORED)):
             raise unknown(f"key {name!r} in {path}", name, kinds)
@@ -133,7 +135,8 @@ def merge(key, value, kind, old, text=None, where=""):
         for entry in value:
             if not isinstance(entry, str) or (choices(names) and entry not in choices(names)):
                 raise unknown(f"entry {entry!r} of {where}{key}", str(entry), choices(names) or old)
-        return {**old, **{e: merge(f"{key}.{e}", v, member, old.get(e), where=where) for e, v in value.items()}}
+        named = {entry: value[entry] for entry in getattr(value, "given", value)}
+        return old | {e: merge(f"{key}.{e}", v, member, old.get(e), where=where) for e, v in named.items()}
     try:
         return convert(value, kind, text)
     except TypeError:

@@ -8,7 +8,8 @@ F feed-forward width (n_inner), V vocabulary.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from blockwise.blocks import block_type
 from blockwise.checkpoint import weights_of
 from blockwise.losses import mean_cross_entropy, softcapped, training_loss
 from blockwise.matmul import linear
@@ -26,8 +28,9 @@ from blockwise.sampling import sample
 class ModelConfig:
     """What a model computes; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here.
 
-    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation; all others belong to the weights.
-    doc_end: the id that ends a document, which neither attention nor loss crosses; None: they see no documents.
+    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation, init_std and block_init_std on new weights;
+    all others belong to the weights. doc_end: the id that ends a document, which neither attention nor loss crosses
+    (None: they see no documents).
     """
 
     model_type: str  # gpt2 or llama
@@ -48,6 +51,8 @@ class ModelConfig:
     qk_clip: float = 0.0
     z_loss: float = 0.0
     doc_end: int | None = None
+    init_std: float = 0.02
+    block_init_std: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, config, **more):
@@ -225,17 +230,26 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.tok_emb.weight
-        self.apply(self._init)
+        self.apply(partial(self._init, self._init_stds()))
 
-    def _init(self, module):
-        """N(0, 0.02); output projections of the residual branches by 1/sqrt(2 n_layer) narrower (GPT-2, sec. 2.3)."""
+    def _init_stds(self):
+        """{module with a matrix: standard deviation of its new weights}, by block type; a tied output layer is Emb."""
+        config, stds = self.config, {}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                block = "Emb" if config.tie_weights and module is self.lm_head else block_type(f"{name}.weight")
+                stds[module] = config.block_init_std.get(block, config.init_std)
+        return stds
+
+    def _init(self, stds, module):
+        """N(0, std); output projections of the residual branches by 1/sqrt(2 n_layer) narrower (GPT-2, sec. 2.3)."""
         if isinstance(module, nn.Embedding | nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=stds[module])
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):  # comes after its own linear layers
             for layer in (module.attn.o_proj, module.mlp.down_proj):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+                nn.init.normal_(layer.weight, std=stds[layer] / math.sqrt(2 * self.config.n_layer))
 
     @classmethod
     def from_checkpoint(cls, checkpoint, config=None, ema=False):

@@ -40,7 +40,7 @@ from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
 from blockwise.loader import eval_starts, micro_seed
 from blockwise.lr_multipliers import LRMultipliers
-from blockwise.optimizers import build_optimizer, can_be_fused, keep_state
+from blockwise.optimizers import build_optimizer, can_be_fused, keep_state, with_betas
 from blockwise.qk_clip import clip_qk
 from blockwise.schedules import block_rate, due
 from blockwise.training.batches import TrainBatches
@@ -65,7 +65,7 @@ def main(config, given, flags, stop):
     compile_may_fail = config.compile == "auto"
     config = for_this_machine(config)
     if "print_config" in flags:
-        print0(json.dumps(asdict(config.resolved()), indent=1))
+        print0(json.dumps(asdict(config.resolved_without_data()), indent=1))
         return 0
     with World.start(config.device, config.backend) as world:
         return train(config, given, flags, stop, world, compile_may_fail)
@@ -77,8 +77,9 @@ def main(config, given, flags, stop):
 
 def make_optimizer(config, model, lr_mult):
     """lr_mult: {block type: peak learning rate over config.learning_rate}; the loop sets each group's rate."""
-    groups = param_groups(model, config.learning_rate, lr_mult, config.weight_decay, config.wd_mult)
     betas = (config.beta1, config.beta2)
+    groups = param_groups(model, config.learning_rate, lr_mult, config.weight_decay, config.wd_mult)
+    groups = with_betas(groups, betas, config.block_beta2)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=betas, fused=can_be_fused(groups))
     return build_optimizer(config.optimizer, groups, betas, head_width=config.n_embd // config.n_head)

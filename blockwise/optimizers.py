@@ -11,6 +11,15 @@ import torch
 MATRIX_BLOCKS = ("QK", "VO", "FFN")  # what Muon takes; embeddings are tables of rows, not maps
 
 
+def with_betas(groups, betas, block_beta2):
+    """The groups, those of the blocks that block_beta2 names with `betas` of their own: (beta1, block_beta2[block]).
+
+    groups: of `param_groups`; torch.optim and `build_optimizer` give the others the betas that they are called with.
+    """
+    named = {block: (betas[0], beta2) for block, beta2 in block_beta2.items()}
+    return [{**group, "betas": named[group["block"]]} if group["block"] in named else group for group in groups]
+
+
 def build_optimizer(name, groups, betas, head_width=None):
     """The optimizer `name` over groups of `param_groups`. Weight decay is decoupled, p <- (1 - lr wd) p, but for sgd.
 
@@ -203,7 +212,8 @@ class MuonWithAdamW:
         for group in groups:
             taken = [p for p in group["params"] if group["block"] in MATRIX_BLOCKS and p.ndim == 2]
             left = [p for p in group["params"] if group["block"] not in MATRIX_BLOCKS or p.ndim != 2]
-            matrices += [{**group, "params": taken}] if taken else []
+            plain = {key: value for key, value in group.items() if key != "betas"}  # Muon has one momentum for all
+            matrices += [{**plain, "params": taken}] if taken else []
             others += [{**group, "params": left}] if left else []
         self.muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         self.adamw = adamw(others, betas)

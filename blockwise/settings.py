@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from blockwise import UserError
 from blockwise.blocks import LR_MULT
+from blockwise.rules import BY_VOCABULARY, RULES, Shape
 
 BLOCKS = tuple(LR_MULT)  # without Other, of which our models have nothing
 
@@ -15,8 +16,8 @@ ARCHITECTURE = (
     "rope_theta", "norm_eps", "tie_weights", "qk_norm", "logit_softcap",
 )  # fmt: skip
 
-# The rest of what a ModelConfig holds: it acts while a model trains, and follows the command.
-TRAINING_ONLY = ("dropout", "qk_clip", "z_loss", "doc_end")
+# The rest of what a ModelConfig holds: it acts while a model trains, or before, and follows the command.
+TRAINING_ONLY = ("dropout", "qk_clip", "z_loss", "doc_end", "init_std", "block_init_std")
 
 # Fixed for the whole run: which layers it starts with, and when the others are activated.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
@@ -31,7 +32,25 @@ BY_OPTIMIZER = {
     "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
     "sgd": {"weight_decay": 0.0},
 }
+DRAWN = tuple(block for block in BLOCKS if block != "Norm")  # block types whose weights start at random
+RULED = ("lr_mult", "wd_mult", "block_beta2", "block_init_std")  # what lr_rule fills
 INIT_FROM = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
+
+
+class Preset(dict):
+    """{block: number} of every block, of which only the entries in `given` were set by hand: a rule fills the others."""
+
+    given = frozenset()
+
+    def __or__(self, changes):
+        new = Preset({**self, **changes})
+        new.given = self.given | changes.keys()
+        return new
+
+
+def by_hand(value):
+    """The value of a key, of a Preset only what was set by hand."""
+    return {entry: value[entry] for entry in value if entry in value.given} if isinstance(value, Preset) else value
 
 
 @dataclass
@@ -66,14 +85,18 @@ class TrainConfig:
     optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "optimizer; adam_mini: one second moment per head or row; muon: Muon for matrices inside the blocks, AdamW for the rest"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block has a multiple of it"] = 6e-4
     blockwise: Annotated[bool, "one learning rate per block type; False: every lr_mult is 1, the plain baseline"] = True
-    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of each block type as a multiple of learning_rate; one entry: --lr_mult.QK=6; auto: set from measured sharpness"] = field(default_factory=lambda: dict(LR_MULT))
+    lr_rule: Annotated[Literal[tuple(RULES)], "rule that fills the entries of lr_mult, wd_mult, block_beta2 and block_init_std that are not given, from the shape; see docs/methods.md. With blockwise=False there is none"] = "paper"
+    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of each block type as a multiple of learning_rate; one entry: --lr_mult.QK=6; auto: set from measured sharpness"] = field(default_factory=lambda: Preset(LR_MULT))
     auto_mult_step: Annotated[int | None, "lr_mult=auto: step of the measurement; multipliers are 1 before it and rise over as many steps after it (None: 2% of max_iters)"] = None
     auto_mult_max: Annotated[float, "lr_mult=auto: largest multiplier; the smallest is 1"] = 10.0
     auto_mult_power: Annotated[float, "lr_mult=auto: exponent p in (sharpness of Norm / sharpness of the block)^p"] = 0.7
     weight_decay: Annotated[float | None, "weight decay of every parameter, decoupled except in sgd (None: 0.1; lion 1.0, sgd 0)"] = None
-    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 1.0))
+    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms"] = field(default_factory=lambda: Preset.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd: momentum (None: 0.9; lion 0.95)"] = None
     beta2: Annotated[float | None, "decay of the second moment; lion: of its only moment (None: 0.95; lion 0.98)"] = None
+    block_beta2: Annotated[dict[Literal[BLOCKS], float], "beta2 of single block types: --block_beta2.Emb=0.99; the others have beta2. Not for sgd, nor for what Muon itself updates"] = field(default_factory=dict)
+    init_std: Annotated[float, "standard deviation of new weights; output projections of the residual branches have 1/sqrt(2 n_layer) of it"] = 0.02
+    block_init_std: Annotated[dict[Literal[DRAWN], float], "init_std of single block types: --block_init_std.Emb=0.1; a tied output layer is Emb"] = field(default_factory=dict)
     ema_decay: Annotated[float, "decay of a moving average of the weights, evaluated beside them as val/loss_ema; 0: none"] = 0.0
     grad_clip: Annotated[float, "maximum global gradient norm; 0: no clipping"] = 1.0
     arch_warmup: Annotated[bool, "architecture warm-up: start with a fraction of the layers and activate the rest after LR warmup"] = False
@@ -141,19 +164,24 @@ class TrainConfig:
         for key in ("n_kv_head", "n_inner", "vocab_size"):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
-        for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed"):
+        for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed", "init_std"):
             self.check(key, getattr(self, key) >= 0, "at least 0")
         self.check("qk_clip", not (self.qk_clip and self.qk_norm), "0 with qk_norm=True, which undoes any scaling of Q and K")
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
+        self.check("block_beta2", not (self.block_beta2 and self.optimizer == "sgd"), "none with optimizer=sgd, which has no second moment")
+        for block, value in self.block_beta2.items():
+            if not 0 <= value < 1:
+                raise UserError(f"block_beta2.{block}={value}: expected in [0, 1)")
         self.check("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         self.check("wsd_decay", 0 <= self.wsd_decay <= 1, "in [0, 1]")
-        tables = {"wd_mult": self.wd_mult}
-        if self.lr_mult != "auto":  # a dict that replaced "auto" may name only some blocks
-            self.lr_mult = tables["lr_mult"] = LR_MULT | self.lr_mult
-        for key, table in tables.items():
-            for block, value in table.items():
+        for key, preset in (("lr_mult", Preset(LR_MULT)), ("wd_mult", Preset.fromkeys(BLOCKS, 1.0))):
+            if getattr(self, key) != "auto" and getattr(self, key).keys() != preset.keys():  # names only some blocks
+                setattr(self, key, preset | getattr(self, key))
+        self.check("lr_rule", self.lr_rule == "paper" or self.lr_mult != "auto", "paper with lr_mult=auto, which measures the multipliers")
+        for key in ("lr_mult", "wd_mult", "block_init_std"):
+            for block, value in getattr(self, key).items() if getattr(self, key) != "auto" else ():
                 if value < 0:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
         self.check("auto_mult_step", self.auto_mult_step is None or self.auto_mult_step >= 1, "at least 1")
@@ -187,11 +215,11 @@ class TrainConfig:
             n_inner=self.n_inner or 4 * self.n_embd,
             norm_eps=self.norm_eps or (1e-6 if llama else 1e-5),
             tie_weights=not llama if self.tie_weights is None else self.tie_weights,
-            lr_mult=self.lr_mult if self.blockwise else dict.fromkeys(BLOCKS, 1.0),
             auto_mult_step=(self.auto_mult_step or max(1, self.max_iters // 50)) if auto else None,
             min_lr=self.min_lr if self.min_lr_ratio is None else self.min_lr_ratio * self.learning_rate,
             curvature_batch_size=self.curvature_batch_size or max(1, self.gradient_accumulation_steps * self.batch_size // 8),
         )
+        config = config.with_rule()
         if auto and not self.eval_only:
             config.check("auto_mult_step", config.auto_mult_step < self.max_iters, f"below max_iters={self.max_iters}")
         config.check("n_embd", config.n_embd % config.n_head == 0, f"a multiple of n_head={config.n_head}")
@@ -205,4 +233,33 @@ class TrainConfig:
             config.check("curvature_interval", base > 0, "0 if learning_rate * lr_mult.Norm is 0, since the eigenvalue is stated relative to that rate")
             blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
+        return config
+
+    def with_rule(self):
+        """This config, otherwise resolved, with what lr_rule gives; as it is if the rule needs a vocabulary not known yet."""
+        fixed = {key: by_hand(getattr(self, key)) for key in RULED}
+        if not self.blockwise or self.lr_mult == "auto":
+            lr_mult = dict.fromkeys(BLOCKS, 1.0) if not self.blockwise else "auto"
+            return replace(self, lr_mult=lr_mult, wd_mult=dict(self.wd_mult))
+        if self.lr_rule in BY_VOCABULARY and self.vocab_size is None:
+            return self
+        found = self.shape_rates()
+        return replace(self, **{key: {**getattr(found, key), **fixed[key]} for key in RULED})
+
+    def shape_rates(self):
+        """What lr_rule gives for the shape of this config, otherwise resolved."""
+        second_moments = self.optimizer in ("adamw", "adam_mini", "muon")
+        return RULES[self.lr_rule](Shape(
+            width=self.n_embd, depth=self.n_layer, heads=self.n_head, vocabulary=self.vocab_size,
+            tokens_per_step=self.gradient_accumulation_steps * self.batch_size * self.block_size,
+            tied=self.tie_weights, model_type=self.model_type, init_std=self.init_std,
+            block_init_std=self.block_init_std, beta2=self.beta2 if second_moments else None,
+            block_beta2=self.block_beta2,
+        ))  # fmt: skip
+
+    def resolved_without_data(self):
+        """What `resolved` gives. Raises UserError where a rule needs the vocabulary, which the data would tell."""
+        config = self.resolved()
+        known = not isinstance(config.lr_mult, Preset)
+        config.check("vocab_size", known, f"a number with lr_rule={self.lr_rule}, since no data is read here; --dry_run reads it")
         return config

@@ -46,6 +46,8 @@ def sections():
 
 def shown(value):
     """A default as it reads in a sentence."""
+    if isinstance(value, dict) and not value:
+        return "none"
     if isinstance(value, dict):
         if len(set(value.values())) == 1:
             return f"all {shown(next(iter(value.values())))}"

@@ -23,7 +23,7 @@ LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
 ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 # Rooms that others may import; they themselves import none
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
-GROUND = {"blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul"}
+GROUND = {"blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul", "blockwise.rules"}
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
 # Millions of parameters with GPT-2's vocabulary (arXiv 2502.19002's released shapes)
@@ -61,7 +61,7 @@ def project_imports(path):
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: p.name)
 def test_a_leaf_imports_no_other_project_file(path):
-    """Except for the ground: the block table, the keys, files, products, and the package itself (UserError)."""
+    """Except for the ground: block table, rules, keys, files, products, and the package itself (UserError)."""
     assert project_imports(path) <= GROUND
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shlex
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated
 
 from blockwise import UserError, warn
 from blockwise.files import sha256
-from blockwise.settings import AUTO_MULT, TrainConfig
+from blockwise.settings import AUTO_MULT, TrainConfig, by_hand
 from blockwise.study.rules import refined_grid, required_runs
 
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
@@ -22,6 +22,8 @@ NOT_IDENTITY = (
     "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
     "min_lr_ratio", "activation_checkpointing",
 )  # fmt: skip
+# Keys that came later, at the value with which a run computes what it did before them, and keeps its folder's name
+NEUTRAL = {"lr_rule": "paper", "block_beta2": {}, "init_std": 0.02, "block_init_std": {}}
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
 COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval")
 SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
@@ -108,7 +110,8 @@ class Study:
         settings = self.settings[comparison, arm]
         config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
         left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
-        identity = {k: v for k, v in asdict(config.resolved()).items() if k not in left_out}
+        identity = {k: by_hand(v) for k, v in vars(config.resolved()).items() if k not in left_out}
+        identity = {k: v for k, v in identity.items() if k not in NEUTRAL or v != NEUTRAL[k]}
         identity["data"] = fingerprint(config.data_dir, config.dataset)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"

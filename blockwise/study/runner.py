@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import InUse, write_text
 from blockwise.rundir import run_lock
-from blockwise.settings import TrainConfig
+from blockwise.settings import TrainConfig, by_hand
 from blockwise.study.plan import tokens_of
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -22,9 +21,10 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 def write_job(run):
     """The run's settings as a config file, from which it can be repeated by hand."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    default = TrainConfig()
+    default = {key: by_hand(value) for key, value in vars(TrainConfig()).items()}
     lines = [f"# python train.py {run.folder / 'job.py'}"]
-    lines += [f"{key} = {value!r}" for key, value in asdict(run.config).items() if value != getattr(default, key)]
+    settings = {key: by_hand(value) for key, value in vars(run.config).items()}
+    lines += [f"{key} = {value!r}" for key, value in settings.items() if value != default[key]]
     (run.folder / "job.py").write_text("\n".join(lines) + "\n")
 
 

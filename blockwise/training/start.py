@@ -55,7 +55,7 @@ def find_start(config, given, flags, world):
     if data.note:
         print0(data.note)
     if not weights_bound:
-        config = replace(config, vocab_size=data.embedding_rows)
+        config = replace(config, vocab_size=data.embedding_rows).resolved()  # a rule may need the vocabulary
     elif data.tokenizer["vocab_size"] > config.vocab_size:
         ids, source = data.tokenizer["vocab_size"], path or config.init_from
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")

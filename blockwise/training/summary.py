@@ -8,7 +8,8 @@ import torch
 from blockwise import print0
 from blockwise.blocks import param_groups
 from blockwise.hardware import free_memory, largest_batch, resident_memory, training_memory
-from blockwise.optimizers import state_bytes
+from blockwise.optimizers import MATRIX_BLOCKS, state_bytes
+from blockwise.settings import DRAWN
 
 
 def groups_of(config, model, lr_mult):
@@ -19,7 +20,7 @@ def groups_of(config, model, lr_mult):
 def print_summary(config, model, lr_mult, plans, world):
     """The first things that one wants from a log: block types, and what a step is. plans: further lines."""
     groups = groups_of(config, model, lr_mult)
-    print_groups(groups)
+    print_groups(config, groups)
     for plan in filter(None, plans):
         print0(plan)
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
@@ -31,11 +32,15 @@ def print_summary(config, model, lr_mult, plans, world):
     print0(f"on {config.device} in {config.dtype}, {'compiled' if config.compile else 'eager'}, into {config.out_dir}")
 
 
-def print_groups(groups):
-    print0(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}")
+def print_groups(config, groups):
+    print0(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}{'beta2':>9}{'init std':>10}")
     for group in groups:
-        tensors, numbers = len(group["params"]), sum(p.numel() for p in group["params"])
-        print0(f"{group['block']:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}")
+        block, tensors, numbers = group["block"], len(group["params"]), sum(p.numel() for p in group["params"])
+        row = f"{block:<6}{tensors:>8}{numbers:>14,}{group['lr']:>10.1e}{group['weight_decay']:>7.3g}"
+        without = config.optimizer == "sgd" or (config.optimizer == "muon" and block in MATRIX_BLOCKS)
+        beta2 = "-" if without else f"{config.block_beta2.get(block, config.beta2):.5g}"
+        std = f"{config.block_init_std.get(block, config.init_std):.3g}" if block in DRAWN else "-"
+        print0(f"{row}{beta2:>9}{std:>10}")
 
 
 def tokens_per_step(config):
@@ -58,7 +63,7 @@ def dry_run(config, make_model, data, lr_mult, plans, world):
     print0(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
         groups = groups_of(config, make_model(), lr_mult)
-    print_groups(groups)
+    print_groups(config, groups)
     counts = [sum(p.numel() for p in group["params"]) for group in groups]
     print0(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts):>14,}")
     print0(f"tokens per step: {tokens_per_step(config):,}")

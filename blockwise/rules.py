@@ -1,0 +1,221 @@
+"""Learning-rate rules: from a model's shape to the rate, decay, beta2 and initial scale of every block type.
+
+    from blockwise.blocks import param_groups
+    from blockwise.rules import Shape, mup
+    rule = mup(Shape(width=768, depth=12, heads=12, vocabulary=50304, tokens_per_step=2**19))
+    groups = param_groups(model, lr=1e-3, lr_mult=rule.lr_mult, weight_decay=0.1, wd_mult=rule.wd_mult)
+
+    python train.py config/llama_250m.py --lr_rule=mup --dry_run      # the same for a run, and what it gives
+
+Rates are multiples of one base rate, `learning_rate`. All rules but the paper's meet at the anchor: the LLaMA of width
+128, 4 layers, heads of 32 and 4,096 token ids, trained on 1,024 tokens a step with AdamW (0.9, 0.95), where the base
+is the rate of VO and FFN, and 1e-3 was good. There they differ by small constants; away from it by their exponents,
+and none of these has been tested here. Below, m = width / 128, l = depth / 4, h = (32 / head width)^(1/4), s_X is the
+initial standard deviation of block X, V the vocabulary, B the tokens of a step.
+
+No rule depends on the number of steps: published exponents disagree, and a longer run would scale all blocks alike,
+which is for the base rate to do. The same holds for the batch, but where a rule says otherwise.
+
+What the rules share, unless they say otherwise:
+  tied output layer   its matrix is Emb's and obeys the lower of the two rates
+  decay               `wd_mult` is 1 / rate for matrices, so that all lose the same share of their weights a step, and 0
+                      for embeddings, output layer and norms: decay hurts rare tokens first (arXiv 2410.11985)
+  Other               not of a rule's blocks: `param_groups` gives it the base rate
+"""
+
+from dataclasses import dataclass, field
+
+from blockwise import UserError
+from blockwise.blocks import LR_MULT
+
+WIDTH, DEPTH, HEAD_WIDTH, BETA2 = 128, 4, 32, 0.95  # of the anchor
+FITTED = {"Emb": 12.0, "QK": 4.0, "VO": 1.0, "FFN": 1.0, "Norm": 1.0, "Head": 12.0}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the rules read of a run.
+
+    tied: whether the output layer is the embedding's matrix. init_std, block_init_std, beta2, block_beta2: as the keys
+    of these names; beta2 is None for an optimizer without second moments.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    vocabulary: int
+    tokens_per_step: int
+    tied: bool = False
+    model_type: str = "llama"
+    init_std: float = 0.02
+    block_init_std: dict = field(default_factory=dict)
+    beta2: float | None = BETA2
+    block_beta2: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config, tokens_per_step, **more):
+        """The shape of a Hugging Face model, by its config. more: further fields of this class."""
+        tied = getattr(config, "tie_word_embeddings", True)
+        width, depth, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+        return cls(width, depth, heads, config.vocab_size, tokens_per_step, tied, **more)
+
+    def std(self, block):
+        return self.block_init_std.get(block, self.init_std)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a rule gives: values of the keys of these names; blocks that the last two lack have the default."""
+
+    lr_mult: dict
+    wd_mult: dict
+    block_beta2: dict = field(default_factory=dict)
+    block_init_std: dict = field(default_factory=dict)
+
+
+def rates(shape, Emb, Head, QK, VO, FFN, Norm, **more):
+    """Rates by what the rules share; see the module."""
+    Emb = min(Emb, Head) if shape.tied else Emb
+    lr_mult = {"Emb": Emb, "QK": QK, "VO": VO, "FFN": FFN, "Norm": Norm, "Head": Head}
+    wd_mult = {block: 1 / rate if block in ("QK", "VO", "FFN") else 0.0 for block, rate in lr_mult.items()}
+    return Rates(lr_mult, wd_mult, **more)
+
+
+def paper(shape):
+    """Emb 10, QK 8, FFN 6, VO 4, Norm 1, and Head 10 where it is untied, whatever the shape; decay 1 for all.
+
+    Source: "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002), tuned on a LLaMA of 0.25 billion
+    parameters; Head is this project's. Range: the paper reports gains from 0.12 to 2 billion parameters. The base is
+    the rate of Norm and the lowest, so it is several times lower than that of the other rules.
+    """
+    return Rates(dict(LR_MULT), dict.fromkeys(LR_MULT, 1.0))
+
+
+def fitted(shape):
+    """Emb 12, Head 12, QK 4, VO 1, FFN 1, Norm 1, whatever the shape; decay 1 for all, as it was run.
+
+    Source: a search over ratios at the anchor, in 500 steps (docs/studies). Range: models of one to a few million
+    parameters, a thousand or two of steps of 1,024 tokens, untied; beyond that, unknown.
+    """
+    return Rates(dict(FITTED), dict.fromkeys(LR_MULT, 1.0))
+
+
+def mup(shape):
+    """Emb 12, Norm 1, Head 12/m, VO and FFN 1/m, QK h/m; init: s of matrices m^(-1/2), QK's also h, s_Head 1/m times.
+
+    Source: exponents of muP for Adam (Tensor Programs V, arXiv 2203.03466, table 3); constants from `fitted` but for
+    QK. muP divides attention logits by the head width instead of its root; h on Q and K, in rate and init, is the same
+    training under Adam. Range: width at a fixed vocabulary; muP says nothing of depth, batch or the ratio at one size.
+    """
+    m, h = widths(shape)
+    return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
+
+
+def widths(shape):
+    """m and h."""
+    return shape.width / WIDTH, (HEAD_WIDTH * shape.heads / shape.width) ** 0.25
+
+
+def mup_init(shape):
+    m, h = widths(shape)
+    std = shape.init_std * m**-0.5
+    return {"QK": std * h, "VO": std, "FFN": std, "Head": shape.init_std / m}
+
+
+def completep(shape):
+    """muP, and branches that shrink as 1/l: VO l^(-1/2), FFN l^(-1/n) times, in init l^(-1/4) and l^(-1/(2n)).
+
+    Source: CompleteP (arXiv 2505.01618) with alpha = 1, which multiplies the output of each residual branch by 1/l.
+    Left out are that change of the forward pass and eps / (m l). A branch of n matrices (V and O: 2; up and down: 2;
+    with llama's gate 3) is instead 1/l as large if each of them is l^(-1/n) as large and learns l^(-1/n) as fast: exact
+    for V and O, approximate for FFN, whose activation is linear (llama's: bilinear) for small inputs only. Init takes
+    half of the exponent, because the output projections have 1/sqrt(2 n_layer) already, all of it on one matrix of n.
+    Range: as muP, and depth; checked by its authors up to 1.5 billion parameters with the forward pass changed.
+    """
+    m, h = widths(shape)
+    deeper, n = shape.depth / DEPTH, 3 if shape.model_type == "llama" else 2
+    init = mup_init(shape)
+    init |= {"VO": init["VO"] * deeper**-0.25, "FFN": init["FFN"] * deeper ** (-0.5 / n)}
+    VO, FFN = deeper**-0.5 / m, deeper ** (-1 / n) / m
+    return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=VO, FFN=FFN, Norm=1.0, block_init_std=init)
+
+
+def large_vocab(shape):
+    """muP with sqrt(width)/m for Emb where V >= 8 width; muP itself where V is smaller.
+
+    Source: arXiv 2506.15025: with a vocabulary that is large beside the width, the embedding's rate over that of the
+    matrices should go as sqrt(width), not as width; taken with the constant 1. The dynamics go from one to the other as
+    V grows: that the switch is at 8 width is this project's choice. Range: derived for a linear model under sign
+    descent, checked by its authors on one model of a billion parameters.
+    """
+    m, h = widths(shape)
+    if shape.vocabulary < 8 * shape.width:
+        return mup(shape)
+    Emb = shape.width**0.5 / m
+    return rates(shape, Emb=Emb, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
+
+
+def nanochat(shape):
+    """Emb 14, Head 4, QK, VO and FFN 1, each times m^(-1/2); Norm 15; init: s_Emb 0.02, s_Head 0.
+
+    Source: the ratios of nanochat and modded-nanogpt, whose Muon updates shrink as width^(-1/2) too, moved to the
+    anchor through rate over init std; for AdamW in all blocks. Left out: their factors for batch and horizon, and the
+    beta2 of their tables (0.995, head 0.96), which belong to half a million tokens a step. Range: theirs is 0.1 to 2
+    billion parameters with a norm right after the embedding; here it is an analogy.
+    """
+    root = (shape.width / WIDTH) ** -0.5
+    return rates(
+        shape, Emb=14 * root, Head=4 * root, QK=root, VO=root, FFN=root, Norm=15.0,
+        block_init_std={"Emb": 0.02, "Head": 0.0},
+    )  # fmt: skip
+
+
+def relative(shape):
+    """Emb 600 s_Emb g, Head 1536/width g, QK 50 s_QK, VO 50 s_VO, FFN 50 s_FFN, Norm 1; beta2 of Emb and Head by V/B.
+
+    In words: at the peak of a base rate of 1e-3 a step moves an embedding by 60% of its initial scale, a matrix by 5%,
+    and the head moves a logit by about 1.5. Init is what it is: rates follow it. o_proj and down_proj count by the s of
+    their block. beta2 has a half-life of 10 V/B steps where that is more than the run's own, so that a rare row's
+    second moment lives until the row comes back. g = G(0.95) / G(beta2) keeps what one isolated gradient moves a row
+    by; with block_beta2 given, g follows that: `--block_beta2.Emb=0.95 --block_beta2.Head=0.95` is the rule without it.
+
+    Source: this project; two independent searches, 500-fold apart in batch, agree on rate over init std, which may be
+    chance. Range: unknown. Raises UserError for an initial standard deviation of 0.
+    """
+    for block in ("Emb", "QK", "VO", "FFN"):
+        if shape.std(block) <= 0:
+            raise UserError(f"lr_rule=relative: the init std of {block} is 0, and rates follow it; expected above 0")
+    beta2 = table_beta2(shape)
+    g = {block: displacement(BETA2) / displacement(max(beta2.get(block, BETA2), BETA2)) for block in ("Emb", "Head")}
+    QK, VO, FFN = (50 * shape.std(block) for block in ("QK", "VO", "FFN"))
+    Emb, Head = 600 * shape.std("Emb") * g["Emb"], 12 * WIDTH / shape.width * g["Head"]
+    return rates(shape, Emb=Emb, Head=Head, QK=QK, VO=VO, FFN=FFN, Norm=1.0, block_beta2=beta2)
+
+
+def table_beta2(shape):
+    """{block: beta2} of Emb and Head: as given, else of a half-life of 10 V/B steps if that is longer than beta2's."""
+    if shape.beta2 is None:
+        return {}
+    beta2 = max(0.5 ** (shape.tokens_per_step / (10 * shape.vocabulary)), shape.beta2)
+    return {"Emb": beta2, "Head": beta2} | shape.block_beta2 if beta2 > shape.beta2 else shape.block_beta2
+
+
+def displacement(beta2, beta1=0.9):
+    """G: how far Adam moves a coordinate by one isolated gradient, in units of the rate; 5.84 for (0.9, 0.95).
+
+    (1 - beta1) / sqrt(1 - beta2) / (1 - beta1 / sqrt(beta2)), for eps -> 0 and beta2 > beta1^2.
+    """
+    return (1 - beta1) / (1 - beta2) ** 0.5 / (1 - beta1 / beta2**0.5)
+
+
+def decay_for_budget(learning_rate, steps, tokens, parameters):
+    """The weight decay with which rate x decay x steps is (tokens / parameters)^0.527 / 1.084, at the peak rate.
+
+    Source: Power Lines (arXiv 2505.13738), its constants by two repositories. The rules' `wd_mult` keep rate x decay
+    the same for all matrices, so `weight_decay` is this, with the base rate. Range: 0.1 to 3 billion parameters.
+    """
+    return (tokens / parameters) ** 0.527 / (1.084 * learning_rate * steps)
+
+
+RULES = {rule.__name__: rule for rule in (paper, fitted, mup, completep, large_vocab, nanochat, relative)}
+BY_VOCABULARY = ("large_vocab", "relative")  # need to know the number of token ids
