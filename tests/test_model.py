@@ -471,6 +471,15 @@ def test_gradients_of_what_is_trained(monkeypatch, kind, cure, rows):
     torch.testing.assert_close(torch.autograd.grad(model(x, y), parameters), plain_gradient, rtol=0, atol=1e-12)
 
 
+def test_logits_are_capped_in_float32_under_autocast():
+    """Two logits near the cap, which bfloat16 would round to one."""
+    logits = torch.tensor([[60.0, 62.0]], dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        capped = losses.softcapped(logits, 15.0)
+    torch.testing.assert_close(capped, 15 * torch.tanh(logits.float() / 15), rtol=0, atol=0)
+    assert capped[0, 0] < capped[0, 1]
+
+
 @every_kind
 def test_qk_norm_by_hand(kind):
     """Attention of one layer from its definition: each head's queries and keys have RMS 1 before gain and rotation."""
