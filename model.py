@@ -128,6 +128,16 @@ def largest_logits(q, k, mask=None):
     return logits.masked_fill(hidden, -math.inf).amax((0, 3, 4)).flatten()
 
 
+def for_fused_kernels(q, k, v):
+    """k and v, (B, K, S, D), with a head for each of q's, (B, H, T, D), on CUDA in float32.
+
+    The one fused kernel that there is for it takes no fewer; without it all T x S logits of a head are in memory.
+    """
+    if q.device.type == "cuda" and q.dtype == torch.float32:
+        k, v = (z.repeat_interleave(q.size(1) // z.size(1), dim=1) for z in (k, v))
+    return k, v
+
+
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
@@ -159,6 +169,7 @@ class Attention(nn.Module):
             self.largest_logits.copy_(torch.maximum(self.largest_logits, largest_logits(q, k, mask)))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
+        k, v = for_fused_kernels(q, k, v)
         y = F.scaled_dot_product_attention(
             q, k, v, mask,
             dropout_p=self.dropout if self.training else 0.0,
@@ -334,8 +345,8 @@ class Transformer(nn.Module):
         temperature, top_k, top_p: as in `sample`. n_ids: ids from here on are never sampled (a padded vocabulary).
         A full context drops its older half and fills the cache again.
         """
-        size = self.config.block_size
-        dtype = self.lm_head.weight.dtype
+        size, kind = self.config.block_size, tokens.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.lm_head.weight.dtype
         cache, fed = None, tokens[:, -size:]
         context = fed
         for _ in range(max_new_tokens):

@@ -151,6 +151,9 @@ def train(config, given, flags, stop, world, compile_may_fail):
     def first_pass(model):
         loss_of(model, progress.step, 0).backward()
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():  # an evaluation has a graph of its own
+            loss_of(model.eval(), progress.step, 0)
+        model.train()
 
     def state():
         """The checkpoint of this moment."""

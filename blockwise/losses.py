@@ -14,8 +14,14 @@ LOSS_ROWS = 512
 
 
 def softcapped(logits, cap):
-    """cap tanh(logits / cap) (Gemma 2, arXiv 2408.00118), the logits themselves where cap is 0."""
-    return cap * torch.tanh(logits / cap) if cap else logits
+    """cap tanh(logits / cap) (Gemma 2, arXiv 2408.00118), the logits themselves where cap is 0.
+
+    Capped at least in float32: of bfloat16's 8 bits tanh would leave few to the large logits, which lie closest.
+    """
+    if not cap:
+        return logits
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    return cap * torch.tanh(logits / cap)
 
 
 def cross_entropy(logits, targets, reduction, z_loss=0.0, counted=None):

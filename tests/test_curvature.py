@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from blockwise.blocks import layer_of
@@ -20,7 +21,7 @@ from blockwise.curvature.diagonals import (
     sampled_labels,
     untied,
 )
-from blockwise.curvature.hessian import Batch, HessianVectorProduct, double_backward_mode, gradient
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, double_backward_mode, gradient, wide
 from model import ModelConfig, Transformer
 
 V, T, N = 5, 4, 4
@@ -258,3 +259,9 @@ def test_means_and_errors_by_hand():
         assert one.geometric == pytest.approx(4.0) and one.positive == 1 and sum(one.histogram) == pytest.approx(1)
     assert {layer for layer, _ in diagonal.by_layer()} == {None, 0, 1}
     assert sum(one.parameters for one in diagonal.by_layer().values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_summed_in_float64_where_the_device_has_none():
+    with FakeTensorMode():
+        x = wide(torch.zeros(2, device="mps"))
+    assert (x.dtype, x.device.type) == (torch.float64, "cpu")

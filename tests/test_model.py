@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import model as modelling
 from blockwise import losses
 from blockwise.blocks import blocks_of
 from blockwise.sampling import sample
@@ -334,6 +336,28 @@ def test_cached_logits(kind):
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(x), rtol=0, atol=1e-10)
 
 
+def test_the_cache_has_the_precision_of_autocast(monkeypatch):
+    caches = []
+    monkeypatch.setattr(modelling, "KVCache", lambda *args: caches.append(KVCache(*args)) or caches[-1])
+    model, tokens = make("llama").float(), batch(B=1, T=3)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        generated(model, tokens, 2, temperature=0)
+    generated(model, tokens, 2, temperature=0)
+    assert [cache.keys.dtype for cache in caches] == [torch.bfloat16, torch.float32]
+
+
+def test_grouped_queries_in_float32_on_a_gpu():
+    """K and V come with a head for each of Q's: the kernels that take fewer have no float32."""
+
+    def heads(device, dtype):
+        q, k, v = (torch.empty(2, heads, 5, 8, device=device, dtype=dtype) for heads in (4, 2, 2))
+        return [z.size(1) for z in modelling.for_fused_kernels(q, k, v)]
+
+    with FakeTensorMode():
+        assert heads("cuda", torch.float32) == [4, 4]
+        assert heads("cuda", torch.bfloat16) == heads("cpu", torch.float32) == [2, 2]
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 def test_generation_in_the_smallest_contexts(block_size):
     model = make("llama", block_size=block_size)
@@ -487,6 +511,15 @@ def test_gradients_of_what_is_trained(monkeypatch, kind, cure, rows):
     model.eval()  # evaluation and curvature see the cross-entropy
     plain_gradient = torch.autograd.grad(F.cross_entropy(model(x).flatten(0, 1), y.flatten()), parameters)
     torch.testing.assert_close(torch.autograd.grad(model(x, y), parameters), plain_gradient, rtol=0, atol=1e-12)
+
+
+def test_logits_are_capped_in_float32_under_autocast():
+    """Two logits near the cap, which bfloat16 would round to one."""
+    logits = torch.tensor([[60.0, 62.0]], dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        capped = losses.softcapped(logits, 15.0)
+    torch.testing.assert_close(capped, 15 * torch.tanh(logits.float() / 15), rtol=0, atol=0)
+    assert capped[0, 0] < capped[0, 1]
 
 
 @every_kind

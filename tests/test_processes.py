@@ -359,6 +359,21 @@ def test_compile(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", broken)
     assert run(*small) == 0
     assert "no compiler here" in capsys.readouterr().err
+
+    class BrokenInEvaluation(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args):
+            if not self.training:
+                raise RuntimeError("no graph of an evaluation")
+            return self.model(*args)
+
+    monkeypatch.setattr(torch, "compile", BrokenInEvaluation)
+    assert run(*small) == 0
+    assert "no graph of an evaluation" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(RuntimeError, match="no compiler"):
         run(*small, "--compile=True")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from blockwise.blocks import blocks_of, layer_of
-from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, no_reduce
+from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, no_reduce, wide
 
 
 def fisher_diagonal(model, batch, params, seed, draw, micro=None, all_reduce=no_reduce):
@@ -62,11 +62,12 @@ def sampled_labels(model, batch, seed, draw):
     By inverting the cumulative distribution in float64, so that rounding hardly ever changes a label.
     """
     with double_backward_mode(model), torch.no_grad():
-        chances = model(batch.x).double().softmax(-1).cumsum(-1)  # (N, T, V)
+        chances = wide(model(batch.x)).softmax(-1).cumsum(-1)  # (N, T, V)
     shape = batch.x.shape[1:]
     u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, i), dtype=torch.float64) for i in batch.sequences]
     u = torch.stack(u).to(chances).unsqueeze(-1) * chances[..., -1:]  # (N, T, 1)
-    return torch.searchsorted(chances, u, right=True).squeeze(-1).clamp_(max=chances.size(-1) - 1)
+    labels = torch.searchsorted(chances, u, right=True).squeeze(-1).clamp_(max=chances.size(-1) - 1)
+    return labels.to(batch.x.device)
 
 
 def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce):
@@ -123,11 +124,11 @@ class Diagonal:
         """Add the samples of one batch, a list of diagonals. Batches are independent, draws on one batch are not."""
         for sample in samples:
             if self.sums is None:
-                self.sums, self.count = [torch.zeros_like(d, dtype=torch.float64) for d in sample], 0
+                self.sums, self.count = [torch.zeros_like(wide(d)) for d in sample], 0
             for into, d in zip(self.sums, sample, strict=True):
-                into += d
+                into += d.to(into.device)
             self.count += 1
-        self.traces.append([[d.double().sum().item() for d in sample] for sample in samples])
+        self.traces.append([[wide(d).sum().item() for d in sample] for sample in samples])
 
     def by_block(self):
         """{block type: Sharpness}"""

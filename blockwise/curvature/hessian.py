@@ -169,6 +169,11 @@ def scaling(groups, preconditioner, exclude=()):
     }
 
 
+def wide(x):
+    """x in float64, on the CPU where x's device has no such numbers (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def norm_rate(groups):
     return next(group["lr"] for group in groups if group["block"] == "Norm")
 

@@ -88,7 +88,7 @@ def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dt
 
     nodes, weights = [], []
     for _ in range(probes):
-        start = torch.randn(n, generator=generator, dtype=torch.float64).to(device, dtype)
+        start = torch.randn(n, generator=generator, dtype=torch.float64).to(dtype).to(device)
         values, vectors = lanczos(counted, start, steps).eigen()
         nodes.append(values)
         weights.append(vectors[0] ** 2)

@@ -25,6 +25,8 @@ POWER_PRODUCTS = 100  # of power iteration, which checks the eigenvalue of large
 def measure(config, models, split, world):
     """Measure every block of every model; rank 0 writes a JSON file for each model."""
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
+    if world.device.type == "mps" and config.dtype == "float64":
+        raise UserError("dtype=float64: an MPS device has no such numbers; expected float32, or device=cpu")
     with tqdm(unit="product", disable=not world.is_master, mininterval=2) as progress:
         for number, (step, load) in enumerate(models):
             model = load()[0]
@@ -99,10 +101,10 @@ def require_memory(config, blocks, steps, device):
 
 def spectrum_of(config, name, hessian, steps, device, progress):
     """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
-    like = {"device": device, "dtype": getattr(torch, config.dtype)}
+    dtype = getattr(torch, config.dtype)
     own = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes, blocks would look too much alike
-    density = quadrature(hessian, hessian.size, steps, config.probes, own, progress=progress, **like)
-    start = torch.randn(hessian.size, generator=own, dtype=torch.float64).to(**like)
+    density = quadrature(hessian, hessian.size, steps, config.probes, own, device, dtype, progress)
+    start = torch.randn(hessian.size, generator=own, dtype=torch.float64).to(dtype).to(device)
     return density, power_iteration(hessian, start, POWER_PRODUCTS)
 
 

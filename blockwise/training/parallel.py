@@ -9,8 +9,8 @@ from blockwise import first_line, warn
 def parallelize(model, config, world, first_pass, compile_may_fail):
     """(what evaluates, what trains): `model` compiled if the config says so, and that under DDP on several processes.
 
-    first_pass: runs a forward and backward pass of a model and drops the gradients; it is tried here, before a step
-    that counts. compile_may_fail: continue in eager mode where the compiler fails, with a warning.
+    first_pass: runs a forward and backward pass of a model, drops the gradients, and evaluates; it is tried here,
+    before a step that counts. compile_may_fail: continue in eager mode where the compiler fails, with a warning.
     """
     fast = compiled(model, first_pass, compile_may_fail, world) if config.compile else model
     if world.size == 1:
@@ -23,7 +23,7 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
 
 
 def compiled(model, first_pass, may_fail, world):
-    """model under torch.compile, tried out on one backward pass; where that fails and may, the model as it is."""
+    """model under torch.compile, tried out on one pass of each kind; where that fails and may, the model as it is."""
     torch.compiler.reset()  # what it made for fewer layers; it gives up on a model that changes too often
     fast, failure = torch.compile(model), None
     try:
