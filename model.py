@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from blockwise.attention import document_starts, for_fused_kernels, largest_logits, rotary_table, rotate
 from blockwise.blocks import block_type
 from blockwise.checkpoint import weights_of
 from blockwise.losses import mean_cross_entropy, softcapped, training_loss
-from blockwise.matmul import linear
+from blockwise.matmul import fused_linear, linear
 from blockwise.sampling import sample
 
 
@@ -28,9 +29,9 @@ from blockwise.sampling import sample
 class ModelConfig:
     """What a model computes; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here.
 
-    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation, init_std and block_init_std on new weights;
-    all others belong to the weights. doc_end: the id that ends a document, which neither attention nor loss crosses
-    (None: they see no documents).
+    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation, init_std and block_init_std on new
+    weights; all others belong to the weights.
+    doc_end: the id that ends a document, which neither attention nor loss crosses; None: they see no documents.
     """
 
     model_type: str  # gpt2 or llama
@@ -86,58 +87,6 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def joined(x, *linears):
-    """The outputs of several linear layers on one input, by one matrix product."""
-    weight = torch.cat([layer.weight for layer in linears])
-    bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
-    return linear(x, weight, bias).split([layer.out_features for layer in linears], dim=-1)
-
-
-def rotary_table(config):
-    """cos and sin of the rotary angles, each (block_size, D): RoFormer, arXiv 2104.09864, eq. 34."""
-    D = config.head_width
-    frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.int64).float() / D)  # (D/2,)
-    angle = torch.outer(torch.arange(config.block_size).float(), frequency).repeat(1, 2)  # (block_size, D)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x, cos, sin):
-    """Rotate x, (B, H, T, D), by its position; component i pairs with i + D/2, as in Hugging Face's LLaMA."""
-    left, right = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
-    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
-
-
-def document_starts(tokens, end):
-    """Where the document of each position begins, (B, T), in tokens (B, T); a document ends with the id `end`."""
-    index = torch.arange(tokens.size(1), device=tokens.device)
-    after_end = F.pad(tokens[:, :-1] == end, (1, 0))
-    return torch.where(after_end, index, 0).cummax(dim=1).values
-
-
-@torch.no_grad()
-def largest_logits(q, k, mask=None):
-    """Largest attention logit of each head, (H,), over batch and causal positions; q (B, H, T, D), k (B, K, T, D).
-
-    mask: (B, 1, T, T), true where a position may look; None: to all that came before.
-    """
-    T, D = q.shape[-2:]
-    q = q.unflatten(1, (k.size(1), -1))  # (B, K, H/K, T, D)
-    logits = q @ k.unsqueeze(2).transpose(-2, -1) / math.sqrt(D)  # (B, K, H/K, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    hidden = future if mask is None else ~mask.unsqueeze(1)
-    return logits.masked_fill(hidden, -math.inf).amax((0, 3, 4)).flatten()
-
-
-def for_fused_kernels(q, k, v):
-    """k and v, (B, K, S, D), with a head for each of q's, (B, H, T, D), on CUDA in float32.
-
-    The one fused kernel that there is for it takes no fewer; without it all T x S logits of a head are in memory.
-    """
-    if q.device.type == "cuda" and q.dtype == torch.float32:
-        k, v = (z.repeat_interleave(q.size(1) // z.size(1), dim=1) for z in (k, v))
-    return k, v
-
-
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
@@ -158,7 +107,7 @@ class Attention(nn.Module):
 
     def forward(self, x, rotary=None, cache=None, mask=None):
         B, T, C = x.shape
-        q, k, v = joined(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, C), (B, T, K D), (B, T, K D)
+        q, k, v = fused_linear(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, C), (B, T, K D), (B, T, K D)
         q, k, v = (z.view(B, T, -1, self.D).transpose(1, 2) for z in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
         if self.qk_norm:
             gain = self.q_norm.weight  # in its precision, as the other norms
@@ -194,7 +143,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         if self.gated:
-            gate, up = joined(x, self.gate_proj, self.up_proj)  # (B, T, F) each
+            gate, up = fused_linear(x, self.gate_proj, self.up_proj)  # (B, T, F) each
             hidden = F.silu(gate) * up
         else:
             hidden = F.gelu(self.up_proj(x), approximate="tanh")  # (B, T, F)

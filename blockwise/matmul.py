@@ -45,6 +45,13 @@ def linear(x, weight, bias=None):
     return y if bias is None else y + bias
 
 
+def fused_linear(x, *linears):
+    """The outputs of several linear layers on one input, by one matrix product."""
+    weight = torch.cat([layer.weight for layer in linears])
+    bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
+    return linear(x, weight, bias).split([layer.out_features for layer in linears], dim=-1)
+
+
 def product(x, weight):
     """x @ weight.T, (N, C) and (M, C) -> (N, M), outside of autograd. oneDNN copies a transposed x."""
     return torch.ops.blockwise.product(x, weight) if use_onednn(x) else x @ weight.T
