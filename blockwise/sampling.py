@@ -8,8 +8,8 @@ import torch
 def sample(logits, temperature, top_k, generator, top_p=1.0):
     """Draw one id from each row of logits (B, V) -> (B, 1).
 
-    temperature: 0 takes the likeliest. top_k: draw from that many of the likeliest, None: from all; top_p: of these from
-    the fewest likeliest whose probabilities sum to it (nucleus sampling, arXiv 1904.09751).
+    temperature: 0 takes the likeliest. top_k: draw from that many of the likeliest, None: from all; top_p: of these
+    from the fewest likeliest whose probabilities sum to it (nucleus sampling, arXiv 1904.09751).
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)

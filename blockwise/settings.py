@@ -1,6 +1,7 @@
 """Every key of a training run: type, default, meaning. Loads no torch, so that --help answers at once."""
 
 import difflib
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -31,6 +32,7 @@ BY_OPTIMIZER = {
     "lion": {"weight_decay": 1.0, "beta1": 0.95, "beta2": 0.98},
     "sgd": {"weight_decay": 0.0},
 }
+MIXTURE = "a data set's name, or a mixture like a:0.7,b:0.3 of different names with shares of at least 0, not all 0"
 INIT_FROM = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
 
 
@@ -56,7 +58,7 @@ class TrainConfig:
     logit_softcap: Annotated[float, "bound on the size of the final logits: cap * tanh(logits / cap); 0: off"] = 0.0
 
     # data
-    dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin"] = "openwebtext"
+    dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin, or a mixture of several by share of the tokens: a:0.7,b:0.3"] = "openwebtext"
     data_dir: Annotated[str, "folder that holds the data sets"] = "data"
     doc_mask: Annotated[bool, "separate documents: attention, positions and loss do not cross an end-of-text token"] = False
     batch_size: Annotated[int, "sequences per micro-step and process; lower it when out of memory"] = 12
@@ -165,7 +167,7 @@ class TrainConfig:
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
         self.check("curvature_hvps", self.curvature_hvps >= 1, "at least 1")
         self.check("curvature_batch_size", self.curvature_batch_size is None or self.curvature_batch_size >= 1, "at least 1")
-        self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
+        mixture_shares(self.dataset)
         self.check("out_dir", self.out_dir != "", "a folder's name")
 
     def check(self, key, holds, expected):
@@ -206,3 +208,26 @@ class TrainConfig:
             blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
             config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
         return config
+
+
+def mixture_shares(dataset):
+    """{name: share} of a mixture "a:0.7,b:0.3", its shares divided by their sum; {name: 1.0} of a single data set.
+
+    Raises UserError for anything else.
+    """
+    parts = [part.strip().rpartition(":") for part in dataset.split(",")]
+    if len(parts) == 1 and ":" not in dataset:
+        parts = [(dataset, ":", "1")]
+    shares = {}
+    for name, _, share in parts:
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if name in ("", ".", "..") or name in shares or not 0 <= value < math.inf:
+            raise UserError(f"dataset={dataset}: expected {MIXTURE}")
+        shares[name] = value
+    total = sum(shares.values())
+    if not 0 < total < math.inf:
+        raise UserError(f"dataset={dataset}: expected {MIXTURE}")
+    return {name: share / total for name, share in shares.items()}
