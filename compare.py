@@ -35,12 +35,12 @@ def parse(args, shared):
 
 def check_machine(study):
     """Raises UserError for a device that is not there, a data set that is missing or broken, before anything runs."""
+    from blockwise.data.mixture import open_dataset
     from blockwise.distributed import auto_device, find_device
-    from blockwise.loader import Dataset
 
     find_device(auto_device(study.config.device))
     for kind in dict.fromkeys((c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in study.settings.values()):
-        Dataset.open(*kind).verify()
+        open_dataset(*kind).verify()
 
 
 def draw(folder):

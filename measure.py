@@ -124,8 +124,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from blockwise.data.mixture import open_dataset
 from blockwise.distributed import World, auto_device
-from blockwise.loader import Dataset
 from blockwise.measuring import curvature, sharpness, spectrum
 from blockwise.measuring.models import models_of
 from model import Transformer
@@ -144,7 +144,7 @@ def main(config, flags=()):
         if config.block_size > run["block_size"]:
             context = f"the model's context, {run['block_size']}"
             raise UserError(f"block_size={config.block_size}: expected at most {context}")
-        data = Dataset.open(config.data_dir or "data", config.dataset, config.block_size)
+        data = open_dataset(config.data_dir or "data", config.dataset, config.block_size)
         if data.note:
             print0(data.note)
         models = [(step, partial(load, data)) for step, load in models]

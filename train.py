@@ -96,7 +96,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     progress = Progress.of(checkpoint)
     layers = LayerWarmup(config, checkpoint)
     lr_mult = LRMultipliers(config, checkpoint)
-    plans = [layers.describe(progress.step), lr_mult.describe()]
+    plans = [data.note, layers.describe(progress.step), lr_mult.describe()]
     if "dry_run" in flags:
         make_model = partial(Transformer, model_config, config.activation_checkpointing)
         world.on_master(dry_run, config, make_model, data, lr_mult.final(), plans, world)
@@ -259,6 +259,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
             throughput.stop(step)
             if logging:
                 row |= {"train/loss": loss, "grad_norm": total_norm} | stats.row(updated=finite) | throughput.row()
+                row |= batches.shares(step)
                 output.log(row, throughput.eta)
             if not finite and progress.gives_up(config.nan_policy):
                 output.report_not_finite(step, loss, total_norm)
@@ -278,21 +279,26 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
 @torch.no_grad()
 def evaluate(model, split, config, world, precision, stop):
-    """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop."""
-    starts = eval_starts(split, config.eval_iters * config.batch_size, config.block_size)
-    total = 0.0
+    """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop.
+
+    Of a mixture also those of each part, on sequences of its own.
+    """
+    losses = []
     model.eval()
-    for first in range(0, config.eval_iters, world.size):
-        if world.any(stop):
-            total = None
-            break
-        if first + world.rank < config.eval_iters:
-            begin = (first + world.rank) * config.batch_size
-            x, y = split.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
-            with precision:
-                total += model(to_device(x, world.device), to_device(y, world.device)).item()
+    for part in split.parts:
+        starts, total = eval_starts(part, config.eval_iters * config.batch_size, config.block_size), 0.0
+        for first in range(0, config.eval_iters, world.size):
+            if world.any(stop):
+                model.train()
+                return {}
+            if first + world.rank < config.eval_iters:
+                begin = (first + world.rank) * config.batch_size
+                x, y = part.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
+                with precision:
+                    total += model(to_device(x, world.device), to_device(y, world.device)).item()
+        losses.append(world.sum(total)[0] / config.eval_iters)
     model.train()
-    return {} if total is None else split.val_row(world.sum(total)[0] / config.eval_iters)
+    return split.val_row(losses)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,21 @@ class Split:
         # Mapped again for every batch: a lasting map keeps each page it ever touched in the process's memory.
         return np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r")
 
-    def val_row(self, loss):
-        """{"val/loss": loss}, in nats per token, and "val/bits_per_byte" of text where its size is known."""
+    @property
+    def parts(self):
+        """The splits that an evaluation covers: this one alone."""
+        return [self]
+
+    def random_starts(self, rng, number, block_size):
+        """Where that many random sequences start, (number,) int64."""
+        return rng.integers(self.tokens - block_size, size=number)
+
+    def val_row(self, losses):
+        """{"val/loss": the loss}, in nats per token, and "val/bits_per_byte" of text where its size is known.
+
+        losses: one of each of `parts`.
+        """
+        [loss] = losses
         row = {"val/loss": loss}
         if self.bytes:
             row["val/bits_per_byte"] = loss / math.log(2) * self.tokens / self.bytes
@@ -192,8 +205,7 @@ class Dataset:
 
     def verify(self):
         """Check every id and, where meta.json states them, the files' hashes. Raises UserError."""
-        for split in ("train", "val"):
-            part = getattr(self, split)
+        for part in (*self.train.parts, *self.val.parts):
             part.check_all()
             if part.sha256 and part.digest() != part.sha256:
                 raise UserError(f"{part.path} does not have the sha256 that its meta.json states; prepare it again")
@@ -209,16 +221,20 @@ def tokenizer_digest(description):
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
+def train_starts(split, seed, step, micro, batch_size, block_size):
+    """Where the sequences of micro-step `micro` (counted over all processes) of `step` start: (B,) int64."""
+    return split.random_starts(np.random.default_rng((seed, step, micro)), batch_size, block_size)
+
+
 def train_batch(split, seed, step, micro, batch_size, block_size):
-    """Random sequences of micro-step `micro` (counted over all processes) of `step`: two (B, T) tensors."""
-    rng = np.random.default_rng((seed, step, micro))
-    return split.sequences(rng.integers(split.tokens - block_size, size=batch_size), block_size)
+    """These sequences: two (B, T) tensors."""
+    return split.sequences(train_starts(split, seed, step, micro, batch_size, block_size), block_size)
 
 
 def probe_batch(split, seed, number, indices, block_size):
     """Random sequences of these indices in probe batch `number`, (N, T) twice: any process's share of it, or none."""
     rngs = [np.random.default_rng((seed, PROBE + number, index)) for index in indices]
-    starts = [rng.integers(split.tokens - block_size) for rng in rngs]
+    starts = [split.random_starts(rng, 1, block_size)[0] for rng in rngs]
     return split.sequences(np.array(starts, dtype=np.int64), block_size)
 
 

@@ -1,6 +1,7 @@
 """Every key of a training run: type, default, meaning. Loads no torch, so that --help answers at once."""
 
 import difflib
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -34,6 +35,7 @@ BY_OPTIMIZER = {
 }
 DRAWN = tuple(block for block in BLOCKS if block != "Norm")  # block types whose weights start at random
 RULED = ("lr_mult", "wd_mult", "block_beta2", "block_init_std")  # what lr_rule fills
+MIXTURE = "a data set's name, or a mixture like a:0.7,b:0.3 of different names with shares of at least 0, not all 0"
 INIT_FROM = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
 
 
@@ -75,7 +77,7 @@ class TrainConfig:
     logit_softcap: Annotated[float, "bound on the size of the final logits: cap * tanh(logits / cap); 0: off"] = 0.0
 
     # data
-    dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin"] = "openwebtext"
+    dataset: Annotated[str, "folder in data_dir that holds train.bin and val.bin, or a mixture of several by share of the tokens: a:0.7,b:0.3"] = "openwebtext"
     data_dir: Annotated[str, "folder that holds the data sets"] = "data"
     doc_mask: Annotated[bool, "separate documents: attention, positions and loss do not cross an end-of-text token"] = False
     batch_size: Annotated[int, "sequences per micro-step and process; lower it when out of memory"] = 12
@@ -193,7 +195,7 @@ class TrainConfig:
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
         self.check("curvature_hvps", self.curvature_hvps >= 1, "at least 1")
         self.check("curvature_batch_size", self.curvature_batch_size is None or self.curvature_batch_size >= 1, "at least 1")
-        self.check("dataset", self.dataset not in ("", ".", ".."), "a folder's name")
+        mixture_shares(self.dataset)
         self.check("out_dir", self.out_dir != "", "a folder's name")
 
     def check(self, key, holds, expected):
@@ -263,3 +265,25 @@ class TrainConfig:
         known = not isinstance(config.lr_mult, Preset)
         config.check("vocab_size", known, f"a number with lr_rule={self.lr_rule}, since no data is read here; --dry_run reads it")
         return config
+
+def mixture_shares(dataset):
+    """{name: share} of a mixture "a:0.7,b:0.3", its shares divided by their sum; {name: 1.0} of a single data set.
+
+    Raises UserError for anything else.
+    """
+    parts = [part.strip().rpartition(":") for part in dataset.split(",")]
+    if len(parts) == 1 and ":" not in dataset:
+        parts = [(dataset, ":", "1")]
+    shares = {}
+    for name, _, share in parts:
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if name in ("", ".", "..") or name in shares or not 0 <= value < math.inf:
+            raise UserError(f"dataset={dataset}: expected {MIXTURE}")
+        shares[name] = value
+    total = sum(shares.values())
+    if not 0 < total < math.inf:
+        raise UserError(f"dataset={dataset}: expected {MIXTURE}")
+    return {name: share / total for name, share in shares.items()}

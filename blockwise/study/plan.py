@@ -13,7 +13,7 @@ from typing import Annotated
 
 from blockwise import UserError, warn
 from blockwise.files import sha256
-from blockwise.settings import AUTO_MULT, TrainConfig, by_hand
+from blockwise.settings import AUTO_MULT, TrainConfig, by_hand, mixture_shares
 from blockwise.study.rules import refined_grid, required_runs
 
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
@@ -225,6 +225,10 @@ def check_args(args, where=""):
 @cache
 def fingerprint(data_dir, dataset):
     """What identifies a data set's content: the hashes in its meta.json, or else of its files; None: it is not there."""
+    names = mixture_shares(dataset)
+    if dataset not in names:
+        found = {name: fingerprint(data_dir, name) for name in names}
+        return found if all(found.values()) else None
     folder = Path(data_dir) / dataset
     try:
         splits = json.loads((folder / "meta.json").read_text())["splits"]

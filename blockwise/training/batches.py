@@ -2,9 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
-from blockwise.loader import train_batch
+from blockwise.data.mixture import MixedSplit
+from blockwise.loader import train_batch, train_starts
 
 
 class TrainBatches:
@@ -36,6 +38,15 @@ class TrainBatches:
         self.address = (step, micro + 1) if micro + 1 < self.micro_steps else (step + 1, 0)
         self.pending = self.worker.submit(self.fetch, *self.address)
         return x, y
+
+    def shares(self, step):
+        """share/NAME of each part of a mixture, in the sequences of this step on all processes; else {}."""
+        if not isinstance(self.split, MixedSplit):
+            return {}
+        config, micros = self.config, range(self.config.gradient_accumulation_steps)
+        address = (self.split, config.seed, step)
+        starts = [train_starts(*address, micro, config.batch_size, config.block_size) for micro in micros]
+        return self.split.share_row(np.concatenate(starts))
 
     def fetch(self, step, micro):
         config, device = self.config, self.world.device

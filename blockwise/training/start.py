@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from blockwise import UserError, print0
 from blockwise.checkpoint import checkpoint_files, load_checkpoint, newest_checkpoint
 from blockwise.data.identity import check_checkpoint, check_pretrained
+from blockwise.data.mixture import open_dataset
 from blockwise.files import FolderLock
 from blockwise.huggingface.load import Pretrained
 from blockwise.huggingface.names import is_hugging_face
@@ -51,7 +52,7 @@ def find_start(config, given, flags, world):
         config = config.resolved()
     weights_bound = (path or pretrained) and "vocab_size" not in given  # then the data's own bound for ids holds
     rows = None if weights_bound else config.vocab_size
-    data = Dataset.open(config.data_dir, config.dataset, config.block_size, rows)
+    data = open_dataset(config.data_dir, config.dataset, config.block_size, rows)
     if data.note:
         print0(data.note)
     if not weights_bound:
