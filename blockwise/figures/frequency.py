@@ -58,6 +58,7 @@ def draw_line(axes, found, key, error, colour, name, linestyle="-"):
 
 
 def label(row, tokens):
-    """'rank of the part' over how often its tokens occur in a million."""
-    least, most = (f"{1e6 * row[key] / max(tokens, 1):.3g}" for key in ("least", "most"))
+    """Number of the part over how often its tokens occur in a million."""
+    rates = [1e6 * row[key] / max(tokens, 1) for key in ("least", "most")]
+    least, most = (f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}" for rate in rates)
     return f"{row['part']}\n{least}\nto\n{most}"
