@@ -1,4 +1,4 @@
-"""Measure the curvature of checkpoints. Under torchrun, the processes share each batch.
+"""Measure checkpoints: curvature, and loss by token. Under torchrun, the processes share each batch.
 
     python measure.py sharpness --out_dir=out/demo/blockwise                      # by block type, with error bars
     python measure.py sharpness --out_dir=out/demo/blockwise --checkpoints=all    # its evolution in training
@@ -7,6 +7,7 @@
     python measure.py spectrum --out_dir=out/demo/blockwise --layers=0,3          # eigenvalues of every matrix
     python measure.py spectrum --out_dir=out/demo/blockwise --blocks=QK,VO,FFN    # or by block type
     python measure.py curvature --out_dir=out/demo/blockwise --checkpoints=all    # largest eigenvalues, and the threshold
+    python measure.py frequency --out_dir=out/demo/blockwise --against=out/demo/adamw     # loss, from rare to frequent tokens
 
 JSON and figures go into out_dir; COMMAND --help lists the keys of a command. The sharpness of a block is the trace of
 its diagonal block over its number of parameters; its spectrum is that of its diagonal block of the Hessian.
@@ -109,7 +110,17 @@ class CurvatureConfig(MeasureConfig):
             raise UserError(f"tolerance={self.tolerance}: expected above 0 and below 1")
 
 
-COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig)}
+@dataclass
+class FrequencyConfig(MeasureConfig):
+    """The keys of measure.py frequency."""
+
+    command = "frequency"
+    against: Annotated[str | None, "folder of another run, whose loss is subtracted (None: only this one's)"] = None
+    by: Annotated[Literal["target", "input"], "token whose frequency counts: the one that is predicted, or the last one that is read"] = "target"
+    batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)"] = None
+
+
+COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig, FrequencyConfig)}
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
     with exit_on_user_error():
         command, *args = [*sys.argv[1:], "--help"]
@@ -126,7 +137,7 @@ from pathlib import Path
 
 from blockwise.data.mixture import open_dataset
 from blockwise.distributed import World, auto_device
-from blockwise.measuring import curvature, sharpness, spectrum
+from blockwise.measuring import curvature, frequency, sharpness, spectrum
 from blockwise.measuring.models import models_of
 from model import Transformer
 
@@ -152,6 +163,7 @@ def main(config, flags=()):
             "sharpness": partial(sharpness.measure, suggest="suggest" in flags),
             "spectrum": spectrum.measure,
             "curvature": curvature.measure,
+            "frequency": partial(frequency.measure, data=data, run=run, transformer=Transformer),
         }[config.command]
         measure(config, models, data.train, world)
         if world.is_master:

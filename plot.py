@@ -5,6 +5,7 @@
     python plot.py sharpness DIR
     python plot.py spectrum DIR
     python plot.py curvature DIR
+    python plot.py frequency DIR
     python plot.py lr FILE.py [--key=value ...] [--out=FILE.png]
     python plot.py rules [FILE.py] [--key=value ...] [--out=FILE.png]
 """
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blockwise import exit_on_user_error
-from blockwise.figures import curvature, curves, learning_rates, rules, sharpness, spectra, study
+from blockwise.figures import curvature, curves, frequency, learning_rates, rules, sharpness, spectra, study
 from blockwise.settings import TrainConfig
 from configurator import ArgumentParser, configure
 
@@ -57,7 +58,8 @@ def main():
     if sys.argv[1:2] in (["lr"], ["rules"]):  # their arguments are train.py's
         return {"lr": lr, "rules": rate_rules}[sys.argv[1]](sys.argv[2:])
     parser = ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="curves|study|sharpness|spectrum|curvature|lr|rules")
+    names = "curves|study|sharpness|spectrum|curvature|frequency|lr|rules"
+    commands = parser.add_subparsers(required=True, metavar=names)
     command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
     command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
     command.add_argument("--baseline", metavar="DIR", help="another run, a baseline whatever its config says")
@@ -75,6 +77,9 @@ def main():
     command = commands.add_parser("curvature", help="largest eigenvalues against the step, and the threshold")
     command.add_argument("folder", metavar="DIR", help="where measure.py wrote, or a run that logged them")
     command.set_defaults(function=lambda args: curvature.draw(args.folder))
+    command = commands.add_parser("frequency", help="loss from rare to frequent tokens, of one run or of two")
+    command.add_argument("folder", metavar="DIR", help="where measure.py wrote")
+    command.set_defaults(function=lambda args: frequency.draw(args.folder))
     commands.add_parser("lr", help="the learning rate of every block under a config")
     commands.add_parser("rules", help="every block's rate against the width, by every rule")
     args = parser.parse_args()

@@ -11,7 +11,8 @@ from blockwise.files import FolderLock, write_text
 
 # In the order in which they are moved: the manifests first, so that an interrupted move leaves nothing to resume
 RUN_FILES = (
-    "ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "sharpness_*", "spectrum*", "curvature*", "config.json",
+    "ckpt_*.json", "ckpt_*", "metrics.jsonl", "trace.json", "sharpness_*", "spectrum*", "curvature*",
+    "frequency_*", "config.json",
 )  # fmt: skip
 
 

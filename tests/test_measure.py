@@ -15,7 +15,7 @@ from blockwise.checkpoint import load_checkpoint
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.distributed import World
 from blockwise.loader import Dataset
-from blockwise.measuring import models
+from blockwise.measuring import frequency, models
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -382,3 +382,64 @@ def test_eigenvalues_that_are_not_finite(trained, small):
     break_checkpoint(small)
     with pytest.raises(UserError, match="step 8: the curvature is not finite"):
         curvature(trained, *ON)
+
+
+# Loss by frequency of the token
+
+
+def frequency_of(folder, by="target", step=8):
+    return json.loads((folder / f"frequency_{by}_{step:08d}.json").read_text())
+
+
+def test_parts_by_frequency():
+    """Ten tokens of equal mass are a part each; the frequent ones of an uneven text leave parts empty."""
+    assert frequency.parts(np.array([5, 5, 5, 5, 5, 5, 5, 5, 5, 5])).tolist() == list(range(10))
+    # 1 % rare, then 9 % and 90 %: the middles are 0.5, 5.5 and 55 % of the text
+    assert frequency.parts(np.array([90, 0, 9, 1])).tolist() == [5, 0, 0, 0]
+    assert frequency.parts(np.array([40, 15, 45])).tolist() == [3, 0, 7]
+
+
+def test_mean_and_error_of_parts():
+    totals = torch.tensor([[2.0, 0.0], [4.0, 0.0], [9.0, 0.0]])
+    numbers = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    mean, error = frequency.mean_and_error(totals, numbers)
+    # residuals -0.5, -1 and 1.5 of a ratio estimate over 6 positions
+    assert mean[0] == 2.5 and error[0].item() == pytest.approx((3.5 * 3 / 2) ** 0.5 / 6)
+    assert mean[1].isnan() and frequency.plain(mean[1]) is None
+
+
+def test_loss_by_frequency_against_another_run(trained, small, tmp_path, capsys):
+    """The parts add up to the run's own validation loss, and a run differs from itself by nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(out_dir(small), other)
+    assert command("frequency", trained, f"--against={other}", "--device=cpu") == 0
+    result = frequency_of(out_dir(small))
+    assert result["all"]["loss"] == pytest.approx(metrics(small)[8]["val/loss"], rel=1e-5)
+    positions = [row["positions"] for row in result["parts"]]
+    assert sum(positions) == 8 * 16  # 4 batches of 2 sequences
+    mean = sum(row["loss"] * row["positions"] for row in result["parts"]) / sum(positions)
+    assert mean == pytest.approx(result["all"]["loss"])
+    assert {row["difference"] for row in result["parts"]} == {0.0} == {result["all"]["difference_error"]}
+    assert sum(row["tokens"] for row in result["parts"]) <= 256 and result["training_tokens"] == 18000
+    assert all(row["least"] <= row["most"] for row in result["parts"])
+    assert (out_dir(small) / "frequency_target.png").read_bytes()[:4] == b"\x89PNG"
+    assert "difference +0.0000" in capsys.readouterr().out
+
+    args = ("--by=input", "--checkpoints=all", "--batches=3", "--batch_size=2", "--device=cpu")
+    for path in other.glob("ckpt_00000004*"):  # of this step there is nothing to compare with
+        path.unlink()
+    command("frequency", trained, f"--against={other}", *args)
+    by_input = [frequency_of(out_dir(small), "input", step) for step in (0, 4, 8)]
+    assert [found["against"] is None for found in by_input] == [False, True, False]
+    assert {found["sequences"] for found in by_input} == {6}
+    assert by_input[0]["all"]["loss"] > by_input[2]["all"]["loss"]
+
+
+def test_mistakes_in_frequency(trained, tmp_path):
+    for args, expected in (
+        ([f"--against={tmp_path / 'none'}"], "no checkpoint in"),
+        (["--by=targets"], "did you mean target"),
+        (["--batches=0"], "batches=0: expected at least 1"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            command("frequency", trained, *args)

@@ -1,0 +1,64 @@
+"""Loss by frequency of the token: what measure.py frequency found, of one run or of two."""
+
+import json
+from pathlib import Path
+
+from blockwise import UserError
+from blockwise.figures.style import COLOURS, literal, start_figure, write
+
+
+def draw(folder):
+    """frequency_BY.png of what measure.py found: the newest step's losses, and the differences of up to six steps."""
+    folder, kinds = Path(folder), {}
+    for path in sorted(folder.glob("frequency_*_*.json")):
+        try:
+            found = json.loads(path.read_text())
+            kinds.setdefault(found["by"], []).append(found)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is broken: {error!r}") from None
+    if not kinds:
+        raise UserError(f"{folder} holds no measurement: expected what measure.py frequency writes")
+    for by, steps in kinds.items():
+        try:
+            figure = figure_of(by, sorted(steps, key=lambda found: found["step"]))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{folder}: its frequency_{by}_*.json is broken: {error!r}") from None
+        write(figure, folder / f"frequency_{by}.png")
+
+
+def figure_of(by, steps):
+    newest, paired = steps[-1], [found for found in steps if found["against"] is not None]
+    figure, panels = start_figure(1 + bool(paired))
+    draw_line(panels[0], newest, "loss", "error", COLOURS[0], newest["out_dir"])
+    if newest["against"] is not None:
+        draw_line(panels[0], newest, "against", None, "black", newest["against"], linestyle=(0, (5, 2)))
+        panels[0].legend(frameon=False)
+    panels[0].set(ylabel="loss (nats per token)", title=f"step {newest['step']}")
+    if paired:
+        axes = panels[1]
+        axes.axhline(0, color="black", linewidth=1)
+        shown = paired[:: -max(1, -(-len(paired) // len(COLOURS)))][::-1]  # the newest is among them
+        for found, colour in zip(shown, COLOURS, strict=False):
+            draw_line(axes, found, "difference", "difference_error", colour, f"step {found['step']}")
+        axes.set(ylabel=literal(f"loss less that of {paired[-1]['against']}"), title="below 0: lower loss")
+        axes.legend(frameon=False)
+    for axes in panels:
+        positions = [row["part"] for row in newest["parts"]]
+        axes.set_xticks(positions, [label(row, newest["training_tokens"]) for row in newest["parts"]], fontsize=7)
+        axes.set_xlabel(f"{by} token, tenths of the training text by its frequency\n(least to most, per million)")
+    figure.suptitle(literal(f"{newest['dataset']}, {newest['sequences']} validation sequences"))
+    return figure
+
+
+def draw_line(axes, found, key, error, colour, name, linestyle="-"):
+    x, y = [row["part"] for row in found["parts"]], [row[key] for row in found["parts"]]
+    bars = [row[error] or 0 for row in found["parts"]] if error else None
+    axes.errorbar(x, y, bars, color=colour, linestyle=linestyle, marker="o", markersize=4, capsize=3,
+                  label=literal(name))  # fmt: skip
+
+
+def label(row, tokens):
+    """Number of the part over how often its tokens occur in a million."""
+    rates = [1e6 * row[key] / max(tokens, 1) for key in ("least", "most")]
+    least, most = (f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}" for rate in rates)
+    return f"{row['part']}\n{least}\nto\n{most}"
