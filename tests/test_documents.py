@@ -225,7 +225,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
 
     limit = 16_384  # bytes: some shards fit
     small = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))}
-    assert_refused(prepare("openwebtext", *words, **small), "File too large", "shards that are finished are kept")
+    assert_refused(prepare("openwebtext", *words, **small), "File too large", "finished shards are kept")
     (folder / "train.bin.tmp").symlink_to("/dev/full")
     assert_refused(prepare("openwebtext", *words), "No space left on device")
     assert {path: path.stat().st_ino for path in shards} == shards
@@ -337,7 +337,7 @@ def test_ctrl_c_is_one_line(tmp_path, moment):
         os.close(writer)  # for a signal that came just before the read, which would then wait for ever
     status, _, err = finish(process)
     assert (status, err.count("\n")) == (130, 1) and err.startswith("stopped"), err
-    assert moment != "shards" or "shards that are finished are kept" in err
+    assert moment != "shards" or "finished shards are kept" in err
 
 
 def test_ctrl_c_while_a_lock_is_given_back(monkeypatch):

@@ -16,11 +16,11 @@ def logits_of(model, monkeypatch):
     """Attention logits of every layer, (layers, B, H, T, T), with -inf for the future."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
-    def noting(q, k, v, **options):
+    def noting(q, k, v, *mask, **options):
         k_of_heads = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         logits = torch.einsum("bhtd,bhsd->bhts", q, k_of_heads) / math.sqrt(q.size(-1))
         seen.append(logits.masked_fill(torch.ones_like(logits).triu(1).bool(), -math.inf).detach())
-        return attend(q, k, v, **options)
+        return attend(q, k, v, *mask, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(model_file.F, "scaled_dot_product_attention", noting)

@@ -1,7 +1,7 @@
 """Loss against step, with the terminal gap and the speedup over a baseline."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockwise import UserError, warn
@@ -18,7 +18,7 @@ class Run:
     max_iters: int
     train: list
     val: list
-    data: dict  # identity of the data set; empty for runs of versions that did not note it
+    data: dict = field(default_factory=dict)  # identity of the data set; empty for runs of versions that did not note it
 
     @classmethod
     def read(cls, folder):
