@@ -18,7 +18,7 @@ class Run:
     max_iters: int
     train: list
     val: list
-    data: dict = field(default_factory=dict)  # identity of the data set; empty for runs of versions that did not note it
+    data: dict = field(default_factory=dict)  # identity of the data set; empty where a run did not note it
 
     @classmethod
     def read(cls, folder):
