@@ -53,8 +53,6 @@ def find_start(config, given, flags, world):
     weights_bound = (path or pretrained) and "vocab_size" not in given  # then the data's own bound for ids holds
     rows = None if weights_bound else config.vocab_size
     data = open_dataset(config.data_dir, config.dataset, config.block_size, rows)
-    if data.note:
-        print0(data.note)
     if not weights_bound:
         config = replace(config, vocab_size=data.embedding_rows).resolved()  # a rule may need the vocabulary
     elif data.tokenizer["vocab_size"] > config.vocab_size:
