@@ -23,9 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.utils.serialization import config as serialization
 
 from blockwise import UserError, warn
-from blockwise.files import atomic_write, sha256, write_text
+from blockwise.files import HashingFile, atomic_write, sha256, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
 
 VERSION = 2  # 1: all before the version was stated
@@ -71,10 +72,11 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
                 return
             stated["val_loss"] = val_loss
         else:
-            with atomic_write(weights) as file:
-                torch.save({"version": VERSION, **state}, file)
+            with atomic_write(weights) as file, serialization.patch({"save.use_pinned_memory_for_d2h": True}):
+                hashed = HashingFile(file)
+                torch.save({"version": VERSION, **state}, hashed)
             stated = {
-                "step": state["step"], "sha256": sha256(weights), "bytes": weights.stat().st_size, "val_loss": val_loss,
+                "step": state["step"], "sha256": hashed.sha256, "bytes": hashed.bytes, "val_loss": val_loss,
                 "config": state["config"],
             }  # fmt: skip
         write_text(manifest, json.dumps(stated, indent=1) + "\n")
@@ -197,14 +199,16 @@ def quarantine_after(out_dir, step):
                     os.replace(path, path.with_name(path.name + ".damaged"))
 
 
-def load_checkpoint(path):
+def load_checkpoint(path, mapped=True):
     """The dict that was saved, completed to what this version saves; tensors on the CPU.
 
+    mapped: tensors are pages of the file, read when they are used and held once by all processes of a machine, which
+    may be written to without an effect on the file; the disk frees a file only after the last tensor of it.
     Only plain data and tensors are ever unpickled. Raises UserError for a file that is none of our checkpoints, and
     for one whose architecture has keys that this version does not know: it would compute something else.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         saved, architecture, config = checkpoint, checkpoint["model_config"], checkpoint["config"]
         if (version := checkpoint.get("version", 1)) > VERSION:
             raise UserError(f"{path} is of version {version}, this project reads versions up to {VERSION}: update it")

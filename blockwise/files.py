@@ -65,6 +65,25 @@ def atomic_write(path):
             os.remove(temporary)
 
 
+class HashingFile:
+    """An open file that can only be written to from its start to its end, and knows the sha256 of what went into it."""
+
+    def __init__(self, file):
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data):
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+    @property
+    def sha256(self):
+        return self.digest.hexdigest()
+
+
 def write_text(path, text):
     """Write a text file so that it is whole, on the disk, or what it was before."""
     with atomic_write(path) as file:

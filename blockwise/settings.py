@@ -140,6 +140,9 @@ class TrainConfig:
     curvature_exclude: Annotated[list[Literal[BLOCKS]], "blocks left out of the eigenvalue: --curvature_exclude=Emb,Head"] = field(default_factory=list)
     curvature_batch_size: Annotated[int | None, "sequences per measurement, over all processes (None: an eighth of a step's)"] = None
 
+    curvature_micro_batch: Annotated[int | None, "sequences at a time of a curvature measurement on a process (None: as many as an estimate says fit on CUDA, batch_size elsewhere)"] = None
+    curvature_precision: Annotated[Literal["highest", "high"], "precision of a curvature measurement's float32 products; high: TF32 on CUDA, faster and good to three digits"] = "highest"
+
     # machine
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there is one, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the matrix products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
@@ -194,6 +197,7 @@ class TrainConfig:
         self.check("min_lr_ratio", self.min_lr_ratio is None or 0 <= self.min_lr_ratio <= 1, "in [0, 1]")
         self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
         self.check("curvature_hvps", self.curvature_hvps >= 1, "at least 1")
+        self.check("curvature_micro_batch", self.curvature_micro_batch is None or self.curvature_micro_batch >= 1, "at least 1")
         self.check("curvature_batch_size", self.curvature_batch_size is None or self.curvature_batch_size >= 1, "at least 1")
         mixture_shares(self.dataset)
         self.check("out_dir", self.out_dir != "", "a folder's name")

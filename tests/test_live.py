@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +18,15 @@ from blockwise import UserError
 from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, matmul_precision, scaling
+from blockwise.curvature.memory import fitting_micro_batch, held_memory, product_memory
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
+from blockwise.settings import TrainConfig
+from blockwise.training.live_curvature import micro_batch_within
 from configurator import configure
+from model import ModelConfig, Transformer
 
 RATES = {"Emb": 3e-3, "QK": 2e-3, "VO": 1e-3, "FFN": 5e-4, "Norm": 2.5e-4, "Head": 4e-3}
 LIVE = ("--curvature_interval=1", "--sharpness_interval=2")
@@ -238,6 +244,59 @@ def test_probing_computes_in_full_float32(monkeypatch):
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_is_for_cuda_alone():
+    assert [matmul_precision("cuda", p) for p in ("high", "highest")] == ["high", "highest"]
+    assert [matmul_precision(device, "high") for device in ("cpu", "mps")] == ["highest"] * 2
+
+
+# Memory
+
+
+def test_the_memory_of_a_product():
+    """More for more sequences, in proportion; at least the logits four times over; nothing is allocated."""
+    config = replace(make("gpt2", True).config, vocab_size=2048, block_size=8)
+    make_model = functools.partial(Transformer, config)
+    needed = [product_memory(make_model, n, 8, torch.device("cpu")) for n in (1, 2, 4)]
+    assert needed[2] - needed[1] == pytest.approx(2 * (needed[1] - needed[0]), rel=0.1)
+    assert needed[1] - needed[0] > 4 * 8 * config.vocab_size * 4
+    weights = sum(p.numel() for p in make_model().parameters())
+    assert held_memory(make_model, vectors=3) == 4 * 4 * weights
+
+
+def test_how_many_sequences_fit():
+    def needed(n):
+        return 100 + 50 * n
+
+    assert fitting_micro_batch(None, 6, needed, 400) == 6
+    assert fitting_micro_batch(None, 7, needed, 449) == 6
+    assert fitting_micro_batch(3, 7, needed, 449) == 3
+    with pytest.raises(UserError, match=r"curvature_micro_batch=7: a product of 7 sequences needs.*expected at most 6"):
+        fitting_micro_batch(7, 7, needed, 449)
+    with pytest.raises(UserError, match=r"=None: a product of 1 sequences needs .*expected a smaller block_size"):
+        fitting_micro_batch(None, 7, needed, 149)
+    with pytest.raises(UserError, match="expected a smaller block_size"):
+        fitting_micro_batch(2, 7, needed, -1)
+
+
+def test_the_micro_batch_of_a_run(small):
+    config = configure(TrainConfig, (*small, "--curvature_interval=2", "--vocab_size=64"), "")[0].resolved()
+    make_model = functools.partial(Transformer, ModelConfig.of(config))
+    world = SimpleNamespace(size=1, device=torch.device("cpu"))
+    config = replace(config, curvature_batch_size=5)
+    assert micro_batch_within(10e9, config, make_model, world) == 5
+    with pytest.raises(UserError, match="curvature_micro_batch=None: a product of 1 sequences needs"):
+        micro_batch_within(1e5, config, make_model, world)
+
+
+def test_no_memory_to_measure_is_one_line(small, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+
+    monkeypatch.setattr(CurvatureTracker, "curvature", full)
+    with pytest.raises(UserError, match="curvature of 3 sequences at a time; expected a curvature_micro_batch below 3"):
+        run(*small, "--curvature_interval=1", "--curvature_micro_batch=3")
 
 
 # In train.py

@@ -1,5 +1,6 @@
 """What happens around a run does not destroy it: consoles, signals, launchers, other data or versions, lost files."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,8 +16,8 @@ import export
 import measure
 import sample
 import train
-from blockwise import UserError, print0
-from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint
+from blockwise import UserError, checkpoint, print0
+from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint, save_checkpoint
 from blockwise.data.writing import write_dataset
 from blockwise.distributed import launched_as
 from blockwise.tokenizer import BYTES
@@ -312,3 +313,29 @@ def test_an_older_checkpoint_works_everywhere(small, tmp_path, no_figures):
     for name, command in commands(small, tmp_path).items():
         assert command() in (0, None), name
     assert list(metrics(small)) == list(range(11))
+
+
+def test_a_checkpoint_is_hashed_while_it_is_written(tmp_path, monkeypatch):
+    def reading(path):
+        raise AssertionError("the file was read again")
+
+    state = {"step": 3, "config": {}, "data": {"val": "x"}, "model": {"w": torch.arange(3e5)}, "list": [1, "two"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256", reading)
+        save_checkpoint(tmp_path, state, 1.5, keep=2)
+    path = tmp_path / "ckpt_00000003.pt"
+    stated = json.loads(path.with_suffix(".json").read_text())
+    assert stated["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert stated["bytes"] == path.stat().st_size and newest_checkpoint(tmp_path) == path
+
+
+def test_a_mapped_checkpoint_is_the_file_and_never_changes_it(small):
+    run(*small)
+    path = newest_checkpoint(out_dir(small))
+    before = path.read_bytes()
+    whole, mapped = load_checkpoint(path, mapped=False), load_checkpoint(path)
+    assert whole["model"].keys() == mapped["model"].keys()
+    for name, weight in mapped["model"].items():
+        assert torch.equal(weight, whole["model"][name])
+        weight.zero_()
+    assert path.read_bytes() == before

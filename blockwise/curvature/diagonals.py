@@ -56,12 +56,12 @@ def hessian_diagonal(hessian, seed, number, draw):
     return [s * h for s, h in zip(signs, hessian.hvp(signs), strict=True)]
 
 
-def sampled_labels(model, batch, seed, draw):
+def sampled_labels(model, batch, seed, draw, precision="highest"):
     """Labels sampled from the model's predictions, (N, T), with a generator for each sequence.
 
     By inverting the cumulative distribution in float64, so that rounding hardly ever changes a label.
     """
-    with double_backward_mode(model), torch.no_grad():
+    with double_backward_mode(model, precision), torch.no_grad():
         chances = wide(model(batch.x)).softmax(-1).cumsum(-1)  # (N, T, V)
     shape = batch.x.shape[1:]
     u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, i), dtype=torch.float64) for i in batch.sequences]
@@ -70,7 +70,7 @@ def sampled_labels(model, batch, seed, draw):
     return labels.to(batch.x.device)
 
 
-def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce):
+def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce, precision="highest"):
     """{block type: average Fisher sharpness on `batch`}: the mean of `fisher_diagonal` over the block and `draws`.
 
     blocks: {block type: its parameters}; draws: indices of draws of labels. It sums traces and never holds a diagonal.
@@ -78,8 +78,9 @@ def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=n
     params = [p for members in blocks.values() for p in members]
     traces = dict.fromkeys(blocks, 0.0)
     for draw in draws:
-        labels = partial(sampled_labels, model, seed=seed, draw=draw)
-        squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, all_reduce, labels))
+        labels = partial(sampled_labels, model, seed=seed, draw=draw, precision=precision)
+        found = gradient(model, batch, params, micro, all_reduce, labels, precision)
+        squares = (g.norm().item() ** 2 for g in found)
         for block, members in blocks.items():
             traces[block] += batch.positions * sum(next(squares) for _ in members)
     return {b: traces[b] / len(draws) / sum(p.numel() for p in members) for b, members in blocks.items()}

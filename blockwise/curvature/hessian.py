@@ -50,17 +50,26 @@ class Batch:
 
 
 @contextmanager
-def double_backward_mode(model):
-    """Context in which the loss can be differentiated twice: without dropout, autocast, TF32 and fused attention."""
-    training, precision = model.training, torch.get_float32_matmul_precision()
+def double_backward_mode(model, precision="highest"):
+    """Context in which the loss can be differentiated twice: without dropout, autocast and fused attention.
+
+    precision: of float32 products, see `matmul_precision`.
+    """
+    training, before = model.training, torch.get_float32_matmul_precision()
+    device = next(model.parameters()).device.type
     model.eval()
-    torch.set_float32_matmul_precision("highest")  # with TF32, one process and two would disagree
+    torch.set_float32_matmul_precision(matmul_precision(device, precision))
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(next(model.parameters()).device.type, enabled=False):
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
             yield
     finally:
         model.train(training)
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(before)
+
+
+def matmul_precision(device_type, precision):
+    """What torch is to use: "high" is TF32 on CUDA, with which one process and two agree to 1e-3 only; else full."""
+    return precision if device_type == "cuda" else "highest"
 
 
 def no_reduce(tensors):
@@ -68,14 +77,14 @@ def no_reduce(tensors):
     return tensors
 
 
-def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=None):
+def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=None, precision="highest"):
     """Gradient of the mean loss over the whole batch: a list of tensors like `params`.
 
     micro: sequences per micro-batch (None: all). all_reduce: sums a list of tensors over the processes. targets: maps
-    a micro-batch to labels (N, T) that take the place of the data's.
+    a micro-batch to labels (N, T) that take the place of the data's. precision: see `double_backward_mode`.
     """
     sums = [torch.zeros_like(p) for p in params]
-    with double_backward_mode(model):
+    with double_backward_mode(model, precision):
         for part in batch.cut(micro):
             y = part.y if targets is None else targets(part)
             loss = model(part.x, y) * (y.numel() / batch.positions)
@@ -90,12 +99,12 @@ class HessianVectorProduct:
     With some of a model's parameters it is their diagonal block of the Hessian; n is their number, `size`. If the
     batch is a single micro-batch, the graph of the gradient is built once and kept, and a product costs one backward
     pass through it. Otherwise every product builds the graph of each micro-batch again.
-    micro, all_reduce: as for `gradient`.
+    micro, all_reduce, precision: as for `gradient`.
     """
 
-    def __init__(self, model, batch, params, micro=None, all_reduce=no_reduce):
+    def __init__(self, model, batch, params, micro=None, all_reduce=no_reduce, precision="highest"):
         self.model, self.batch, self.params, self.micro = model, batch, list(params), micro
-        self.all_reduce = all_reduce
+        self.all_reduce, self.precision = all_reduce, precision
         self.size = sum(p.numel() for p in self.params)
         self.kept = None
         parts = list(batch.cut(micro))
@@ -103,7 +112,7 @@ class HessianVectorProduct:
             self.kept = self._gradient(parts[0])
 
     def _gradient(self, part):
-        with double_backward_mode(self.model):
+        with double_backward_mode(self.model, self.precision):
             loss = self.model(part.x, part.y) * (part.y.numel() / self.batch.positions)
             return torch.autograd.grad(loss, self.params, create_graph=True)
 
@@ -113,7 +122,7 @@ class HessianVectorProduct:
         parts = [None] if self.kept else self.batch.cut(self.micro)
         for part in parts:
             grads = self.kept or self._gradient(part)
-            with double_backward_mode(self.model):
+            with double_backward_mode(self.model, self.precision):
                 products = torch.autograd.grad(
                     grads, self.params, vectors, retain_graph=self.kept is not None, materialize_grads=True
                 )

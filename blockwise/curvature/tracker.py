@@ -18,12 +18,16 @@ class CurvatureTracker:
 
     eigenvector: {name of a parameter: its part of x}, None before the first time: what an exact resume needs.
     solve: (matvec, start) -> eigenvalues.Eigenvalue; threshold: the optimizer's; exclude: block types to leave out;
-    seed: for labels and the first start; micro: sequences at a time; all_reduce: sums tensors over the processes.
+    seed: for labels and the first start; micro: sequences at a time; all_reduce: sums tensors over the processes;
+    precision: see `hessian.double_backward_mode`.
     """
 
-    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, all_reduce=no_reduce):
+    def __init__(
+        self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, all_reduce=no_reduce, precision="highest"
+    ):
         self.model, self.batch, self.solve, self.threshold = model, batch, solve, threshold
         self.exclude, self.seed, self.micro, self.all_reduce = exclude, seed, micro, all_reduce
+        self.precision = precision
         self.names = {p: name for name, p in model.named_parameters()}
         self.eigenvector = None
 
@@ -33,7 +37,8 @@ class CurvatureTracker:
         for group in groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
         batch = batch or self.batch
-        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], self.micro, self.all_reduce)
+        how = self.micro, self.all_reduce, self.precision
+        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], *how)
         return {f"sharpness/{block}": value for block, value in found.items()}
 
     def curvature(self, groups, preconditioner):
@@ -45,7 +50,7 @@ class CurvatureTracker:
         scales = scaling(groups, preconditioner, self.exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianVectorProduct(self.model, self.batch, scales, self.micro, self.all_reduce)
+        products = HessianVectorProduct(self.model, self.batch, scales, self.micro, self.all_reduce, self.precision)
         matrix = Preconditioned(products, scales.values())
         start = matrix.to_preconditioned(self.warm_start(products.params))
         try:

@@ -1,9 +1,15 @@
 """Curvature of the loss while a model trains: each block's sharpness, the largest preconditioned eigenvalue."""
 
+import math
+from contextlib import contextmanager
 from functools import partial
 
+import torch
+
+from blockwise import UserError, print0
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
 from blockwise.curvature.hessian import Batch
+from blockwise.curvature.memory import SHARE, fitting_micro_batch, held_memory, product_memory
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.optimizers import preconditioner, stability_threshold
 from blockwise.schedules import due
@@ -24,8 +30,9 @@ class LiveCurvature:
             threshold=stability_threshold(config.optimizer, config.beta1),
             exclude=config.curvature_exclude,
             seed=config.seed,
-            micro=config.batch_size,
+            micro=micro_batch(config, model, world),
             all_reduce=world.all_reduce_sum,
+            precision=config.curvature_precision,
         )
         if checkpoint and config.curvature_interval:
             self.tracker.eigenvector = checkpoint["eigenvector"]
@@ -35,18 +42,55 @@ class LiveCurvature:
         return Batch.sample(self.split, config.seed, number, config.curvature_batch_size, config.block_size, self.world)
 
     def measure(self, step, optimizer):
-        """The part of a row that is due in this step."""
+        """The part of a row that is due in this step. Raises UserError where the device's memory does not suffice."""
         row = {}
-        if due(step, self.config.sharpness_interval):
-            row |= self.tracker.sharpness(step, optimizer.param_groups)
-        if due(step, self.config.curvature_interval):
-            row |= self.tracker.curvature(optimizer.param_groups, preconditioner(optimizer))
+        with self.out_of_memory_in_one_line():
+            if due(step, self.config.sharpness_interval):
+                row |= self.tracker.sharpness(step, optimizer.param_groups)
+            if due(step, self.config.curvature_interval):
+                row |= self.tracker.curvature(optimizer.param_groups, preconditioner(optimizer))
         return row
 
     def sharpness(self, number, optimizer):
-        """{block: sharpness} on batch `number`, one draw of labels."""
-        found = self.tracker.sharpness(0, optimizer.param_groups, self.batch(number))
+        """{block: sharpness} on batch `number`, one draw of labels. Raises what `measure` raises."""
+        with self.out_of_memory_in_one_line():
+            found = self.tracker.sharpness(0, optimizer.param_groups, self.batch(number))
         return {key.removeprefix("sharpness/"): value for key, value in found.items()}
+
+    @contextmanager
+    def out_of_memory_in_one_line(self):
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            size = self.tracker.micro
+            problem = f"no memory to measure the curvature of {size} sequences at a time"
+            raise UserError(f"{problem}; expected a curvature_micro_batch below {size}, or no curvature") from None
 
     def state_dict(self):
         return {"eigenvector": self.tracker.eigenvector}
+
+
+def micro_batch(config, model, world):
+    """How many sequences at a time are measured. Raises UserError where they do not fit into a CUDA device."""
+    if world.device.type != "cuda" or not measures(config):
+        return config.curvature_micro_batch or config.batch_size
+    total = torch.cuda.get_device_properties(world.device).total_memory
+    size = micro_batch_within(total, config, partial(type(model), model.config), world)
+    print0(f"curvature: {size} sequences at a time")
+    return size
+
+
+def measures(config):
+    return config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
+
+
+def micro_batch_within(memory, config, make_model, world):
+    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not."""
+    vectors = 2 + (config.ema_decay > 0)  # the optimizer's moments, the average
+    vectors += config.curvature_hvps + 6  # the Krylov space, its start, scale and products, the vector that is kept
+    return fitting_micro_batch(
+        config.curvature_micro_batch,
+        math.ceil(config.curvature_batch_size / world.size),
+        needed=partial(product_memory, make_model, block_size=config.block_size, device=world.device),
+        limit=SHARE * memory - held_memory(make_model, vectors),
+    )

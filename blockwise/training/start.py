@@ -41,7 +41,8 @@ def find_start(config, given, flags, world):
     looks_only = "dry_run" in flags or writes_nothing(config)
     lock = None if looks_only else run_lock(config.out_dir)
     path = world.on_master(find_checkpoint, config, lock)
-    checkpoint, pretrained = load_checkpoint(path) if path else None, None
+    mapped = config.device != "cpu"  # there the optimizer's state would hold on to the file
+    checkpoint, pretrained = load_checkpoint(path, mapped) if path else None, None
     if checkpoint:
         config = resumed_config(config, given, checkpoint, path)
     elif is_hugging_face(config.init_from):
