@@ -46,7 +46,7 @@ from blockwise.schedules import block_rate, due
 from blockwise.training.block_stats import BlockStats
 from blockwise.training.ema import EMA
 from blockwise.training.live_curvature import LiveCurvature
-from blockwise.training.machine import for_this_machine, set_up_torch, to_device
+from blockwise.training.machine import for_this_machine, out_of_memory_is_a_mistake, set_up_torch, to_device
 from blockwise.training.output import Output
 from blockwise.training.parallel import parallelize
 from blockwise.training.profiler import Profiler
@@ -66,7 +66,7 @@ def main(config, given, flags, stop):
     if "print_config" in flags:
         print0(json.dumps(asdict(config.resolved()), indent=1))
         return 0
-    with World.start(config.device, config.backend) as world:
+    with World.start(config.device, config.backend) as world, out_of_memory_is_a_mistake(config, world.device):
         return train(config, given, flags, stop, world, compile_may_fail)
 
 
