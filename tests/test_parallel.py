@@ -1,13 +1,14 @@
 """Several processes: when gradients are sent, whose GPU is whose, what happens when memory is short."""
 
 import json
+import shutil
 import socket
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, Fork, finish, losses, run
+from conftest import ROOT, Fork, finish, losses, metrics, out_dir, run
 
 from blockwise import UserError, distributed
 from blockwise.distributed import World
@@ -168,3 +169,90 @@ def test_a_gpu_that_two_processes_see(gpus, monkeypatch, uuids):
     store.set("gpu 1", f"{socket.gethostname()} {uuids[1]}")
     with pytest.raises(UserError, match="2 processes on 1 GPU, ") if uuids == "aa" else nullcontext():
         distributed.check_one_gpu_each(store, 0, 2, torch.device("cuda:0"))
+
+
+MANY = ("--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10")
+EVERYTHING = ("--bias=True", "--ema_decay=0.9", "--qk_clip=1e-3", "--activation_checkpointing=True", "--eval_iters=3")
+CASES = {
+    "adamw": (4, 1e-5, EVERYTHING),
+    "muon": (2, 1e-5, ("--optimizer=muon", "--model_type=llama", "--n_kv_head=1")),
+    "bfloat16": (2, 1e-2, ("--optimizer=lion", "--learning_rate=1e-5", "--dtype=bfloat16", "--qk_norm=True")),
+    "sgd": (2, 1e-5, ("--optimizer=sgd", "--n_embd=14")),  # of 7 or 14 rows, which two processes share unevenly
+}
+
+
+@pytest.mark.parametrize("processes, tolerance, words", CASES.values(), ids=CASES.keys())
+def test_fsdp_trains_like_one_process(small, tmp_path, processes, tolerance, words):
+    """And each continues what the other has saved: 10 steps of one process, 10 of FSDP on two, 4 more of one."""
+    words = (*small, *MANY, *words)
+    alone = (*words, f"--out_dir={tmp_path / 'alone'}")
+    run(*alone)
+    status, _, err = finish(Fork(*words, "--parallel=fsdp", processes=processes))
+    assert status == 0, err
+    assert_close(metrics(words), metrics(alone), tolerance)
+    assert form(newest(words)) == form(newest(alone))
+
+    mixed = (*words, f"--out_dir={tmp_path / 'mixed'}")
+    shutil.copytree(out_dir(alone), out_dir(mixed))
+    for path in out_dir(mixed).glob("ckpt_00000020.*"):
+        path.unlink()
+    status, out, err = finish(Fork(*mixed, "--parallel=fsdp", "--init_from=resume", processes=2))
+    assert status == 0 and "parallel was auto, is fsdp" in out, err
+    assert_close(metrics(mixed), metrics(alone), tolerance)
+    for words in (mixed, alone):
+        run(*words, "--init_from=resume", "--max_iters=24")
+    assert_close(metrics(mixed), metrics(alone), tolerance)
+
+
+def assert_close(rows, expected, tolerance):
+    """Losses, and more loosely the norms of blocks, step by step."""
+    assert list(rows) == list(expected)
+    for step, row in rows.items():
+        for key in (key for key in row if "loss" in key):
+            assert row[key] == pytest.approx(expected[step][key], abs=tolerance), (step, key)
+        for key in (key for key in row if "norm" in key or "update" in key):
+            assert row[key] == pytest.approx(expected[step][key], rel=max(1e-2, 10 * tolerance)), (step, key)
+
+
+def newest(words):
+    return torch.load(max(out_dir(words).glob("ckpt_*.pt")), weights_only=True)
+
+
+def form(tree):
+    """A checkpoint without its numbers."""
+    if isinstance(tree, dict):
+        return {key: form(value) for key, value in tree.items() if key not in ("config", "wandb_id")}
+    return (tree.shape, tree.dtype) if isinstance(tree, torch.Tensor) else type(tree)
+
+
+MEASURE_SHARE = """
+from blockwise.optimizers import local
+step = torch.optim.AdamW.step
+def measured(self):
+    step(self)
+    params = [p for group in self.param_groups for p in group["params"]]
+    tensors = [t for p in params for t in (p, p.grad, *self.state[p].values())]
+    found["share"] = sum(local(t).nbytes for t in tensors) / sum(t.nbytes for t in tensors)
+torch.optim.AdamW.step = measured
+"""
+
+
+def test_fsdp_compiled_and_its_share_of_memory(small, tmp_path):
+    """Two processes hold half each of weights, gradients and state; every block runs one compiled graph."""
+    words = (*small, "--n_layer=4", "--dropout=0", "--learning_rate=1e-4", "--min_lr=1e-5")
+    script, found = scripted(tmp_path, COUNT_GRAPHS + MEASURE_SHARE)
+    compiled = (*words, "--compile=True", "--parallel=fsdp", f"--out_dir={tmp_path / 'compiled'}")
+    status, _, err = finish(Fork(*compiled, processes=2, script=script))
+    assert status == 0, err
+    found = json.loads(found.read_text())
+    assert found["train"] == 2 and found["share"] < 0.6  # a block, the loss
+    run(*words)
+    assert_close(metrics(compiled), metrics(words), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "word", ["optimizer=adam_mini", "dtype=float16", "arch_warmup=True", "lr_mult=auto", "curvature_interval=5"]
+)
+def test_what_fsdp_lacks_is_one_line(small, word):
+    with pytest.raises(UserError, match=f"{word}: impossible with parallel=fsdp.*expected parallel=ddp"):
+        run(*small, "--parallel=fsdp", f"--{word}")

@@ -1,4 +1,4 @@
-"""One model on many processes: torch.compile and DistributedDataParallel."""
+"""One model on many processes: torch.compile and DistributedDataParallel; what FSDP shards is sharded already."""
 
 import copy
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blockwise import UserError, first_line, warn
 from blockwise.training.machine import is_out_of_memory, out_of_memory_message
+from blockwise.training.sharding import is_sharded
 
 
 def parallelize(model, config, world, first_pass, compile_may_fail):
@@ -19,17 +20,23 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
     Raises UserError on every process if the memory of one does not hold that pass.
     """
     fast, parallel = model, None
+    sharded = is_sharded(config, world)
     if config.compile:
         # Compiled inside of DDP's forward pass, whose buckets then split the graph: they are sent while backward runs
-        fast = compiled_by_block(model) if config.arch_warmup else torch.compile(model)
-        parallel = distributed(fast, world)
+        if sharded:
+            fast = compile_blocks(model)
+        else:
+            fast = compiled_by_block(model) if config.arch_warmup else torch.compile(model)
+        parallel = distributed(fast, config, world)
         if failure := trial(parallel, first_pass, config, world, compile_may_fail):
             if world.is_master:
                 warn(f"torch.compile failed, continuing without it: {failure}")
+            for module in (model, *model.blocks) if sharded else ():
+                module.__dict__.pop("forward" if module is not model else "loss")
             fast, parallel = model, None  # DDP's hooks go with it
-            model.zero_grad(set_to_none=True)
+            model.train().zero_grad(set_to_none=True)
     if parallel is None:
-        parallel = distributed(model, world)
+        parallel = distributed(model, config, world)
         if world.device.type == "cuda":
             trial(parallel, first_pass, config, world, may_fail=False)
     if world.size > 1:
@@ -37,9 +44,9 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
     return fast, parallel
 
 
-def distributed(model, world):
-    """model under DDP, if there are several processes."""
-    if world.size == 1:
+def distributed(model, config, world):
+    """model under DDP, if there are several processes and it is not sharded."""
+    if world.size == 1 or is_sharded(config, world):
         return model
     device_ids = [world.device.index] if world.device.type == "cuda" else None
     parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -60,14 +67,23 @@ def compiled_by_block(model):
     return twin
 
 
+def compile_blocks(model):
+    """Compile the blocks and the loss of a sharded model in place: FSDP's hooks gather around the compiled code."""
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward)
+    model.loss = torch.compile(model.loss)
+    return model
+
+
 def trial(model, first_pass, config, world, may_fail):
     """Why a first pass without communication failed, in one line; "" where it succeeded on every process.
 
-    No process waits for one that fails. Raises UserError where memory is short, and any other error unless may_fail.
+    No process waits for one that fails, but under FSDP, which communicates in every pass.
+    Raises UserError where memory is short, and any other error unless may_fail.
     """
     failure, reason, short = None, "", False
     try:
-        with model.no_sync() if world.size > 1 else nullcontext():
+        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
             first_pass(model)
     except Exception as error:
         reason, short = first_line(error), is_out_of_memory(error)
