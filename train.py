@@ -47,11 +47,12 @@ from blockwise.training.batches import TrainBatches
 from blockwise.training.block_stats import BlockStats
 from blockwise.training.ema import EMA
 from blockwise.training.live_curvature import LiveCurvature
-from blockwise.training.machine import for_this_machine, set_up_torch, to_device
+from blockwise.training.machine import for_this_machine, out_of_memory_is_a_mistake, set_up_torch, to_device
 from blockwise.training.output import Output
 from blockwise.training.parallel import parallelize
 from blockwise.training.profiler import Profiler
 from blockwise.training.progress import Progress
+from blockwise.training.sharding import gathered, place, sharded_state, whole
 from blockwise.training.start import find_start
 from blockwise.training.summary import dry_run, print_summary
 from blockwise.training.throughput import Throughput
@@ -67,7 +68,7 @@ def main(config, given, flags, stop):
     if "print_config" in flags:
         print0(json.dumps(asdict(config.resolved_without_data()), indent=1))
         return 0
-    with World.start(config.device, config.backend) as world:
+    with World.start(config.device, config.backend) as world, out_of_memory_is_a_mistake(config, world.device):
         return train(config, given, flags, stop, world, compile_may_fail)
 
 
@@ -115,13 +116,13 @@ def train(config, given, flags, stop, world, compile_may_fail):
         raw_model = Transformer(model_config)
         layers.lock(raw_model)
     raw_model.activation_checkpointing = config.activation_checkpointing
-    raw_model.to(world.device)
     layers.activate(raw_model, progress.step)
+    place(raw_model, config, world)
     optimizer = make_optimizer(config, raw_model, lr_mult.at(progress.step))
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "float16")
     if checkpoint:
         if checkpoint["config"]["optimizer"] == config.optimizer:
-            load_optimizer(optimizer, checkpoint["optimizer"])
+            load_optimizer(optimizer, sharded_state(optimizer, checkpoint["optimizer"]))
         else:
             print0(f"  optimizer state not restored: the checkpoint was written by {checkpoint['config']['optimizer']}")
         if checkpoint["scaler"]:  # empty where float16 was off
@@ -157,13 +158,13 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     def state():
         """The checkpoint of this moment."""
-        return None if updating else {
+        return None if updating else gathered({
             "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
             "model_config": asdict(model_config), "config": asdict(config),
             "tokenizer": data.tokenizer, "data": data.identity,
             **progress.state_dict(), **layers.state_dict(), **lr_mult.state_dict(), **live.state_dict(),
             **ema.state_dict(),
-        }  # fmt: skip
+        }, world)  # fmt: skip
 
     eval_model, model = parallelize(raw_model, config, world, first_pass, compile_may_fail)
     start_step, stopping, status = progress.step, world.any(stop), 0
@@ -229,7 +230,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
                 step_loss += loss.detach()
             scaler.unscale_(optimizer)
             grads = [p.grad for p in raw_model.parameters() if p.grad is not None]
-            grad_norm = get_total_norm(grads)
+            grad_norm = whole(get_total_norm(grads))
 
             # What all ranks know: the mean loss, and whether any of them was asked to stop
             loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(stop)))
@@ -291,11 +292,12 @@ def evaluate(model, split, config, world, precision, stop):
             if world.any(stop):
                 model.train()
                 return {}
-            if first + world.rank < config.eval_iters:
-                begin = (first + world.rank) * config.batch_size
-                x, y = part.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
-                with precision:
-                    total += model(to_device(x, world.device), to_device(y, world.device)).item()
+            number = first + world.rank
+            begin = min(number, config.eval_iters - 1) * config.batch_size  # all have a pass, or FSDP would wait
+            x, y = part.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
+            with precision:
+                loss = model(to_device(x, world.device), to_device(y, world.device)).item()
+            total += loss if number < config.eval_iters else 0.0
         losses.append(world.sum(total)[0] / config.eval_iters)
     model.train()
     return split.val_row(losses)

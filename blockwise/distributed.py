@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,17 +24,23 @@ class World:
     def start(cls, device, backend, timeout=timedelta(minutes=30)):
         """Join the process group, if torchrun started us. device: 'cpu', 'cuda', ...; backend: 'gloo', 'nccl', ...
 
-        Raises UserError for a device that is not there, and for variables of the launcher that cannot be.
+        Raises UserError for a device that is not there, for one GPU that several processes would use without gloo, and
+        for variables of the launcher that cannot be.
         """
         rank, size, local_rank = launched_as()
+        if size > 1 and backend != "gloo" and re.fullmatch("cuda:[0-9]+", device):
+            problem = f"the {size} processes would share one GPU, which only backend=gloo allows"
+            raise UserError(f"device={device}: {problem}; expected device=cuda, one GPU for each process")
         device = find_device(device, local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         store = None
         if size > 1:
+            store = attempt_store(timeout)
+            if device.type == "cuda" and backend != "gloo":
+                check_one_gpu_each(store, rank, size, device)
             # small agreements are made on the CPU, so that they never wait for the device's queue
             backend = backend if backend == "gloo" else f"cpu:gloo,cuda:{backend}"
-            store = attempt_store(timeout)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return cls(rank, size, device, store)
 
@@ -128,6 +135,16 @@ def attempt_store(timeout):
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0) if one_machine else 0}", store)
 
 
+def check_one_gpu_each(store, rank, size, device):
+    """Raises UserError, on all processes alike, where two of them have the same GPU."""
+    own = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    store.set(f"gpu {rank}", f"{socket.gethostname()} {own or device.index}")
+    gpus = len(set(store.multi_get([f"gpu {other}" for other in range(size)])))
+    if gpus < size:
+        problem = f"{size} processes on {gpus} GPU{'s' * (gpus > 1)}, and only backend=gloo lets them share one"
+        raise UserError(f"{problem}; expected nproc_per_node to be the number of GPUs of each machine")
+
+
 def auto_device(name):
     """'auto' decided by what there is."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -142,7 +159,11 @@ def auto_dtype(name, device):
 
 
 def find_device(name, local_rank=0):
-    """The torch.device of this process. Raises UserError for one that is not there."""
+    """The torch.device of this process. Raises UserError for one that is not there.
+
+    Of several GPUs "cuda" is the one numbered local_rank. A single one is taken whatever that is: SLURM shows each of
+    its tasks only the task's own.
+    """
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
         raise UserError(f"device={name}: expected cpu, cuda, cuda:N or mps")
     device = torch.device(name)
@@ -151,8 +172,9 @@ def find_device(name, local_rank=0):
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device={name}: no MPS device here, expected device=cpu")
     if device.type == "cuda":
-        index = local_rank if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise UserError(f"device={name}: process {local_rank} has no GPU, {torch.cuda.device_count()} here")
+        there = torch.cuda.device_count()
+        index = device.index if device.index is not None else local_rank if there > 1 else 0
+        if index >= there:
+            raise UserError(f"device={name}: process {local_rank} has no GPU, {there} here")
         device = torch.device("cuda", index)
     return device

@@ -61,6 +61,11 @@ def can_be_fused(groups):
     return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
 
 
+def local(tensor):
+    """What this process holds of a tensor that FSDP shards; any other one as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class Lion(torch.optim.Optimizer):
     """p <- (1 - lr wd) p - lr sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g (arXiv 2302.06675)."""
 
@@ -77,7 +82,8 @@ class Lion(torch.optim.Optimizer):
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
             if not params:
                 continue
-            grads, m = [p.grad for p in params], [self.state[p]["exp_avg"] for p in params]
+            grads, m = [local(p.grad) for p in params], [local(self.state[p]["exp_avg"]) for p in params]
+            params = [local(p) for p in params]
             update = torch._foreach_lerp(m, grads, 1 - beta1)
             torch._foreach_sign_(update)
             if group["weight_decay"]:
@@ -250,7 +256,7 @@ def state_bytes(name, groups, betas, head_width=None):
     """
     on_meta = []
     for group in groups:
-        params = [torch.empty_like(p, device="meta", requires_grad=True) for p in group["params"]]
+        params = [torch.empty(p.shape, dtype=p.dtype, device="meta", requires_grad=True) for p in group["params"]]
         for p in params:
             p.grad = torch.empty_like(p)
         on_meta.append({**group, "params": params})

@@ -29,4 +29,10 @@ def clip_qk(model, threshold, all_reduce_max=lambda tensor: tensor):
 def scale_heads(linear, factors):
     """Multiply the output of a linear layer, head by head; factors: one a head, in any shape."""
     for p in linear.parameters():
-        p.unflatten(0, (factors.numel(), -1)).mul_(factors.reshape(-1, *[1] * p.ndim))
+        rows = factors.flatten().repeat_interleave(len(p) // factors.numel())  # one a row of p
+        if hasattr(p, "to_local"):  # sharded by FSDP, of which this process has some of the rows
+            from torch.distributed.tensor import distribute_tensor
+
+            rows = distribute_tensor(rows, p.device_mesh, p.placements, src_data_rank=None).to_local()
+            p = p.to_local()
+        p.mul_(rows.view(-1, *[1] * (p.ndim - 1)))

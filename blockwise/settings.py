@@ -148,6 +148,7 @@ class TrainConfig:
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the matrix products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on for CUDA, with eager as the fallback; off elsewhere)"] = "auto"
     activation_checkpointing: Annotated[bool, "recomputation in the backward pass of all but the inputs of the transformer blocks: less memory, slower"] = False
+    parallel: Annotated[Literal["auto", "ddp", "fsdp"], "several processes; ddp: each holds the whole model; fsdp: each holds a share of weights, gradients and optimizer state (auto: ddp)"] = "auto"
     backend: Annotated[Literal["auto", "nccl", "gloo"], "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
     seed: Annotated[int, "random seed"] = 1337
     nan_policy: Annotated[Literal["stop", "skip"], "reaction to a loss or gradient norm that is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
@@ -189,6 +190,10 @@ class TrainConfig:
             for block, value in getattr(self, key).items() if getattr(self, key) != "auto" else ():
                 if value < 0:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
+        if self.parallel == "fsdp":
+            refused = {"optimizer": self.optimizer == "adam_mini", "dtype": self.dtype == "float16", "arch_warmup": self.arch_warmup, "lr_mult": self.lr_mult == "auto", "curvature_interval": self.curvature_interval > 0, "sharpness_interval": self.sharpness_interval > 0}
+            for key in (key for key, found in refused.items() if found):
+                raise UserError(f"{key}={getattr(self, key)}: impossible with parallel=fsdp, under which no process has a whole matrix; expected parallel=ddp")
         self.check("auto_mult_step", self.auto_mult_step is None or self.auto_mult_step >= 1, "at least 1")
         self.check("auto_mult_max", self.auto_mult_max >= 1, "at least 1")
         self.check("auto_mult_power", self.auto_mult_power > 0, "above 0")

@@ -4,6 +4,9 @@ from contextlib import contextmanager
 
 import torch
 
+from blockwise.optimizers import local
+from blockwise.training.sharding import shard_like
+
 
 class EMA:
     """e <- d e + (1 - d) p after each update, d = min(ema_decay, (1 + n) / (10 + n)) for update n, so that the average
@@ -16,15 +19,15 @@ class EMA:
             saved = (checkpoint and checkpoint["ema"]) or {}
             self.updates = saved.get("updates", 0)
             for name, p in model.named_parameters():
-                own = saved["weights"][name] if saved else p.detach().clone()
+                own = shard_like(saved["weights"][name], p) if saved else p.detach().clone()
                 self.weights[name] = own.to(p)
 
     @torch.no_grad()
     def update(self):
         if self.weights:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            new = [p.detach() for _, p in self.model.named_parameters()]
-            torch._foreach_lerp_(list(self.weights.values()), new, 1 - decay)
+            new = [local(p.detach()) for _, p in self.model.named_parameters()]
+            torch._foreach_lerp_([local(own) for own in self.weights.values()], new, 1 - decay)
             self.updates += 1
 
     def evaluate(self, evaluate):
@@ -36,15 +39,23 @@ class EMA:
 
     @contextmanager
     def in_the_weights_place(self):
-        """Inside, the model's parameters hold the average, and the average holds them: nothing is copied."""
+        """Inside, the model's parameters hold the average, and the average holds them: nothing is copied,
+        but for FSDP, which keeps addresses of its own."""
         self.swap()
         try:
             yield
         finally:
             self.swap()
 
+    @torch.no_grad()
     def swap(self):
         for name, p in self.model.named_parameters():
+            if (mine := local(p)) is not p:
+                average = local(self.weights[name])
+                kept = mine.clone()
+                mine.copy_(average)
+                average.copy_(kept)
+                continue
             p.data, self.weights[name] = self.weights[name], p.data
 
     def state_dict(self):

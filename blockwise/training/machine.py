@@ -1,11 +1,14 @@
 """The machine that a run has: device, precision, compiler and backend by what is there, and torch's global settings."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from blockwise import UserError
 from blockwise.distributed import auto_device, auto_dtype
+from blockwise.hardware import free_memory
 
 
 def for_this_machine(config):
@@ -25,6 +28,8 @@ def set_up_torch(config):
     """torch's settings for this process, and the seed of what is drawn before the first step: the weights."""
     if config.device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")  # TF32
+    if config.compile:
+        torch.compiler.reset()  # what an earlier run of this process compiled counts towards the compiler's limits
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Compiled for a CPU, the embedding's gradient would be summed by threads in the order in which they come
@@ -36,3 +41,34 @@ def set_up_torch(config):
 def to_device(x, device):
     """A batch on its way to the device; the copy to a GPU does not wait."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+class OutOfMemory(UserError):
+    """Memory is short on one process, of which the others do not know."""
+
+    every_rank = True
+
+
+@contextmanager
+def out_of_memory_is_a_mistake(config, device):
+    """Inside, running out of memory is the user's mistake: one line that says which keys to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(out_of_memory_message(config, device)) from None
+
+
+def is_out_of_memory(error):
+    """Whether an error is for want of memory, or was caused by one that is, as the compiler's are."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def out_of_memory_message(config, device):
+    free = free_memory(device)
+    left = "" if free is None else f", {free / 1e6:,.0f} MB are free"
+    return (
+        f"out of memory on {device}{left}: lower batch_size={config.batch_size} and raise gradient_accumulation_steps, "
+        f"or set activation_checkpointing=True (it is {config.activation_checkpointing}); --dry_run estimates what fits"
+    )

@@ -64,6 +64,8 @@ class Output:
         except SaveError:
             raise
         except Exception as error:
+            if self.config.parallel == "fsdp":  # what this process alone has met, no other one would gather for
+                raise
             try:
                 if found := state():
                     self.save(found, None, must=True)

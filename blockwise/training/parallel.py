@@ -1,9 +1,15 @@
-"""One model on many processes: torch.compile and DistributedDataParallel."""
+"""One model on many processes: torch.compile and DistributedDataParallel; what FSDP shards is sharded already."""
+
+import copy
+from contextlib import nullcontext
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from blockwise import first_line, warn
+from blockwise import UserError, first_line, warn
+from blockwise.training.machine import is_out_of_memory, out_of_memory_message
+from blockwise.training.sharding import is_sharded
 
 
 def parallelize(model, config, world, first_pass, compile_may_fail):
@@ -11,29 +17,82 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
 
     first_pass: runs a forward and backward pass of a model, drops the gradients, and evaluates; it is tried here,
     before a step that counts. compile_may_fail: continue in eager mode where the compiler fails, with a warning.
+    Raises UserError on every process if the memory of one does not hold that pass.
     """
-    fast = compiled(model, first_pass, compile_may_fail, world) if config.compile else model
-    if world.size == 1:
-        return fast, fast
-    device_ids = [world.device.index] if world.device.type == "cuda" else None
-    parallel = DistributedDataParallel(fast, device_ids=device_ids, gradient_as_bucket_view=True)
-    parallel.broadcast_buffers = False  # the rotary tables, constant
-    first_pass(parallel)  # DDP settles the order of its sums after the first backward: not in a step that counts
+    fast, parallel = model, None
+    sharded = is_sharded(config, world)
+    if config.compile:
+        # Compiled inside of DDP's forward pass, whose buckets then split the graph: they are sent while backward runs
+        if sharded:
+            fast = compile_blocks(model)
+        else:
+            fast = compiled_by_block(model) if config.arch_warmup else torch.compile(model)
+        parallel = distributed(fast, config, world)
+        if failure := trial(parallel, first_pass, config, world, compile_may_fail):
+            if world.is_master:
+                warn(f"torch.compile failed, continuing without it: {failure}")
+            for module in (model, *model.blocks) if sharded else ():
+                module.__dict__.pop("forward" if module is not model else "loss")
+            fast, parallel = model, None  # DDP's hooks go with it
+            model.train().zero_grad(set_to_none=True)
+    if parallel is None:
+        parallel = distributed(model, config, world)
+        if world.device.type == "cuda":
+            trial(parallel, first_pass, config, world, may_fail=False)
+    if world.size > 1:
+        first_pass(parallel)  # DDP settles the order of its sums after the first backward: not in a step that counts
     return fast, parallel
 
 
-def compiled(model, first_pass, may_fail, world):
-    """model under torch.compile, tried out on one pass of each kind; where that fails and may, the model as it is."""
-    torch.compiler.reset()  # what it made for fewer layers; it gives up on a model that changes too often
-    fast, failure = torch.compile(model), None
-    try:
-        first_pass(fast)
-    except Exception as error:
-        if not may_fail:
-            raise
-        failure = first_line(error)  # the error itself would keep this frame, and what its callers hold, alive
-    if not world.any(failure):
-        return fast
-    if world.is_master:
-        warn(f"torch.compile failed, continuing without it: {failure or 'on another rank'}")
+def distributed(model, config, world):
+    """model under DDP, if there are several processes and it is not sharded."""
+    if world.size == 1 or is_sharded(config, world):
+        return model
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = False  # the rotary tables, constant
+    return parallel
+
+
+def compiled_by_block(model):
+    """model with each transformer block and the loss compiled on their own; parameters and modules are shared.
+
+    All blocks have one graph, so more of them cost no compilation: for an architecture warm-up. `model` itself stays
+    as it is, which a second derivative needs.
+    """
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    twin.blocks = nn.ModuleList(torch.compile(block) for block in model.blocks)
+    twin.loss = torch.compile(model.loss)
+    return twin
+
+
+def compile_blocks(model):
+    """Compile the blocks and the loss of a sharded model in place: FSDP's hooks gather around the compiled code."""
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward)
+    model.loss = torch.compile(model.loss)
     return model
+
+
+def trial(model, first_pass, config, world, may_fail):
+    """Why a first pass without communication failed, in one line; "" where it succeeded on every process.
+
+    No process waits for one that fails, but under FSDP, which communicates in every pass.
+    Raises UserError where memory is short, and any other error unless may_fail.
+    """
+    failure, reason, short = None, "", False
+    try:
+        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+            first_pass(model)
+    except Exception as error:
+        reason, short = first_line(error), is_out_of_memory(error)
+        if not may_fail:  # else the error would keep alive what the frames hold that it came through
+            failure = error
+    failed, out_of_memory = world.sum(float(bool(reason)), float(short))
+    if out_of_memory:
+        failure = None
+        raise UserError(out_of_memory_message(config, world.device))
+    if failed and not may_fail:
+        raise failure or RuntimeError("the first pass failed on another rank")
+    return reason or ("it failed on another rank" if failed else "")

@@ -1,0 +1,258 @@
+"""Several processes: when gradients are sent, whose GPU is whose, what happens when memory is short."""
+
+import json
+import shutil
+import socket
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, Fork, finish, losses, metrics, out_dir, run
+
+from blockwise import UserError, distributed
+from blockwise.distributed import World
+
+# train.py, after changes that `patch` makes; what it counts in `found` rank 0 writes
+SCRIPT = """
+import json, os, runpy, sys
+sys.path.insert(0, {root!r})
+import torch
+found = {{}}
+{patch}
+sys.argv = ["train.py"] + sys.argv[1:]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    if os.environ["RANK"] == "0":
+        open({path!r}, "w").write(json.dumps(found))
+"""
+# Buckets of 50 kB, the size of a block, and a compiler that only counts
+COUNT_GRAPHS = """
+import functools
+import blockwise.training.parallel as parallel
+torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 50000
+parallel.DistributedDataParallel = functools.partial(parallel.DistributedDataParallel, bucket_cap_mb=0.05)
+found["train"] = found["eval"] = 0
+def count(graph, inputs):
+    found["train" if torch.is_grad_enabled() else "eval"] += 1
+    return graph.forward
+torch.compile = functools.partial(torch.compile, backend=count)
+"""
+
+
+def scripted(tmp_path, patch):
+    """Paths of a script and of what it found."""
+    script, found = tmp_path / "script.py", tmp_path / "found.json"
+    script.write_text(SCRIPT.format(root=str(ROOT), patch=patch, path=str(found)))
+    return str(script), found
+
+
+GROWING = ("--arch_warmup=True", "--arch_warmup_groups=2", "--arch_warmup_interval=2")  # 2, 3 and 4 layers
+
+
+@pytest.mark.parametrize("words, graphs", [([], range(4, 9)), (GROWING, [2, 3])], ids=["whole", "block by block"])
+def test_compiled_graphs_end_where_buckets_do(small, tmp_path, words, graphs):
+    """One graph for all of the model would hold back every gradient until the backward pass ends.
+
+    Compiled block by block, all blocks share one graph (here in one or two buckets), and more of them cost none.
+    """
+    words = (*small, *words, "--n_layer=4", "--n_embd=32", "--dropout=0", "--learning_rate=1e-4", "--min_lr=1e-5")
+    script, found = scripted(tmp_path, COUNT_GRAPHS)
+    compiled = (*words, "--compile=True", f"--out_dir={tmp_path / 'compiled'}")
+    status, _, err = finish(Fork(*compiled, processes=2, script=script))
+    assert status == 0, err
+    found = json.loads(found.read_text())
+    assert found["train"] in graphs
+    run(*words)
+    for step, pair in losses(words).items():
+        assert losses(compiled)[step] == pytest.approx(pair, abs=1e-5), step
+
+
+FAIL_ON_RANK_1 = """
+import copy
+import blockwise.training.machine as machine
+def broken(model):
+    def fail(*args):
+        raise {error}
+    model = copy.copy(model)
+    if os.environ["RANK"] == "1":
+        model.forward = fail
+    return model
+torch.compile, decide = broken, machine.for_this_machine
+machine.for_this_machine = lambda config: machine.replace(decide(config), compile=True)  # by itself, as on CUDA
+"""
+
+
+def test_what_fails_on_one_rank_is_known_to_all(small, tmp_path):
+    """compile=auto: both train in eager mode; out of memory: one line of rank 0, and both end with status 2."""
+    short = (*small, "--max_iters=1", "--eval_interval=0")
+    script, _ = scripted(tmp_path, FAIL_ON_RANK_1.format(error='RuntimeError("no compiler here")'))
+    status, _, err = finish(Fork(*short, processes=2, script=script))
+    assert status == 0 and "torch.compile failed, continuing without it: it failed on another rank" in err, err
+    script, _ = scripted(tmp_path, FAIL_ON_RANK_1.format(error='torch.OutOfMemoryError("CUDA out of memory")'))
+    process = Fork(*short, processes=2, script=script)
+    _, _, err = finish(process)
+    assert [worker.exitcode for worker in process.workers] == [2, 2], err
+    (line,) = err.splitlines()
+    assert line.startswith("error: out of memory") and "torch.compile" not in line
+
+
+def test_out_of_memory_is_one_line(small, tmp_path, monkeypatch, capsys):
+    """Also where the compiler wraps it, and in a step that follows the trial."""
+
+    def fail(*args, **kwargs):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("backend='inductor' raised: out of memory") from error
+
+    monkeypatch.setattr(torch, "compile", lambda model: fail)
+    message = r"out of memory on cpu, [\d,]+ MB are free: .*batch_size=2.*activation_checkpointing"
+    with pytest.raises(UserError, match=message) as caught:
+        run(*small, "--compile=True")
+    assert caught.value.status == 2 and "\n" not in str(caught.value)
+    assert "torch.compile failed" not in capsys.readouterr().err
+
+    class Full(torch.optim.AdamW):
+        def step(self):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim, "AdamW", Full)
+    with pytest.raises(UserError, match=message):
+        run(*small, f"--out_dir={tmp_path / 'full'}")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with as many GPUs as the test says, under torchrun's variables."""
+
+    def there(number, rank=0, size=1):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+        for name, value in launched.items() if size > 1 else ():
+            monkeypatch.setenv(name, str(value))
+
+    return there
+
+
+def test_whose_gpu(gpus):
+    gpus(8)
+    assert distributed.find_device("cuda", 3) == torch.device("cuda:3")
+    assert distributed.find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="process 8 has no GPU, 8 here"):
+        distributed.find_device("cuda", 8)
+    gpus(1)  # as SLURM shows them, each task its own
+    assert distributed.find_device("cuda", 1) == torch.device("cuda:0")
+    with pytest.raises(UserError, match="no GPU, 1 here"):
+        distributed.find_device("cuda:1")
+
+
+def test_one_gpu_for_all_is_refused(gpus, monkeypatch):
+    gpus(8, rank=1, size=2)
+    with pytest.raises(UserError, match=r"device=cuda:1: .*backend=gloo.*expected device=cuda,"):
+        World.start("cuda:1", "nccl")
+    joined = {}
+    monkeypatch.setattr(distributed, "attempt_store", lambda timeout: joined)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: joined.update(backend=backend))
+    assert World.start("cuda:1", "gloo").device == torch.device("cuda:1") and joined["backend"] == "gloo"
+
+
+@pytest.mark.parametrize("uuids", ["ab", "aa"])
+def test_a_gpu_that_two_processes_see(gpus, monkeypatch, uuids):
+    """One visible to each: two of SLURM's, or one for two processes of torchrun, of which NCCL would say no word."""
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuids[0]))
+    store = torch.distributed.HashStore()
+    store.set("gpu 1", f"{socket.gethostname()} {uuids[1]}")
+    with pytest.raises(UserError, match="2 processes on 1 GPU, ") if uuids == "aa" else nullcontext():
+        distributed.check_one_gpu_each(store, 0, 2, torch.device("cuda:0"))
+
+
+MANY = ("--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10")
+EVERYTHING = ("--bias=True", "--ema_decay=0.9", "--qk_clip=1e-3", "--activation_checkpointing=True", "--eval_iters=3")
+CASES = {
+    "adamw": (4, 1e-5, EVERYTHING),
+    "muon": (2, 1e-5, ("--optimizer=muon", "--model_type=llama", "--n_kv_head=1")),
+    "bfloat16": (2, 1e-2, ("--optimizer=lion", "--learning_rate=1e-5", "--dtype=bfloat16", "--qk_norm=True")),
+    "sgd": (2, 1e-5, ("--optimizer=sgd", "--n_embd=14")),  # of 7 or 14 rows, which two processes share unevenly
+}
+
+
+@pytest.mark.parametrize("processes, tolerance, words", CASES.values(), ids=CASES.keys())
+def test_fsdp_trains_like_one_process(small, tmp_path, processes, tolerance, words):
+    """And each continues what the other has saved: 10 steps of one process, 10 of FSDP on two, 4 more of one."""
+    words = (*small, *MANY, *words)
+    alone = (*words, f"--out_dir={tmp_path / 'alone'}")
+    run(*alone)
+    status, _, err = finish(Fork(*words, "--parallel=fsdp", processes=processes))
+    assert status == 0, err
+    assert_close(metrics(words), metrics(alone), tolerance)
+    assert form(newest(words)) == form(newest(alone))
+
+    mixed = (*words, f"--out_dir={tmp_path / 'mixed'}")
+    shutil.copytree(out_dir(alone), out_dir(mixed))
+    for path in out_dir(mixed).glob("ckpt_00000020.*"):
+        path.unlink()
+    status, out, err = finish(Fork(*mixed, "--parallel=fsdp", "--init_from=resume", processes=2))
+    assert status == 0 and "parallel was auto, is fsdp" in out, err
+    assert_close(metrics(mixed), metrics(alone), tolerance)
+    for words in (mixed, alone):
+        run(*words, "--init_from=resume", "--max_iters=24")
+    assert_close(metrics(mixed), metrics(alone), tolerance)
+
+
+def assert_close(rows, expected, tolerance):
+    """Losses, and more loosely the norms of blocks, step by step."""
+    assert list(rows) == list(expected)
+    for step, row in rows.items():
+        for key in (key for key in row if "loss" in key):
+            assert row[key] == pytest.approx(expected[step][key], abs=tolerance), (step, key)
+        for key in (key for key in row if "norm" in key or "update" in key):
+            assert row[key] == pytest.approx(expected[step][key], rel=max(1e-2, 10 * tolerance)), (step, key)
+
+
+def newest(words):
+    return torch.load(max(out_dir(words).glob("ckpt_*.pt")), weights_only=True)
+
+
+def form(tree):
+    """A checkpoint without its numbers."""
+    if isinstance(tree, dict):
+        return {key: form(value) for key, value in tree.items() if key not in ("config", "wandb_id")}
+    return (tree.shape, tree.dtype) if isinstance(tree, torch.Tensor) else type(tree)
+
+
+MEASURE_SHARE = """
+from blockwise.optimizers import local
+step = torch.optim.AdamW.step
+def measured(self):
+    step(self)
+    params = [p for group in self.param_groups for p in group["params"]]
+    tensors = [t for p in params for t in (p, p.grad, *self.state[p].values())]
+    found["share"] = sum(local(t).nbytes for t in tensors) / sum(t.nbytes for t in tensors)
+torch.optim.AdamW.step = measured
+"""
+
+
+def test_fsdp_compiled_and_its_share_of_memory(small, tmp_path):
+    """Two processes hold half each of weights, gradients and state; every block runs one compiled graph."""
+    words = (*small, "--n_layer=4", "--dropout=0", "--learning_rate=1e-4", "--min_lr=1e-5")
+    script, found = scripted(tmp_path, COUNT_GRAPHS + MEASURE_SHARE)
+    compiled = (*words, "--compile=True", "--parallel=fsdp", f"--out_dir={tmp_path / 'compiled'}")
+    status, _, err = finish(Fork(*compiled, processes=2, script=script))
+    assert status == 0, err
+    found = json.loads(found.read_text())
+    assert found["train"] == 2 and found["share"] < 0.6  # a block, the loss
+    run(*words)
+    assert_close(metrics(compiled), metrics(words), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "word", ["optimizer=adam_mini", "dtype=float16", "arch_warmup=True", "lr_mult=auto", "curvature_interval=5"]
+)
+def test_what_fsdp_lacks_is_one_line(small, word):
+    with pytest.raises(UserError, match=f"{word}: impossible with parallel=fsdp.*expected parallel=ddp"):
+        run(*small, "--parallel=fsdp", f"--{word}")
