@@ -9,7 +9,7 @@ Every side has a process of its own, builds the model, takes three steps that do
 the others: the figure to quote is the median of the ratios, round by round, so that the machine's drift cancels. Peak
 memory is that of these processes. Both sides clip gradients and take the AdamW step; in float32 on a CPU, under bf16
 autocast on CUDA. The rate of a large matrix product is measured in turns too, torch's own and that of
-blockwise/products.py; shares are of the larger.
+blockwise/matmul.py; shares are of the larger. The file is long since every side of a comparison is in it.
 """
 
 import importlib.util
