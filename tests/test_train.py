@@ -262,7 +262,7 @@ def test_checkpoint_is_plain_and_complete(small):
     assert saved.keys() >= {"model", "optimizer", "model_config", "config", "step", "tokenizer"}
     assert saved["tokenizer"] == {"tokenizer": "bytes", "vocab_size": 256}
     manifest = json.loads(path.with_suffix(".json").read_text())
-    assert manifest.keys() == {"step", "sha256", "bytes", "val_loss", "config"}
+    assert manifest.keys() == {"step", "sha256", "bytes", "val_loss", "val_data", "config"}
     assert manifest["bytes"] == path.stat().st_size and manifest["val_loss"] == metrics(small)[8]["val/loss"]
 
 
