@@ -129,6 +129,8 @@ def large_product(args, device):
 def serve(args):
     """Prints what the side is; then, for each line read, one measured time in seconds; at the end, peak MB."""
     started = time.perf_counter()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nanoGPT prints while it is built: what is not an answer goes to stderr
     import torch
 
     from blockwise.hardware import autocast, peak_memory_mb
@@ -161,19 +163,19 @@ def serve(args):
         step()
     synchronize()
     loss = first.item() if first.dim() == 0 else None
-    say({"first_step_s": warm, "first_loss": loss, "flops": flops, "threads": torch.get_num_threads()})
+    say(answers, {"first_step_s": warm, "first_loss": loss, "flops": flops, "threads": torch.get_num_threads()})
     for _ in sys.stdin:
         started, steps = time.perf_counter(), 0
         while steps == 0 or time.perf_counter() - started < 0.3:
             step()
             synchronize()
             steps += 1
-        say((time.perf_counter() - started) / steps)
-    say(peak_memory_mb(torch.device(device)))
+        say(answers, (time.perf_counter() - started) / steps)
+    say(answers, peak_memory_mb(torch.device(device)))
 
 
-def say(value):
-    print(json.dumps(value), flush=True)
+def say(answers, value):
+    print(json.dumps(value), file=answers, flush=True)
 
 
 # All sides, in turns

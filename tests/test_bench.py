@@ -23,6 +23,16 @@ def test_a_side_steps_when_asked(side):
     assert len(times) == 2 and all(0 < t < 1 for t in times) and peak > 100
 
 
+def test_a_peer_that_prints(tmp_path):
+    """As nanoGPT does while it is built; standard output is for answers alone."""
+    loud = "print('number of parameters: 0.04M')\n" + (ROOT / "bench" / "nano.py").read_text()
+    (tmp_path / "model.py").write_text(loud)
+    words = ("--model=gpt2", "--side=nanogpt", f"--peer_path={tmp_path}", *SHAPE)
+    command = [sys.executable, "bench/throughput.py", *words]
+    done = subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, check=True)
+    assert len(list(map(json.loads, done.stdout.splitlines()))) == 3 and "number of parameters" in done.stderr
+
+
 def test_a_table_replaces_the_one_before_it(tmp_path):
     row = {"ms": 10, "tokens_per_s": 3200, "share": 0.5, "peak_mb": 100, "first_step_s": 1, "first_loss": 4.2}
     results = {

@@ -85,7 +85,8 @@ def print_memory(config, make_model, groups, world):
         tensors = training_memory(make_model, batch_size, config.block_size, micro_steps, world.device, dtype)
         return held + state + max(tensors)
 
-    print0(f"memory of a process, estimated: {needed(config.batch_size) / 1e6:,.0f} MB")
+    note = "; compiled it takes less, which is not estimated" if config.compile else ""
+    print0(f"memory of a process, estimated: {needed(config.batch_size) / 1e6:,.0f} MB (eager{note})")
     if free:
         largest = largest_batch(needed, config.batch_size, free + held)
         print0(f"free memory: {free / 1e6:,.0f} MB; estimated largest batch_size: {largest}")
