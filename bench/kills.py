@@ -3,7 +3,7 @@
     python bench/kills.py                                    # 100 kills of a run that evaluates, saves and measures
     python bench/kills.py --kills=20 --seed=2 --optimizer=muon --ema_decay=0.99      # other keys go to train.py
 
-The moments are uniform over the time that a start takes and a few evaluations with their saves, so that kills fall
+The moments are uniform over the time that a start takes and two evaluations with their saves, so that kills fall
 into imports, set-up, steps, evaluations, saves and resumes alike. After each kill the newest checkpoint may not be
 older than before, and no row before it may be missing. At the end every row and every weight must be bitwise that of
 a run without a kill. Exit status 1 where they are not.
@@ -30,7 +30,7 @@ import train  # noqa: F401  (loaded once, so that a start takes a second and not
 from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint
 
 KEYS = ("--model_type=llama", "--dropout=0.1", "--sharpness_interval=20", "--curvature_interval=10", "--qk_clip=1")
-STEPS_PER_KILL, EVALUATION = 60, 30
+STEPS_PER_KILL, EVALUATION = 12, 10
 
 
 def main(argv):
@@ -51,7 +51,7 @@ def main(argv):
         status = wait(start([*keys, f"--out_dir={folder / 'straight'}"], folder / "log"))
         if status:
             sys.exit(f"the run without kills failed with status {status}: {(folder / 'log').read_text()[-300:]}")
-        length = 4 * EVALUATION * (time.monotonic() - began) / steps + 2  # seconds
+        length = 2 * EVALUATION * (time.monotonic() - began) / steps + 2  # seconds
         out, done, newest = folder / "killed", 0, -1
         while True:
             process = start([*keys, f"--out_dir={out}"], folder / "log")
