@@ -199,7 +199,7 @@ def quarantine_after(out_dir, step):
                     os.replace(path, path.with_name(path.name + ".damaged"))
 
 
-def load_checkpoint(path, mapped=True):
+def load_checkpoint(path, mapped=False):
     """The dict that was saved, completed to what this version saves; tensors on the CPU.
 
     mapped: tensors are pages of the file, read when they are used and held once by all processes of a machine, which
