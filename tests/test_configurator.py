@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.blocks import LR_MULT
-from blockwise.settings import TrainConfig
+from blockwise.settings import MIXTURE, TrainConfig
 from configurator import configure
 
 FLAGS = {"dry_run": "check only", "print_config": "print it"}
@@ -526,8 +526,8 @@ def test_every_key_has_a_meaning():
         ("min_lr_ratio=-1", "min_lr_ratio=-1.0: expected in [0, 1]"),
         ("keep_checkpoints=1", "keep_checkpoints=1: expected -1 (all) or at least 2"),
         ("keep_checkpoints=-2", "keep_checkpoints=-2: expected -1 (all) or at least 2"),
-        ("dataset=", "dataset=: expected a data set's name"),
-        ("dataset=..", "dataset=..: expected a data set's name"),
+        ("dataset=", f"dataset=: expected {MIXTURE}"),
+        ("dataset=..", f"dataset=..: expected {MIXTURE}"),
         ("out_dir=", "out_dir=: expected a folder's name"),
     ],
 )
