@@ -334,6 +334,8 @@ def test_ctrl_c_is_one_line(tmp_path, moment):
         finished_shards(tmp_path / "openwebtext", 2)
     os.killpg(process.pid, signal.SIGINT)
     if moment == "start":
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
         os.close(writer)  # for a signal that came just before the read, which would then wait for ever
     status, _, err = finish(process)
     assert (status, err.count("\n")) == (130, 1) and err.startswith("stopped"), err
