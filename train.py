@@ -196,6 +196,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
             if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
                 score = partial(evaluate, eval_model, data.val, config, world, precision, stop)
                 losses = score() | ema.evaluate(score)
+                if last and config.test_loss:
+                    losses |= {key.replace("val/", "test/"): value for key, value in score(half=1).items()}
                 stopping = world.any(stop)
             val_loss = losses.get("val/loss")
             improved = progress.note_validation(val_loss)
@@ -279,15 +281,15 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
 
 @torch.no_grad()
-def evaluate(model, split, config, world, precision, stop):
+def evaluate(model, split, config, world, precision, stop, half=0):
     """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop.
 
-    Of a mixture also those of each part, on sequences of its own.
+    Of a mixture also those of each part, on sequences of its own. half: with test_loss, which half of the text.
     """
-    losses = []
+    losses, half = [], half if config.test_loss else None
     model.eval()
     for part in split.parts:
-        starts, total = eval_starts(part, config.eval_iters * config.batch_size, config.block_size), 0.0
+        starts, total = eval_starts(part, config.eval_iters * config.batch_size, config.block_size, half), 0.0
         for first in range(0, config.eval_iters, world.size):
             if world.any(stop):
                 model.train()

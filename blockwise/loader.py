@@ -238,9 +238,16 @@ def probe_batch(split, seed, number, indices, block_size):
     return split.sequences(np.array(starts, dtype=np.int64), block_size)
 
 
-def eval_starts(split, sequences, block_size):
-    """Starts of that many evenly spaced sequences, which overlap if the split is short: (sequences,) int64."""
-    return np.linspace(0, split.tokens - block_size - 1, sequences).astype(np.int64)
+def eval_starts(split, sequences, block_size, half=None):
+    """Starts of that many evenly spaced sequences, which overlap if the split is short: (sequences,) int64.
+
+    half: 0 or 1, of that half of the split alone. Raises UserError for one that holds no sequence.
+    """
+    begin = split.tokens // 2 if half == 1 else 0
+    end = split.tokens // 2 if half == 0 else split.tokens
+    if end - begin < block_size + 1:
+        raise UserError(f"test_loss=True: half of {split.path} has fewer than block_size + 1 = {block_size + 1} tokens")
+    return np.linspace(begin, end - block_size - 1, sequences).astype(np.int64)
 
 
 def micro_seed(seed, step, micro):

@@ -124,6 +124,7 @@ class TrainConfig:
     init_from: Annotated[str, "start of the run: scratch; resume (error without a checkpoint); auto (resume if there is a checkpoint); or weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID"] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step"] = 2000
     eval_iters: Annotated[int, "batches per evaluation, which covers eval_iters * batch_size fixed sequences"] = 200
+    test_loss: Annotated[bool, "second half of the validation text kept apart for a test/loss, measured at the last step; val/loss, by which one chooses, is then the first half's"] = False
     eval_only: Annotated[bool, "one evaluation only: print the loss and stop; a run in out_dir stays as it is"] = False
     log_interval: Annotated[int, "steps between logged rows"] = 1
     always_save_checkpoint: Annotated[bool, "checkpoint after every evaluation; False: only if the loss improved, and the best is kept as well as the newest"] = True

@@ -6,7 +6,17 @@ import pytest
 from scipy.stats import t
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
-from blockwise.study.rules import paired_test, refined_grid, required_runs, sentence, sign, spread, sweep, verdict
+from blockwise.study.rules import (
+    paired_test,
+    refined_grid,
+    required_runs,
+    search,
+    sentence,
+    sign,
+    spread,
+    sweep,
+    verdict,
+)
 
 
 def valley(best):
@@ -50,13 +60,53 @@ def test_divergence_sends_the_sweep_down():
 
 
 def test_seeds_come_once_the_best_is_known():
-    losses = {(rate, 5): valley(2)(rate) for rate in (1.0, 2.0)}
-    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == ([(1.0, 5), (2.0, 5), (4.0, 5)], None)
-    losses[4.0, 5] = valley(2)(4.0)
+    losses = {((rate,), 5): valley(2)(rate) for rate in (1.0, 2.0)}
+    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == ([((1.0,), 5), ((2.0,), 5), ((4.0,), 5)], None)
+    losses[(4.0,), 5] = valley(2)(4.0)
     runs, best = required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6)
-    assert best == 2.0 and runs[3:] == [(2.0, 6), (2.0, 7)]
-    losses |= {(2.0, 6): 99.0, (2.0, 7): 99.0}  # other seeds do not change what the sweep chose
-    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == (runs, 2.0)
+    assert best == (2.0,) and runs[3:] == [((2.0,), 6), ((2.0,), 7)]
+    losses |= {((2.0,), 6): 99.0, ((2.0,), 7): 99.0}  # other seeds do not change what the sweep chose
+    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == (runs, (2.0,))
+
+
+def tune(loss, start, axes, grid=(1.0, 2.0, 4.0)):
+    """(points, best) of a search whose losses come as they are asked for."""
+    losses = {}
+    while True:
+        points, best = search(grid, start, axes, losses, 6)
+        if best is not None:
+            return points, best
+        missing = [point for point in points if point not in losses]
+        assert missing
+        losses |= {point: loss(point) for point in missing}
+
+
+def test_search_follows_a_valley_that_turns():
+    """With the other value of the key the best rate is four times as high; both are found, one after the other."""
+    points, best = tune(lambda p: valley(8)(p[0]) if p[1] == 0.99 else valley(2)(p[0]) + 5, [0.95], [[0.95, 0.99]])
+    assert best == (8.0, 0.99)
+    assert points[:4] == [(1.0, 0.95), (2.0, 0.95), (4.0, 0.95), (2.0, 0.99)]
+    assert len(points) == len(set(points)) == 9  # and 1, 4, 8, 16 with 0.99, and 8 with 0.95
+
+
+def test_search_of_two_keys_ends_where_no_single_step_helps():
+    def loss(point):
+        rate, a, b = point
+        return valley(2)(rate) + 3 * (a - 3) ** 2 + (b - a) ** 2
+
+    points, best = tune(loss, [1, 1], [[1, 2, 3], [1, 2, 3]])
+    assert best == (2.0, 3, 3)
+    assert min(points, key=loss) == best
+
+
+def test_search_does_not_move_for_noise():
+    """Another value that gains less than three thousandths of a nat is no reason for another round."""
+    assert tune(lambda p: valley(2)(p[0]) - 0.002 * p[1], [0], [[0, 1]])[1] == (2.0, 0)
+    assert tune(lambda p: valley(2)(p[0]) - 0.004 * p[1], [0], [[0, 1]])[1] == (2.0, 1)
+
+
+def test_search_leaves_a_value_that_diverges():
+    assert tune(lambda p: math.inf if p[1] == 1 else valley(2)(p[0]), [1], [[1, 0]])[1] == (2.0, 0)
 
 
 def test_refined_grid():

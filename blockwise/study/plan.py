@@ -23,9 +23,9 @@ NOT_IDENTITY = (
     "min_lr_ratio", "activation_checkpointing",
 )  # fmt: skip
 # Keys that came later, at the value with which a run computes what it did before them, and keeps its folder's name
-NEUTRAL = {"lr_rule": "paper", "block_beta2": {}, "init_std": 0.02, "block_init_std": {}}
+NEUTRAL = {"lr_rule": "paper", "block_beta2": {}, "init_std": 0.02, "block_init_std": {}, "test_loss": False}
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
-COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval")
+COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval", "test_loss")
 SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
 
 
@@ -36,6 +36,8 @@ class StudyConfig(TrainConfig):
     arms: Annotated[dict[str, str], "name: arguments of train.py (files and --key=value) that define this way to train"] = field(default_factory=dict)
     baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
+    tune: Annotated[dict[str, list[float]], "key of train.py: its values; each arm is tuned over these too, one key after the other, from where its own arguments are"] = field(default_factory=dict)
+    untuned: Annotated[list[str], "arms that are taken as they are, at the one learning rate that they have"] = field(default_factory=list)
     seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
     conditions: Annotated[dict[str, str], "name: arguments; the whole comparison is repeated under each (none: once)"] = field(default_factory=dict)
     floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's arguments (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
@@ -69,11 +71,17 @@ class Run:
     seed: int
     config: TrainConfig = field(compare=False, repr=False)
     folder: Path = field(compare=False, repr=False)
+    values: tuple = ()  # of the tuned keys
+    keys: tuple = field(default=(), compare=False, repr=False)
+
+    @property
+    def point(self):
+        return (self.rate, *self.values)
 
     @property
     def label(self):
         where = f" ({self.comparison})" if self.comparison else ""
-        return f"{self.arm} at {self.rate:g}, seed {self.seed}{where}"
+        return f"{self.arm} at {shown_point(self.point, self.keys)}, seed {self.seed}{where}"
 
 
 class Study:
@@ -106,19 +114,24 @@ class Study:
                     self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
             check_common({arm: self.settings[comparison, arm] for arm in config.arms})
 
-    def run_of(self, comparison, arm, rate, seed):
-        settings = self.settings[comparison, arm]
-        config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm)
+    def tuned_keys(self, arm):
+        return () if arm in self.config.untuned else tuple(self.config.tune)
+
+    def run_of(self, comparison, arm, point, seed):
+        """point: (learning rate, value of each tuned key)."""
+        settings, keys, (rate, *values) = self.settings[comparison, arm], self.tuned_keys(arm), point
+        tuned = {key: type(getattr(settings, key))(value) for key, value in zip(keys, values, strict=True)}
+        config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm, **tuned)
         left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
         identity = {k: by_hand(v) for k, v in vars(config.resolved()).items() if k not in left_out}
         identity = {k: v for k, v in identity.items() if k not in NEUTRAL or v != NEUTRAL[k]}
         identity["data"] = fingerprint(config.data_dir, config.dataset)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"
-        return Run(comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder)
+        return Run(comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys)
 
     def arm(self, comparison, arm):
-        """(runs that this arm needs so far, {(rate, seed): loss} of those that are done, its best rate or None).
+        """(runs that this arm needs so far, {(point, seed): loss} of those that are done, its best point or None).
 
         A run that failed has no loss, and no further runs are derived from it.
         """
@@ -127,21 +140,24 @@ class Study:
             runs, _, best = self.arm(comparison, arm.removesuffix(TWICE))
             if best is None:
                 return [], {}, None
-            grid = refined_grid(best, {run.rate for run in runs})
-        losses = {}
+            grid = refined_grid(best[0], {run.rate for run in runs})
+        losses, axes = {}, [self.config.tune[key] for key in self.tuned_keys(arm)]
+        start = [getattr(self.settings[comparison, arm], key) for key in self.tuned_keys(arm)]
+        extensions = 0 if arm in self.config.untuned else self.config.extensions
         while True:  # each result may ask for more runs, whose results may be there already
-            pairs, best = required_runs(grid, self.config.seeds, losses, self.config.extensions)
-            runs = [self.run_of(comparison, arm, rate, seed) for rate, seed in pairs]
-            results = {(run.rate, run.seed): self.result(run) for run in runs}
+            pairs, best = required_runs(grid, self.config.seeds, losses, extensions, start, axes)
+            runs = [self.run_of(comparison, arm, point, seed) for point, seed in pairs]
+            results = {(run.point, run.seed): self.result(run) for run in runs}
             found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
             if found.keys() == losses.keys():
                 return runs, losses, best
             losses = found
 
     def result(self, run):
-        """{"status": "finished" | "diverged" | "failed", "loss", "curve", "seconds", "spikes"}, or None: not done.
+        """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", "seconds", "spikes"}, or None: not done.
 
-        spikes: None for a run made before they were counted.
+        loss: by which rates are chosen; test: which is reported, None without test_loss. spikes: None for a run made
+        before they were counted.
         """
         path = run.folder / "result.json"
         if run.folder not in self.results and path.is_file():
@@ -150,7 +166,7 @@ class Study:
                 if not isinstance(found["curve"], list) or (found["status"] == "finished" and found["loss"] * 0 != 0):
                     raise ValueError("not what a study writes")
                 known = {key: found[key] for key in ("status", "loss", "curve", "seconds")}
-                self.results[run.folder] = {**known, "spikes": found.get("spikes")}
+                self.results[run.folder] = {**known, "spikes": found.get("spikes"), "test": found.get("test")}
             except (ValueError, KeyError, TypeError) as error:
                 warn(f"{path} is broken ({error}): the run is repeated")
                 path.unlink()
@@ -190,6 +206,14 @@ def check(config):
         grid = config.learning_rates.get(arm, [])
         if not grid or any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
             raise UserError(f"learning_rates.{arm}={grid}: expected at least one rate above 0, none twice")
+    for arm in config.untuned:
+        known = len(config.learning_rates.get(arm, [])) == 1
+        config.check("untuned", known, "arms with one learning rate each")
+    types = {f.name: type(f.default) for f in fields(TrainConfig)} | {"weight_decay": float, "beta1": float, "beta2": float}
+    for key, values in config.tune.items():
+        config.check(f"tune.{key}", types.get(key) in (int, float) and key != "learning_rate", "a key of train.py that is a number")
+        config.check(f"tune.{key}", len(set(values)) == len(values) > 1, "at least two values, none twice")
+    config.check("twice", not (config.twice and config.tune), "False where keys are tuned")
     seeds = config.seeds
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
 
@@ -245,6 +269,16 @@ def tokens_of(config):
 def loss_of(result):
     """The loss by which the sweep judges: infinite for a run that diverged."""
     return result["loss"] if result["status"] == "finished" else math.inf
+
+
+def reported(result):
+    """The loss that counts as the arm's: of the test half where there is one."""
+    return loss_of(result) if result["test"] is None else result["test"]
+
+
+def shown_point(point, keys):
+    """0.004, beta2 0.99, ..."""
+    return ", ".join([f"{point[0]:g}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))])
 
 
 def floor_of(run):

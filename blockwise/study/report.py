@@ -7,7 +7,7 @@ from statistics import median
 
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
 from blockwise.files import write_text
-from blockwise.study.plan import TWICE, floor_of, tokens_of
+from blockwise.study.plan import TWICE, floor_of, reported, tokens_of
 from blockwise.study.rules import paired_test, sentence, spread, verdict
 
 
@@ -17,12 +17,15 @@ def print_plan(study):
         print(comparison)
         for arm in config.arms:
             grid = sorted(config.learning_rates[arm])
-            swept = [study.run_of(comparison, arm, rate, config.seeds[0]) for rate in grid]
+            start = [getattr(study.settings[comparison, arm], key) for key in study.tuned_keys(arm)]
+            swept = [study.run_of(comparison, arm, (rate, *start), config.seeds[0]) for rate in grid]
             rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in swept)
             print(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
     todo = sum(tokens_of(run.config) for run in study.todo()) + study.future_tokens()
     tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
     single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
+    for key, values in config.tune.items():
+        print(f"  {key + ':':<20} {', '.join(f'{value:g}' for value in values)}, tuned from the arm's own")
     twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
     print(f"a run: {' or '.join(f'{n:,}' for n in single)} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
     print(f"at least {tokens:,} tokens in all; a grid whose best lies at an end {extended(config)}")
@@ -59,7 +62,7 @@ def summary(study):
         "places": comparisons,  # the key's name in the files of earlier studies
         "runs": [
             {"run": run.label, "folder": str(run.folder), "floor": run.config.resolved().min_lr}
-            | {key: result.get(key) for key in ("status", "loss", "seconds", "spikes")}
+            | {key: result.get(key) for key in ("status", "loss", "test", "seconds", "spikes")}
             for run, result in results.items()
         ],
         "study": asdict(config),
@@ -72,22 +75,26 @@ def summary_of(study, comparison):
     config, arms, losses = study.config, {}, {}
     for arm in [a for c, a in study.settings if c == comparison]:
         runs, known, best = study.arm(comparison, arm)
-        at_best = [run for run in runs if run.rate == best]
-        swept = sorted((run for run in runs if run.seed == config.seeds[0]), key=lambda run: run.rate)
-        complete = best is not None and all((run.rate, run.seed) in known for run in at_best)
-        losses[arm] = {run.seed: known[run.rate, run.seed] for run in at_best} if complete else None
+        at_best = [run for run in runs if run.point == best]
+        first = [run for run in runs if run.seed == config.seeds[0]]
+        swept = sorted((run for run in first if best is None or run.values == best[1:]), key=lambda run: run.rate)
+        complete = best is not None and all((run.point, run.seed) in known for run in at_best)
+        losses[arm] = {run.seed: reported(study.result(run)) for run in at_best} if complete else None
         mean, deviation = spread(losses[arm] or {})
         arms[arm] = {
             "role": "baseline" if arm == config.baseline else "twice" if arm.endswith(TWICE) else "arm",
             "sweep": [sweep_point(run, study.result(run)) for run in swept],
-            "best": best, "at_an_end": best is not None and best in (swept[0].rate, swept[-1].rate) and len(swept) > 1,
+            "best": best and best[0],
+            "tuned": dict(zip(study.tuned_keys(arm), best[1:], strict=True)) if best else {},
+            "search": [{"point": list(run.point)} | sweep_point(run, study.result(run)) for run in first],
+            "at_an_end": best is not None and best[0] in (swept[0].rate, swept[-1].rate) and len(swept) > 1,
             "losses": {seed: loss if math.isfinite(loss) else None for seed, loss in (losses[arm] or {}).items()},
             "mean": mean, "deviation": deviation,
-            "spikes": {run.seed: study.result(run)["spikes"] for run in at_best if (run.rate, run.seed) in known},
+            "spikes": {run.seed: study.result(run)["spikes"] for run in at_best if (run.point, run.seed) in known},
             "curves": {
                 run.seed: study.result(run)["curve"]
                 for run in at_best
-                if math.isfinite(known.get((run.rate, run.seed), math.inf))
+                if math.isfinite(known.get((run.point, run.seed), math.inf))
             },
         }  # fmt: skip
     twice = arms.get(config.baseline + TWICE, {"curves": {}})["curves"]
@@ -120,8 +127,8 @@ def report(study, found):
     lines = [f"# {study.folder.name}", "", *[f"**{line}**\n" for line in found["verdicts"]]]
     lines += [
         f"Final validation loss, in nats per token, of runs of {' or '.join(f'{n:,}' for n in tokens)} tokens. "
-        f"An arm's learning rate (that of Norm) is the best of its own sweep, made with seed {config.seeds[0]} and "
-        f"judged by the same validation windows as the result; a grid whose best lies at an end {extended(config)}. "
+        f"An arm's learning rate (that of Norm){and_keys(config)} is the best of its own sweep, made with seed "
+        f"{config.seeds[0]} and judged by {judged_by(config)}; a grid whose best lies at an end {extended(config)}. "
         f"The floor is what the rate falls to. Gap: arm minus {config.baseline}, so below zero the arm is better; "
         f"mean, interval and p are of the paired differences over seeds {', '.join(map(str, config.seeds))}. "
         "With several comparisons, one in twenty intervals misses by chance.",
@@ -140,6 +147,10 @@ def report(study, found):
         lines += [f"Learning rate (its floor): loss, with seed {config.seeds[0]}", ""]
         lines += [f"- {arm}: {'; '.join(map(point, one['sweep']))}" for arm, one in arms.items()]
         lines += [""]
+        if config.tune:
+            lines += [f"The whole search: learning rate, {', '.join(config.tune)}: loss", ""]
+            lines += [search_line(arm, one) for arm, one in arms.items() if one["tuned"]]
+            lines += [""]
     lines += ["![loss against learning rate](learning_rates.png)", "", "![validation loss](curves.png)", ""]
     bad = [run for run in found["runs"] if run["status"] != "finished"]
     lines += ["## Runs that diverged or failed", ""]
@@ -150,13 +161,30 @@ def report(study, found):
     return "\n".join(lines)
 
 
+def and_keys(config):
+    return f", and with it {', '.join(config.tune)}, one after the other," if config.tune else ""
+
+
+def judged_by(config):
+    if config.test_loss:
+        return "the first half of the validation text, of which the result is the second"
+    return "the same validation windows as the result"
+
+
+def search_line(arm, one):
+    found = [f"{' '.join(f'{n:g}' for n in p['point'])}: {shown(p['loss'])}" for p in one["search"]]
+    return f"- {arm}: {'; '.join(found)}"
+
+
 def point(p):
     return f"{p['learning_rate']:g} ({p['floor']:g}): {p['status'] if p['loss'] is None else shown(p['loss'])}"
 
 
 def table_row(arm, one):
     test, speed = one.get("test"), one.get("speedup")
-    cells = [arm, "-" if one["best"] is None else f"{one['best']:g}" + (" (at an end)" if one["at_an_end"] else "")]
+    end = " (at an end)" if one["at_an_end"] else ""
+    tuned = "".join(f", {key} {value:g}" for key, value in one["tuned"].items())
+    cells = [arm, "-" if one["best"] is None else f"{one['best']:g}{end}{tuned}"]
     floor = next((p["floor"] for p in one["sweep"] if p["learning_rate"] == one["best"]), None)
     lost = sum(loss is None for loss in one["losses"].values())
     cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]) + (f" ({lost} diverged)" if lost else "")]

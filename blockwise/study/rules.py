@@ -8,6 +8,7 @@ import math
 from statistics import mean, stdev
 
 CONFIDENCE = 0.95
+WORTH_MOVING = 0.003  # nats that another value of a tuned key must gain: less is noise, and each move costs a round
 
 
 def round_rate(rate):
@@ -37,13 +38,44 @@ def sweep(grid, losses, extensions):
     return rates, best
 
 
-def required_runs(grid, seeds, losses, extensions):
-    """([(learning rate, seed), ...] that an arm needs, as far as is known now; its best learning rate or None).
+def search(grid, start, axes, losses, extensions):
+    """(points that the tuning needs, its best or None while losses are missing), coordinate by coordinate.
 
-    losses: {(learning rate, seed): loss}. The sweep is made with the first seed, the others run at its best.
+    A point is (learning rate, value of each tuned key). start: the values to begin with; axes: all values of each key;
+    losses: {point: loss}. The rate is swept over `grid`; then one key after another takes its best value, the others
+    kept; then the rate again, over its neighbours, and so on until a whole round changes nothing.
     """
-    rates, best = sweep(grid, {rate: loss for (rate, seed), loss in losses.items() if seed == seeds[0]}, extensions)
-    runs = [(rate, seeds[0]) for rate in rates]
+    points, values, here, settled, axis = [], tuple(start), None, 0, 0
+    while settled <= len(axes):
+        if axis == 0:
+            known = {point[0]: loss for point, loss in losses.items() if point[1:] == values}
+            rates, rate = sweep(grid, known, extensions)
+            tried = [(rate, *values) for rate in rates]
+            best = rate and (rate, *values)
+        else:
+            tried = [(*here[:axis], value, *here[axis + 1 :]) for value in axes[axis - 1]]
+            best = min(tried, key=losses.get) if all(point in losses for point in tried) else None
+            if best and not losses[best] < losses[here] - WORTH_MOVING:
+                best = here
+        points += [point for point in tried if point not in points]
+        if best is None:
+            return points, None
+        settled = settled + 1 if best == here else 1
+        here, values = best, best[1:]
+        if axis == 0:
+            grid = refined_grid(here[0], rates)
+        axis = (axis + 1) % (len(axes) + 1)
+    return points, here
+
+
+def required_runs(grid, seeds, losses, extensions, start=(), axes=()):
+    """([(point, seed), ...] that an arm needs, as far as is known now; its best point or None).
+
+    losses: {(point, seed): loss}; the rest as in `search`, made with the first seed. The others run at its best.
+    """
+    first = {point: loss for (point, seed), loss in losses.items() if seed == seeds[0]}
+    points, best = search(grid, start, axes, first, extensions)
+    runs = [(point, seeds[0]) for point in points]
     return runs + [(best, seed) for seed in seeds[1:] if best is not None], best
 
 

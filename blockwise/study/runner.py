@@ -80,11 +80,12 @@ def outcome(run, status, seconds):
         rows = []
     last = rows[-1] if rows else {}
     val = curve(rows, "val/loss")
-    result = {"status": "failed", "loss": None, "curve": val, "seconds": seconds, "spikes": spikes(rows)}
+    result = {"status": "failed", "loss": None, "test": None, "curve": val, "seconds": seconds, "spikes": spikes(rows)}
     if last.get("step") == run.config.max_iters and "val/loss" in last:
         # a run that ends well above where it began has only blown up
         kept = math.isfinite(float(last["val/loss"])) and val[-1][1] <= val[0][1] + 0.1
-        result |= {"status": "finished", "loss": val[-1][1]} if kept else {"status": "diverged"}
+        found = {"status": "finished", "loss": val[-1][1], "test": last.get("test/loss")}
+        result |= found if kept else {"status": "diverged"}
     elif status and not all(math.isfinite(float(last.get(key, 0))) for key in ("train/loss", "grad_norm")):
         result["status"] = "diverged"
     return result
