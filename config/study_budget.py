@@ -1,0 +1,49 @@
+# python compare.py config/study_budget.py                                             # 1.25 tokens a parameter
+# python compare.py --max_iters=1680 config/study_budget.py --out_dir=out/study_budget_5
+# python compare.py --max_iters=6720 config/study_budget.py --out_dir=out/study_budget_20
+# Does the lead of blockwise rates survive the budgets at which people train? AdamW, `fitted` and the paper's multipliers
+# are tuned in full at each budget (rate, beta2, warmup, weight decay, one after the other); the rules from the shape come
+# as they are, at a base of 1e-3, their decay by a law. A LLaMA of 0.34M parameters on English Wikipedia; docs/studies
+# says how to prepare it. Rates are chosen on one half of the validation text and reported on the other.
+from blockwise.rules import decay_for_budget
+
+include("shapes/llama_1m.py")
+out_dir = "out/study_budget"
+dataset = "wikipedia_bpe1024"
+n_embd, n_head, n_inner = 64, 2, 192
+
+batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
+max_iters = max_iters if max_iters < 600000 else 420
+lr_decay_iters = max_iters
+warmup_iters = max_iters // 10
+min_lr = 0.0  # for every arm: a floor is another knob, and 0 favours none
+weight_decay, beta2 = 0.1, 0.95
+
+eval_interval = max_iters // 5
+eval_iters = 32
+log_interval = 20
+test_loss = True
+
+_tokens, _parameters = 1024 * max_iters, 344_640
+_law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters):.3g}"
+
+arms = {
+    "adamw": "--blockwise=False",
+    "paper": "",
+    "fitted": "--lr_rule=fitted",
+    "fitted, as it is": "--lr_rule=fitted",
+    "relative": f"--lr_rule=relative {_law}",
+    "mup": f"--lr_rule=mup {_law}",
+    "large_vocab": f"--lr_rule=large_vocab {_law}",
+    "nanochat": f"--lr_rule=nanochat {_law}",
+}
+learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "paper": [2.5e-4, 5e-4, 1e-3], "fitted": [5e-4, 1e-3, 2e-3]}
+untuned = ["fitted, as it is", "relative", "mup", "large_vocab", "nanochat"]
+learning_rates |= {arm: [1e-3] for arm in untuned}
+tune = {
+    "beta2": [0.95, 0.99, 0.999],
+    "warmup_iters": [max_iters // 50, max_iters // 10, 3 * max_iters // 10],
+    "weight_decay": [0.0, 0.1, 0.5, 1.0],
+}
+seeds = [1, 2, 3]
+floors = {"floor 0": ""}
