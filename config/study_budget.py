@@ -1,10 +1,10 @@
 # python compare.py config/study_budget.py                                             # 1.25 tokens a parameter
 # python compare.py --max_iters=1680 config/study_budget.py --out_dir=out/study_budget_5
 # python compare.py --max_iters=6720 config/study_budget.py --out_dir=out/study_budget_20
-# Does the lead of blockwise rates survive the budgets at which people train? AdamW, `fitted` and the paper's multipliers
-# are tuned in full at each budget (rate, beta2, warmup, weight decay, one after the other); the rules from the shape come
-# as they are, at a base of 1e-3, their decay by a law. A LLaMA of 0.34M parameters on English Wikipedia; docs/studies
-# says how to prepare it. Rates are chosen on one half of the validation text and reported on the other.
+# Does the lead of blockwise rates survive the budgets at which people train? AdamW, `fitted` and the paper's
+# multipliers are tuned in full at each budget (rate, beta2, warmup, weight decay, one after the other); the rules from
+# the shape come as they are, at a base of 1e-3, their decay by a law. A LLaMA of 0.34M parameters on English Wikipedia;
+# docs/studies says how to prepare it. Rates are chosen on one half of the validation text and reported on the other.
 from blockwise.rules import decay_for_budget
 
 include("shapes/llama_1m.py")

@@ -97,6 +97,54 @@ def test_a_study_judges_each_arm_at_its_best(study, pretend, tmp_path, capsys):
         assert (tmp_path / "out" / name).stat().st_size > 10_000 and name in report
 
 
+TUNED = """
+test_loss = True
+beta2, weight_decay = 0.95, 0.1
+tune = {"beta2": [0.95, 0.99], "warmup_iters": [1, 3]}
+arms = {"adamw": "--blockwise=False", "ours": "", "rule": "--lr_rule=fitted"}
+learning_rates["rule"], untuned = [5e-4], ["rule"]
+"""
+
+
+def test_every_arm_is_tuned_over_the_same_keys(study, pretend, tmp_path, capsys):
+    """The baseline gains from another beta2 at twice the rate, ours from a longer warmup; the rule comes as it is."""
+    gain = """
+if job["beta2"] == 0.99 and not blockwise: best, last = 4e-3, last - 0.3
+if job["warmup_iters"] == 3 and blockwise: last -= 0.1
+last += 0.1 * math.log2(rate / best) ** 2 - 0.1 * math.log2(rate / {best}) ** 2
+rows = [{"step": s, "val/loss": 5 + (last - 5) * s / steps} for s in range(0, steps + 1, 2)]
+rows[-1]["test/loss"] = last + 0.5 + 0.01 * job["seed"]
+""".replace("{best}", "2e-3")
+    calls = pretend(extra=gain)
+    assert compare.main(study(TUNED)) == 0
+    assert len(calls()) == len(set(calls()))
+    arms = found(tmp_path)["places"]["relative floor"]
+    assert (arms["adamw"]["best"], arms["adamw"]["tuned"]) == (4e-3, {"beta2": 0.99, "warmup_iters": 1})
+    assert (arms["ours"]["best"], arms["ours"]["tuned"]) == (2e-3, {"beta2": 0.95, "warmup_iters": 3})
+    assert arms["rule"]["best"] == 5e-4 and not arms["rule"]["tuned"] and len(arms["rule"]["search"]) == 1
+    assert arms["adamw"]["losses"] == {"1": pytest.approx(3.01 - 0.3 + 0.51), "2": pytest.approx(3.0 - 0.3 + 0.52)}
+    assert {run["test"] is None for run in found(tmp_path)["runs"]} == {False}
+    report, out = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    assert "| adamw | 0.004, beta2 0.99, warmup_iters 1 |" in report and "of which the result is the second" in report
+    assert "adamw at 0.004, beta2 0.99, warmup_iters 1, seed 2 (relative floor)" in out
+    assert "- adamw: 0.001 0.95 1: " in report and "- rule: 0.001" not in report
+
+
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        ('tune = {"beta2": [0.9]}', r"tune.beta2=\[0.9\]: expected at least two values"),
+        ('tune = {"optimizer": [1, 2]}', "tune has 'optimizer': expected a key of train.py that is a number"),
+        ('tune = {"beta2": [0.9, 0.99]}', "arm 'adamw': beta2 is not set"),
+        ('untuned = ["ours"]', "untuned=.*: expected arms with one learning rate"),
+        ("twice = True\ntune = {'warmup_iters': [1, 2]}", "twice=True: expected False where keys are tuned"),
+    ],
+)
+def test_what_cannot_be_tuned(study, more, message):
+    with pytest.raises(UserError, match=message):
+        compare.main(study(more, "--plan"))
+
+
 def test_nothing_runs_twice(study, pretend, tmp_path):
     calls = pretend()
     compare.main(study())

@@ -171,6 +171,14 @@ def test_evaluation_sequences(tokens, sequences, overlap):
     assert any(gap < 8 for gap in gaps) == overlap
 
 
+def test_halves_of_the_validation_text_share_no_token():
+    split = Split(Path("nowhere"), 101, 256)
+    first, second = (eval_starts(split, 7, 8, half) for half in (0, 1))
+    assert first[0] == 0 and first[-1] + 8 + 1 == 50 == second[0] and second[-1] + 8 + 1 == 101
+    with pytest.raises(UserError, match="test_loss=True: half of nowhere has fewer than block_size"):
+        eval_starts(Split(Path("nowhere"), 17, 256), 1, 8, 0)
+
+
 # What is broken
 
 

@@ -112,6 +112,9 @@ class Study:
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
+                for key in self.tuned_keys(arm):
+                    if getattr(settings, key) is None:
+                        raise UserError(f"arm {arm!r}: {key} is not set; expected a value from which to tune it")
             check_common({arm: self.settings[comparison, arm] for arm in config.arms})
 
     def tuned_keys(self, arm):
@@ -209,10 +212,12 @@ def check(config):
     for arm in config.untuned:
         known = len(config.learning_rates.get(arm, [])) == 1
         config.check("untuned", known, "arms with one learning rate each")
-    types = {f.name: type(f.default) for f in fields(TrainConfig)} | {"weight_decay": float, "beta1": float, "beta2": float}
+    numbers = {f.name for f in fields(TrainConfig) if type(f.default) in (int, float)} | {"weight_decay", "beta1", "beta2"}
     for key, values in config.tune.items():
-        config.check(f"tune.{key}", types.get(key) in (int, float) and key != "learning_rate", "a key of train.py that is a number")
-        config.check(f"tune.{key}", len(set(values)) == len(values) > 1, "at least two values, none twice")
+        if key not in numbers - {"learning_rate", "seed"}:
+            raise UserError(f"tune has {key!r}: expected a key of train.py that is a number, other than learning_rate")
+        if len(set(values)) < max(len(values), 2):
+            raise UserError(f"tune.{key}={values}: expected at least two values, none twice")
     config.check("twice", not (config.twice and config.tune), "False where keys are tuned")
     seeds = config.seeds
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
