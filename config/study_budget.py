@@ -1,4 +1,5 @@
-# python compare.py config/study_budget.py                                             # 1.25 tokens a parameter
+# python compare.py config/study_budget.py
+# That is 1.25 tokens a parameter; 5 and 20:
 # python compare.py --max_iters=1680 config/study_budget.py --out_dir=out/study_budget_5
 # python compare.py --max_iters=6720 config/study_budget.py --out_dir=out/study_budget_20
 # Does the lead of blockwise rates survive the budgets at which people train? AdamW, `fitted` and the paper's

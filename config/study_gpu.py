@@ -1,5 +1,4 @@
-# python compare.py config/study_gpu.py --plan
-# python compare.py config/study_gpu.py --seeds=1,2
+# python compare.py config/study_gpu.py
 # What would settle it: GPT-2 of 124M parameters on OpenWebText, 2.5 billion tokens (20 a parameter): AdamW, the paper's
 # multipliers and two rules from the shape, all tuned alike. At 40 % of an H100's dense bfloat16 rate, which is predicted
 # and not measured, a run takes 1.5 hours of one GPU; an arm 7 to 12 runs, so the study 40 to 70 GPU hours. Each run has
