@@ -1,8 +1,8 @@
 # python compare.py config/study_gpu.py
 # What would settle it: GPT-2 of 124M parameters on OpenWebText, 2.5 billion tokens (20 a parameter): AdamW, the paper's
-# multipliers and two rules from the shape, all tuned alike. At 40 % of an H100's dense bfloat16 rate, which is predicted
-# and not measured, a run takes 1.5 hours of one GPU; an arm 7 to 12 runs, so the study 40 to 70 GPU hours. Each run has
-# a GPU of its own; --processes=8 gives it eight. A quarter of the budget shows what to expect:
+# multipliers and two rules from the shape, all tuned alike. At 40 % of an H100's dense bfloat16 rate, which is
+# predicted and not measured, a run takes 1.5 hours of one GPU; an arm 7 to 12 runs, so the study 40 to 70 GPU hours.
+# Each run has a GPU of its own; --processes=8 gives it eight. A quarter of the budget shows what to expect:
 # python compare.py --max_iters=1272 config/study_gpu.py --out_dir=out/study_gpu_quarter
 include("gpt2_small.py")
 out_dir = "out/study_gpu"

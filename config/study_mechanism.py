@@ -23,7 +23,8 @@ for _std in (0.003, 0.1):
 # The matrices' initial scale by the rate of VO and FFN; and under one rate
 for _init, _args in (("0.02", ""), ("0.125", _wide)):
     for _rate in (0.5, 1, 2, 4):
-        arms[f"matrix init {_init}, rate {_rate:g}e-3"] = f"{_fitted} {_args} --lr_mult.VO={_rate:g} --lr_mult.FFN={_rate:g}"
+        _rates = f"--lr_mult.VO={_rate:g} --lr_mult.FFN={_rate:g}"
+        arms[f"matrix init {_init}, rate {_rate:g}e-3"] = f"{_fitted} {_args} {_rates}"
 arms["adamw, matrix init 0.125"] = f"{_adamw} {_wide}"
 
 # beta2 of the tables by their rate; and under one rate

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, losses, metrics, out_dir, run
+from conftest import ROOT, ids_of, losses, metrics, out_dir, run
 
 from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
@@ -17,6 +17,7 @@ from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.schedules import block_rate
 from blockwise.settings import TrainConfig
+from blockwise.tokenizer import BYTES
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -89,6 +90,21 @@ def test_floor(small):
     assert last_lr() == (1e-4, 1e-4)  # one floor for all: the paper's rule
     assert last_lr("--min_lr_scaled=True") == (1e-4, 8e-4)
     assert last_lr("--min_lr_ratio=0.5") == (5e-4, 5e-4)
+
+
+def test_losses_of_the_two_halves(small, data_dir, tmp_path):
+    """With test_loss the rows have the losses that two data sets would have whose validation texts are the halves."""
+    text = ids_of(data_dir / "tiny", "val")
+    for name, half in (("first", text[: len(text) // 2]), ("second", text[len(text) // 2 :])):
+        write_dataset(tmp_path / name, {"train": ids_of(data_dir / "tiny", "train"), "val": half}, BYTES, "made up")
+    assert run(*small, "--test_loss=True") == 0
+    rows = metrics(small)
+    assert [step for step in rows if "test/loss" in rows[step]] == [8]
+    for name, key in (("first", "val/loss"), ("second", "test/loss")):
+        out = f"--out_dir={tmp_path / 'out' / name}"
+        assert run(*small, f"--data_dir={tmp_path}", f"--dataset={name}", out) == 0
+        assert metrics([out])[8]["val/loss"] == rows[8][key]
+    assert rows[8]["val/loss"] != rows[8]["test/loss"]
 
 
 def test_same_seed_same_bits_other_seed_other_bits(small, tmp_path):
