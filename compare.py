@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from blockwise import exit_on_user_error, warn
+from blockwise import exit_on_user_error, print0, warn
 from blockwise.layer_warmup import layer_schedule
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig
@@ -64,11 +64,11 @@ def main(argv):
     print_plan(study)
     run_all(study, stop)
     if stop:
-        print(f"stopped by {stop.signal}; the same command resumes it")
+        print0(f"stopped by {stop.signal}; the same command resumes it")
         return 0
     found = write(study)
     draw(study.folder)
-    print(f"wrote {study.folder / 'report.md'}", *found["verdicts"], sep="\n")
+    print0("\n".join([f"wrote {study.folder / 'report.md'}", *found["verdicts"]]))
     return 1 if any(run["status"] == "failed" for run in found["runs"]) else 0
 
 

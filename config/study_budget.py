@@ -28,10 +28,12 @@ test_loss = True
 _tokens, _parameters = 1024 * max_iters, 344_640
 _law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters):.3g}"
 
+# At the longer budgets the search begins where the one at 1.25 tokens a parameter ended
+_tuned = "" if max_iters <= 420 else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
 arms = {
-    "adamw": "--blockwise=False",
-    "paper": "",
-    "fitted": "--lr_rule=fitted",
+    "adamw": f"--blockwise=False {_tuned} {_tuned and '--beta2=0.99'}",
+    "paper": _tuned,
+    "fitted": f"--lr_rule=fitted {_tuned}",
     "fitted, as it is": "--lr_rule=fitted",
     "relative": f"--lr_rule=relative {_law}",
     "mup": f"--lr_rule=mup {_law}",
@@ -43,7 +45,7 @@ untuned = ["fitted, as it is", "relative", "mup", "large_vocab", "nanochat"]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
     "beta2": [0.95, 0.99, 0.999],
-    "warmup_iters": [max_iters // 50, max_iters // 10, 3 * max_iters // 10],
+    "warmup_iters": [max_iters // 50, max_iters // 10, 3 * max_iters // 10, max_iters // 2],
     "weight_decay": [0.0, 0.1, 0.5, 1.0],
 }
 seeds = [1, 2, 3]

@@ -240,6 +240,16 @@ def test_conditions_times_floors(study, pretend, tmp_path):
     assert "of runs of 160 or 320 tokens" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_study_outlives_the_reader_of_its_output(study, pretend, tmp_path, monkeypatch):
+    pretend()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert compare.main(study()) == 0
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
 def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
     assert compare.main([*study("conditions = {'there is no such data': '--dataset=nowhere'}"), "--plan"]) == 0
     out = capsys.readouterr().out

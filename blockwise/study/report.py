@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict
 from statistics import median
 
+from blockwise import print0
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
 from blockwise.files import write_text
 from blockwise.study.plan import TWICE, floor_of, reported, tokens_of
@@ -14,28 +15,29 @@ from blockwise.study.rules import paired_test, sentence, spread, verdict
 def print_plan(study):
     config, runs = study.config, study.runs()
     for comparison in study.comparisons:
-        print(comparison)
+        print0(comparison)
         for arm in config.arms:
             grid = sorted(config.learning_rates[arm])
             start = [getattr(study.settings[comparison, arm], key) for key in study.tuned_keys(arm)]
             swept = [study.run_of(comparison, arm, (rate, *start), config.seeds[0]) for rate in grid]
             rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in swept)
-            print(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
+            print0(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
     todo = sum(tokens_of(run.config) for run in study.todo()) + study.future_tokens()
     tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
     single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
     for key, values in config.tune.items():
-        print(f"  {key + ':':<20} {', '.join(f'{value:g}' for value in values)}, tuned from the arm's own")
+        print0(f"  {key + ':':<20} {', '.join(f'{value:g}' for value in values)}, tuned from the arm's own")
     twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
-    print(f"a run: {' or '.join(f'{n:,}' for n in single)} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
-    print(f"at least {tokens:,} tokens in all; a grid whose best lies at an end {extended(config)}")
+    sizes = " or ".join(f"{n:,}" for n in single)
+    print0(f"a run: {sizes} tokens; {len(config.seeds)} seeds at each arm's best{twice}")
+    print0(f"at least {tokens:,} tokens in all; a grid whose best lies at an end {extended(config)}")
     timed = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
     speeds = [tokens / seconds for tokens, seconds in timed if seconds]
     if speeds:
         hours = todo / median(speeds) / 3600
-        print(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
+        print0(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
     else:
-        print("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
+        print0("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
 
 
 def extended(config):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from blockwise import print0
 from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import InUse, write_text
 from blockwise.rundir import run_lock
@@ -106,7 +107,7 @@ def run_all(study, stop):
                 continue
             if is_locked(run):
                 if run not in waiting:
-                    print(f"{run.label}: waiting for an earlier call's process, which still trains it", flush=True)
+                    print0(f"{run.label}: waiting for an earlier call's process, which still trains it")
                 waiting.add(run)
                 continue
             fresh, slot = not (run.folder / "metrics.jsonl").exists(), free.pop()
@@ -123,7 +124,7 @@ def run_all(study, stop):
                 speeds += [tokens_of(run.config) / result["seconds"]] if began else []
             todo = study.todo()
             text = describe_outcome(run, result, process.returncode)
-            print(f"{run.label}: {text}; {progress_line(study, speeds, side_by_side)}", flush=True)
+            print0(f"{run.label}: {text}; {progress_line(study, speeds, side_by_side)}")
     for process, _, _ in running.values():
         process.terminate()  # train.py saves and ends
     for process, _, _ in running.values():
