@@ -27,21 +27,25 @@ test_loss = True
 
 _tokens, _parameters = 1024 * max_iters, 344_640
 _law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters):.3g}"
+_matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK=0.25"  # 1/rate, as the other rules
 
-# At the longer budgets the search begins where the one at 1.25 tokens a parameter ended
-_tuned = "" if max_iters <= 420 else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
+# At the longer budgets the search begins where the one at 1.25 tokens a parameter ended, and only `fitted` is left of
+# the rules, which was the best of them there
+_short = max_iters <= 420
+_tuned = "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
 arms = {
-    "adamw": f"--blockwise=False {_tuned} {_tuned and '--beta2=0.99'}",
-    "paper": _tuned,
-    "fitted": f"--lr_rule=fitted {_tuned}",
+    "adamw": f"--blockwise=False {_tuned} {'' if _short else '--beta2=0.99'}",
+    "fitted": f"--lr_rule=fitted {'' if _short else '--weight_decay=0'}",
     "fitted, as it is": "--lr_rule=fitted",
-    "relative": f"--lr_rule=relative {_law}",
-    "mup": f"--lr_rule=mup {_law}",
-    "large_vocab": f"--lr_rule=large_vocab {_law}",
-    "nanochat": f"--lr_rule=nanochat {_law}",
+    "fitted, decay by a law": f"--lr_rule=fitted {_law} {_matrices_only}",
 }
-learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "paper": [2.5e-4, 5e-4, 1e-3], "fitted": [5e-4, 1e-3, 2e-3]}
-untuned = ["fitted, as it is", "relative", "mup", "large_vocab", "nanochat"]
+learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [5e-4, 1e-3, 2e-3] if _short else [2e-3, 4e-3, 8e-3]}
+if _short:
+    arms |= {"paper": ""} | {
+        rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "completep", "large_vocab", "nanochat")
+    }
+    learning_rates["paper"] = [2.5e-4, 5e-4, 1e-3]
+untuned = [arm for arm in arms if arm not in learning_rates]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
     "beta2": [0.95, 0.99, 0.999],
