@@ -40,9 +40,9 @@ arms = {
     "fitted, decay by a law": f"--lr_rule=fitted {_law} {_matrices_only}",
 }
 learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [5e-4, 1e-3, 2e-3] if _short else [2e-3, 4e-3, 8e-3]}
-if _short:
+if _short:  # with 4 layers completep is mup
     arms |= {"paper": ""} | {
-        rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "completep", "large_vocab", "nanochat")
+        rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "large_vocab", "nanochat")
     }
     learning_rates["paper"] = [2.5e-4, 5e-4, 1e-3]
 untuned = [arm for arm in arms if arm not in learning_rates]
