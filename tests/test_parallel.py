@@ -206,7 +206,7 @@ def test_fsdp_trains_like_one_process(small, tmp_path, processes, tolerance, wor
 
 @pytest.mark.slow
 def test_fsdp_in_bfloat16_follows_float32(small, tmp_path):
-    """100 steps in which the loss falls by a third; weights and moments stay in float32."""
+    """100 steps in which the loss more than halves; weights and moments stay in float32."""
     words = (*small, "--max_iters=100", "--lr_decay_iters=100", "--eval_interval=50", "--min_lr=1e-4", "--eval_iters=2")
     words = (*words, "--gradient_accumulation_steps=2")
     alone = (*words, f"--out_dir={tmp_path / 'alone'}")
@@ -215,7 +215,7 @@ def test_fsdp_in_bfloat16_follows_float32(small, tmp_path):
     assert status == 0, err
     for step, pair in losses(alone).items():
         assert losses(words)[step] == pytest.approx(pair, abs=1e-2), step
-    assert losses(alone)[99][0] < 0.67 * losses(alone)[0][0]
+    assert losses(alone)[99][0] < 0.5 * losses(alone)[0][0]
     assert form(newest(words)) == form(newest(alone))
 
 
