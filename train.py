@@ -52,7 +52,7 @@ from blockwise.training.output import Output
 from blockwise.training.parallel import parallelize
 from blockwise.training.profiler import Profiler
 from blockwise.training.progress import Progress
-from blockwise.training.sharding import gathered, place, sharded_state, whole
+from blockwise.training.sharding import place, sharded_state, whole
 from blockwise.training.start import find_start
 from blockwise.training.summary import dry_run, print_summary
 from blockwise.training.throughput import Throughput
@@ -157,14 +157,14 @@ def train(config, given, flags, stop, world, compile_may_fail):
         model.train()
 
     def state():
-        """The checkpoint of this moment."""
-        return None if updating else gathered({
+        """The checkpoint of this moment, as this process has it."""
+        return None if updating else {
             "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
             "model_config": asdict(model_config), "config": asdict(config),
             "tokenizer": data.tokenizer, "data": data.identity,
             **progress.state_dict(), **layers.state_dict(), **lr_mult.state_dict(), **live.state_dict(),
             **ema.state_dict(),
-        }, world)  # fmt: skip
+        }  # fmt: skip
 
     eval_model, model = parallelize(raw_model, config, world, first_pass, compile_may_fail)
     start_step, stopping, status = progress.step, world.any(stop), 0

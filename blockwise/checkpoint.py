@@ -4,6 +4,9 @@ ckpt_00000500.pt is complete on the disk before ckpt_00000500.json, which states
 it: the .json commits the pair. A .pt without its .json is an interrupted save and counts for nothing while others are
 committed; alone in its folder it is taken if it is whole, since somebody may have copied the weights only.
 
+With checkpoint_format=sharded a folder, ckpt_00000500/, takes the place of the .pt, and the .json states length and
+sha256 of each of its files. It has this name once it is complete, with a copy of the .json inside.
+
 A checkpoint is one dict of plain data and tensors, which `load_checkpoint` completes for those of earlier versions:
 
     step, tokens, best_val_loss, skipped, skipped_in_a_row, wandb_id    progress
@@ -25,11 +28,12 @@ from pathlib import Path
 import torch
 from torch.utils.serialization import config as serialization
 
-from blockwise import UserError, warn
-from blockwise.files import HashingFile, atomic_write, sha256, write_text
+from blockwise import UserError, first_line, warn
+from blockwise.files import HashingFile, atomic_write, remove, sha256, sync_folder, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
 
 VERSION = 2  # 1: all before the version was stated
+INNER_MANIFEST = "manifest.json"
 
 
 class SaveError(Exception):
@@ -43,7 +47,7 @@ def manifests(out_dir):
 
 def checkpoint_files(out_dir):
     """Paths of everything in a folder that may be a checkpoint, or a part of one."""
-    return in_order(p for p in Path(out_dir).glob("ckpt_*") if p.suffix in (".json", ".pt"))
+    return in_order(p for p in Path(out_dir).glob("ckpt_*") if p.suffix in (".json", ".pt", ""))
 
 
 def in_order(paths):
@@ -53,6 +57,16 @@ def in_order(paths):
 
 def step_of(path):
     return int(path.stem.removeprefix("ckpt_"))
+
+
+def data_of(manifest):
+    """Path of what a manifest commits: a folder, or else a .pt file; a damaged manifest commits what is there."""
+    folder = manifest.with_suffix("")
+    try:
+        sharded = "files" in json.loads(manifest.read_text())
+    except (OSError, ValueError, TypeError):
+        sharded = folder.is_dir()
+    return folder if sharded else manifest.with_suffix(".pt")
 
 
 def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
@@ -66,25 +80,69 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
     manifest = Path(out_dir) / f"ckpt_{state['step']:08d}.json"
     weights = manifest.with_suffix(".pt")
     try:
-        if manifest.exists():
-            stated = json.loads(manifest.read_text())
-            if stated["val_loss"] == val_loss or val_loss is None:
-                return
-            stated["val_loss"] = val_loss
-        else:
+        if not committed_before(manifest, val_loss):
             with atomic_write(weights) as file, serialization.patch({"save.use_pinned_memory_for_d2h": True}):
                 hashed = HashingFile(file)
                 torch.save({"version": VERSION, **state}, hashed)
-            stated = {
-                "step": state["step"], "sha256": hashed.sha256, "bytes": hashed.bytes, "val_loss": val_loss,
-                "config": state["config"],
-            }  # fmt: skip
-        write_text(manifest, json.dumps(stated, indent=1) + "\n")
+            stated = {"sha256": hashed.sha256, "bytes": hashed.bytes}
+            write_manifest(manifest, about(state, val_loss) | stated)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         if not manifest.exists():
             weights.unlink(missing_ok=True)
         raise SaveError(f"{weights} could not be written: {error}".split("\n")[0]) from None
     prune(out_dir, keep, keep_best)
+
+
+def save_sharded(out_dir, state, val_loss, keep, keep_best, world):
+    """`save_checkpoint` into a folder, each process its share of the tensors; all call it together.
+
+    state: as it is on each process, sharded tensors as DTensors. world: distributed.World.
+    Raises SaveError on all processes if one of them fails.
+    """
+    from blockwise.sharded_files import write_shards  # slow to load
+
+    manifest = Path(out_dir) / f"ckpt_{state['step']:08d}.json"
+    folder, unfinished = manifest.with_suffix(""), manifest.with_suffix(".tmp")
+    try:
+        if not world.on_master(committed_before, manifest, val_loss):
+            files = write_shards(unfinished, {"version": VERSION, **state}, world)
+            world.on_master(commit_folder, unfinished, manifest, about(state, val_loss) | {"files": files})
+    except (OSError, UserError) as error:
+        for path in (unfinished, folder) if world.is_master and not manifest.exists() else ():
+            with suppress(OSError):
+                remove(path)
+        raise SaveError(f"{folder} could not be written: {error}".split("\n")[0]) from None
+    if world.is_master:
+        prune(out_dir, keep, keep_best)
+
+
+def commit_folder(unfinished, manifest, stated):
+    """Give a folder whose files are on the disk its name, and its manifest."""
+    folder = manifest.with_suffix("")
+    write_manifest(unfinished / INNER_MANIFEST, stated)
+    remove(folder)  # of a save that was interrupted right here
+    os.replace(unfinished, folder)
+    sync_folder(folder.parent)
+    write_manifest(manifest, stated)
+
+
+def committed_before(manifest, val_loss):
+    """Whether a step's checkpoint is there. If so, its manifest gets the validation loss, if that is known now."""
+    if not manifest.exists():
+        return False
+    stated = json.loads(manifest.read_text())
+    if val_loss is not None and stated["val_loss"] != val_loss:
+        write_manifest(manifest, stated | {"val_loss": val_loss})
+    return True
+
+
+def about(state, val_loss):
+    """What every manifest states."""
+    return {"step": state["step"], "val_loss": val_loss, "config": state["config"]}
+
+
+def write_manifest(path, stated):
+    write_text(path, json.dumps(stated, indent=1) + "\n")
 
 
 def prune(out_dir, keep, keep_best):
@@ -99,8 +157,11 @@ def prune(out_dir, keep, keep_best):
     for path in committed:
         if path not in to_keep:
             with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
+                data = data_of(path)
                 path.unlink()
-                path.with_suffix(".pt").unlink()
+                if data.is_dir():  # half of a folder must not have its name
+                    data = data.rename(data.with_suffix(".tmp"))
+                remove(data)
 
 
 def val_loss_of(manifest):
@@ -114,7 +175,7 @@ def forget_val_losses(out_dir):
     """Make every committed checkpoint's validation loss unknown: it is of other text than what follows."""
     for manifest in manifests(out_dir):
         with suppress(ValueError, KeyError):  # a damaged one says nothing anyway
-            write_text(manifest, json.dumps(json.loads(manifest.read_text()) | {"val_loss": None}, indent=1) + "\n")
+            write_manifest(manifest, json.loads(manifest.read_text()) | {"val_loss": None})
 
 
 def newest_checkpoint(out_dir):
@@ -134,21 +195,29 @@ def newest_checkpoint(out_dir):
 
 
 def newest_uncommitted(out_dir):
-    """Path of the newest .pt file in a folder without manifests, None if there is none.
+    """Path of the newest .pt file or sharded folder where there are no manifests, None if there is none.
 
-    Its zip format has checksums of its own. Raises UserError if none is whole.
+    Raises UserError if none is whole.
     """
-    found = in_order(Path(out_dir).glob("ckpt_*.pt"))
-    for weights in reversed(found):
-        with suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(readable(weights)) as archive:
-            if archive.testzip() is None:
-                warn(f"{weights} has no manifest beside it ({weights.stem}.json); it is whole, and is used")
-                return weights
+    found = checkpoint_files(out_dir)
+    for data in reversed(found):
+        if is_whole(data):
+            warn(f"{data} has no manifest beside it ({data.stem}.json); it is whole, and is used")
+            return data
     if found:
         raise UserError(
             f"{found[-1]} is incomplete and has no manifest; --init_from=scratch starts a new run and keeps the file"
         )
     return None
+
+
+def is_whole(data):
+    """Whether a checkpoint without its manifest is: the zip format of a .pt file has checksums of its own."""
+    if data.is_dir():
+        return problem_of(data, data / INNER_MANIFEST) is None
+    with suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(readable(data)) as archive:
+        return archive.testzip() is None
+    return False
 
 
 def require_checkpoint(out_dir):
@@ -167,20 +236,30 @@ def valid_checkpoints(out_dir):
 def valid(committed):
     """Those checkpoints of these manifests whose bytes are what the manifest states."""
     for manifest in committed:
-        weights = manifest.with_suffix(".pt")
-        try:
-            stated = json.loads(readable(manifest).read_text())
-            length = readable(weights).stat().st_size
-            if length != stated["bytes"]:
-                raise ValueError(f"it has {length} bytes instead of {stated['bytes']}")
-            if sha256(weights) != stated["sha256"]:
-                raise ValueError("its sha256 is not the one in its manifest")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            if isinstance(error, UserError):
-                raise
-            warn(f"checkpoint {weights} is damaged ({error}); skipped")
+        data = data_of(manifest)
+        if problem := problem_of(data, manifest):
+            warn(f"checkpoint {data} is damaged ({problem}); skipped")
         else:
-            yield weights
+            yield data
+
+
+def problem_of(data, manifest):
+    """Why the bytes of a .pt file or a folder are not what a manifest states, None where they are."""
+    try:
+        stated = json.loads(readable(manifest).read_text())
+        files = {data / name: of_file for name, of_file in stated.get("files", {}).items()} or {data: stated}
+        for path, of_file in files.items():
+            name, whose = ("it", "its") if path == data else (path.name, f"{path.name}'s")
+            length = readable(path).stat().st_size
+            if length != of_file["bytes"]:
+                raise ValueError(f"{name} has {length} bytes instead of {of_file['bytes']}")
+            if sha256(path) != of_file["sha256"]:
+                raise ValueError(f"{whose} sha256 is not the one in its manifest")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        return first_line(error)
+    return None
 
 
 def readable(path):
@@ -194,23 +273,37 @@ def quarantine_after(out_dir, step):
     """Rename damaged checkpoints of later steps, so that the resumed run can write those steps again."""
     for manifest in manifests(out_dir):
         if step_of(manifest) > step:
-            for path in (manifest, manifest.with_suffix(".pt")):
+            for path in (data_of(manifest), manifest):
                 if path.exists():
-                    os.replace(path, path.with_name(path.name + ".damaged"))
+                    damaged = path.with_name(path.name + ".damaged")
+                    remove(damaged)
+                    os.replace(path, damaged)
 
 
-def load_checkpoint(path, mapped=False):
+def remove_unfinished(out_dir):
+    """Delete what a save that was killed has left behind."""
+    for path in Path(out_dir).glob("ckpt_*.tmp"):
+        remove(path)
+
+
+def load_checkpoint(path, mapped=False, left=()):
     """The dict that was saved, completed to what this version saves; tensors on the CPU.
 
     mapped: tensors are pages of the file, read when they are used and held once by all processes of a machine, which
     may be written to without an effect on the file; the disk frees a file only after the last tensor of it.
+    left: keys of a sharded checkpoint whose tensors stay on the disk, as sharded_files.Stored.
     Only plain data and tensors are ever unpickled. Raises UserError for a file that is none of our checkpoints, and
     for one whose architecture has keys that this version does not know: it would compute something else.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        saved, architecture, config = checkpoint, checkpoint["model_config"], checkpoint["config"]
-        if (version := checkpoint.get("version", 1)) > VERSION:
+        if path.is_dir():
+            from blockwise.sharded_files import read_shards  # slow to load
+
+            saved = read_shards(path, left)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        architecture, config = saved["model_config"], saved["config"]
+        if (version := saved.get("version", 1)) > VERSION:
             raise UserError(f"{path} is of version {version}, this project reads versions up to {VERSION}: update it")
         for key in architecture.keys() - {*ARCHITECTURE, *TRAINING_ONLY}:
             problem = f"{key}={architecture[key]!r}, which this version does not know"

@@ -83,6 +83,13 @@ class World:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
+    def gather(self, value):
+        """Each process's value, plain data, in the order of ranks; every rank gets all."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag):
         return self.sum(float(bool(flag)))[0] > 0
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def write_text(path, text):
     """Write a text file so that it is whole, on the disk, or what it was before."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def remove(path):
+    """Delete a file, or a folder with all that is in it; what is not there is no error."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder):

@@ -129,6 +129,7 @@ class TrainConfig:
     log_interval: Annotated[int, "steps between logged rows"] = 1
     always_save_checkpoint: Annotated[bool, "checkpoint after every evaluation; False: only if the loss improved, and the best is kept as well as the newest"] = True
     keep_checkpoints: Annotated[int, "number of newest checkpoints kept, at least 2; -1: all, including one at step 0"] = 2
+    checkpoint_format: Annotated[Literal["full", "sharded"], "form of new checkpoints; full: one file, gathered by rank 0; sharded: a folder into which each process writes its share; a run resumes from either"] = "full"
     wandb_log: Annotated[bool, "logging to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "project in Weights & Biases"] = "owt"
     wandb_run_name: Annotated[str, "run name in Weights & Biases"] = "gpt2"

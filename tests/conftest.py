@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 if "TEST_ONEDNN" in os.environ:  # 0 or 1: the products of another maker's processor
     matmul.ONEDNN = os.environ["TEST_ONEDNN"] == "1"
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["conftest", "measure", "torch._dynamo"])  # a process of its own loads them for 4 s
+SERVER.set_forkserver_preload(["conftest", "measure", "torch._dynamo", "blockwise.sharded_files"])  # in 4 s
 
 SMALL = (
     "--dataset=tiny", "--device=cpu", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=2",

@@ -204,6 +204,21 @@ def test_fsdp_trains_like_one_process(small, tmp_path, processes, tolerance, wor
     assert_close(metrics(mixed), metrics(alone), tolerance)
 
 
+@pytest.mark.slow
+def test_fsdp_in_bfloat16_follows_float32(small, tmp_path):
+    """100 steps in which the loss more than halves; weights and moments stay in float32."""
+    words = (*small, "--max_iters=100", "--lr_decay_iters=100", "--eval_interval=50", "--min_lr=1e-4", "--eval_iters=2")
+    words = (*words, "--gradient_accumulation_steps=2")
+    alone = (*words, f"--out_dir={tmp_path / 'alone'}")
+    run(*alone)
+    status, _, err = finish(Fork(*words, "--parallel=fsdp", "--dtype=bfloat16", processes=2))
+    assert status == 0, err
+    for step, pair in losses(alone).items():
+        assert losses(words)[step] == pytest.approx(pair, abs=1e-2), step
+    assert losses(alone)[99][0] < 0.5 * losses(alone)[0][0]
+    assert form(newest(words)) == form(newest(alone))
+
+
 def assert_close(rows, expected, tolerance):
     """Losses, and more loosely the norms of blocks, step by step."""
     assert list(rows) == list(expected)

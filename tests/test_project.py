@@ -23,7 +23,10 @@ LEAVES = sorted((ROOT / "blockwise").glob("*.py"))
 ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 # Rooms that others may import; they themselves import none
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
-GROUND = {"blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul", "blockwise.rules"}
+GROUND = {
+    "blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul", "blockwise.rules",
+    "blockwise.sharded_files",
+}  # fmt: skip
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
 # Millions of parameters with GPT-2's vocabulary (arXiv 2502.19002's released shapes)

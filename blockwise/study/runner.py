@@ -11,7 +11,7 @@ from statistics import median
 
 from blockwise import print0
 from blockwise.curves import curve, read_rows, spikes
-from blockwise.files import InUse, write_text
+from blockwise.files import InUse, remove, write_text
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig, by_hand
 from blockwise.study.plan import tokens_of
@@ -135,7 +135,7 @@ def discard_weights(run):
     """Delete the weights of a run that is done, unless all were to be kept."""
     if run.config.keep_checkpoints != -1:
         for path in [*run.folder.glob("ckpt_*.json"), *run.folder.glob("ckpt_*")]:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def describe_outcome(run, result, status):

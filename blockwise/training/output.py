@@ -7,9 +7,18 @@ from dataclasses import asdict
 import torch
 
 from blockwise import print0, warn
-from blockwise.checkpoint import SaveError, forget_val_losses, newest_checkpoint, quarantine_after, save_checkpoint
+from blockwise.checkpoint import (
+    SaveError,
+    forget_val_losses,
+    newest_checkpoint,
+    quarantine_after,
+    remove_unfinished,
+    save_checkpoint,
+    save_sharded,
+)
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
+from blockwise.training.sharding import gathered
 from blockwise.training.start import writes_nothing
 
 
@@ -17,12 +26,13 @@ class Output:
     """Made once nothing can be the user's mistake any more: from here on out_dir changes."""
 
     def __init__(self, config, start, progress, world):
-        self.config, self.progress, self.is_master = config, progress, world.is_master
+        self.config, self.progress, self.world, self.is_master = config, progress, world, world.is_master
         self.logger = None
         if not world.is_master or writes_nothing(config):
             return
         if start.checkpoint:
             quarantine_after(config.out_dir, progress.step)
+            remove_unfinished(config.out_dir)
             if start.other_validation:
                 forget_val_losses(config.out_dir)
         elif folder := set_aside(config.out_dir):
@@ -37,23 +47,32 @@ class Output:
             self.logger.log({"step": row["step"]} | row)
         print0(console_line(row, self.config.max_iters, eta, self.progress.skipped))
 
-    def save(self, state, val_loss, must=False):
-        """Write a checkpoint. must: a failure ends the run; else it is a warning.
+    def save(self, state, val_loss, must=False, alone=False):
+        """Write a checkpoint; all processes call it together. must: a failure ends the run; else it is a warning.
 
-        state: what the checkpoint holds, gathered by every process.
+        state: what the checkpoint holds, as each process has it. alone: this process may be the only one here, and
+        its own state is all of it.
         """
-        if not self.logger:
-            return
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
-        keep, keep_best = self.config.keep_checkpoints, not self.config.always_save_checkpoint
+        kept = self.config.keep_checkpoints, not self.config.always_save_checkpoint
+        sharded = self.config.checkpoint_format == "sharded" and not alone
+        state = state if sharded else gathered(state, self.world)
         try:
-            if not self.logger.flush():
+            if not (self.world.on_master(self.flush) if sharded else self.flush()):
                 raise SaveError(f"{self.config.out_dir}: no checkpoint ahead of rows that are not on the disk")
-            save_checkpoint(self.config.out_dir, state, known, keep, keep_best)
+            if sharded:
+                save_sharded(self.config.out_dir, state, known, *kept, self.world)
+            elif self.logger:
+                save_checkpoint(self.config.out_dir, state, known, *kept)
         except SaveError as error:
             if must:
                 raise
-            warn(f"{error}; the run continues without it")
+            if self.is_master:
+                warn(f"{error}; the run continues without it")
+
+    def flush(self):
+        """Whether the rows are on the disk, of a process that writes any."""
+        return self.logger is None or self.logger.flush()
 
     @contextmanager
     def saving_on_error(self, state):
@@ -68,7 +87,7 @@ class Output:
                 raise
             try:
                 if found := state():
-                    self.save(found, None, must=True)
+                    self.save(found, None, must=True, alone=True)
                     warn(f"{type(error).__name__} in step {found['step']}: saved the state before that step")
             except Exception as second:
                 warn(f"{type(error).__name__}, and no checkpoint could be saved: {second}")

@@ -1,7 +1,8 @@
 """parallel=fsdp: weights, gradients and optimizer state divided over the processes (FSDP2, torch's fully_shard).
 
-A sharded tensor is a DTensor, of which each process holds some rows. A checkpoint holds whole tensors, so that it says
-nothing of the processes that wrote it. What gathers is called by all processes alike, or they wait for one another.
+A sharded tensor is a DTensor, of which each process holds some rows. A checkpoint in one file holds whole tensors; in
+either format it can be read by any number of processes. What gathers is called by all processes alike, or they wait for
+one another.
 """
 
 from dataclasses import replace
@@ -64,7 +65,13 @@ def gathered(tree, world, known=None):
 
 
 def shard_like(value, p):
-    """A whole tensor divided as the parameter p is; anything of another shape, and all else, as it is."""
+    """A whole tensor divided as the parameter p is; anything of another shape, and all else, as it is.
+
+    Of a tensor on the disk a process reads only what it keeps.
+    """
+    if hasattr(value, "read_into"):
+        sharded = hasattr(p, "to_local") and value.shape == p.shape
+        return value.read_into(torch.empty_like(p.detach(), dtype=value.dtype)) if sharded else value.read()
     if not hasattr(p, "to_local") or not isinstance(value, torch.Tensor) or value.shape != p.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
