@@ -2,8 +2,8 @@
 
     python bench/accept/driver.py JOBS.json
 
-JOBS.json: {"before": Python to run first, "jobs": [{"script", "words", "folder"}]}. Into a job's folder go stdout, stderr
-and, once it has ended, result.json: its exit status, seconds, the graphs that were compiled, the breaks between them.
+JOBS.json: {"before": Python to run first, "jobs": [{"script", "words", "folder"}]}. A job's folder gets stdout, stderr
+and, once it has ended, result.json: its exit status, seconds, the graphs that were compiled, their breaks.
 """
 
 import gc

@@ -19,8 +19,11 @@ from blockwise.tokenizer import BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASE_SECONDS = 540  # of each phase, at most
+PATIENCE = 4  # times as long without a GPU, where the machine has other work
 # train.py allows TF32 on CUDA, which is too coarse for a comparison with a CPU
 FULL_FLOAT32 = "import torch; torch.set_float32_matmul_precision = lambda precision: None"
+# On a CPU the tiny form tests this script and not the compiler, which takes a minute for a graph in C++
+NO_COMPILER = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')"
 # Another code path for the CPU's kernels, so that on a CPU too the two sides of a comparison differ
 REFERENCE = {"ATEN_CPU_CAPABILITY": "default"}
 COMMON = (
@@ -34,13 +37,13 @@ SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=256", "--bat
 @dataclass
 class Place:
     """device: "cpu" or "cuda..."; tiny: the small form of every check; data_dir: of data sets made beforehand, or None;
-    scratch: an empty folder for data and runs; end: when the phase's time is over."""
+    scratch: an empty folder for data and runs; began: when the phase did."""
 
     device: str
     tiny: bool
     data_dir: Path | None
     scratch: Path
-    end: float = field(default_factory=lambda: time.monotonic() + PHASE_SECONDS)
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def cuda(self):
@@ -52,7 +55,8 @@ class Place:
 
     def time_left(self, limit):
         """Seconds for something that may take `limit` of them, less towards the end of the phase."""
-        return max(5.0, min(limit, self.end - time.monotonic()))
+        times = 1 if self.cuda else PATIENCE
+        return max(5.0, min(times * limit, self.began + times * PHASE_SECONDS - time.monotonic()))
 
     def common(self, steps):
         """Keys of a run that is compared: small, in float32, so many steps long, evaluated at its ends."""
@@ -131,6 +135,7 @@ class Batch:
             work.append({"script": job.script, "words": [*job.words, *own_out], "folder": str(own)})
             self.runs[name] = Run(name, own, out)
         path = folder / "jobs.json"
+        before = before if place.cuda else "\n".join([NO_COMPILER, before])
         path.write_text(json.dumps({"before": before, "jobs": work}))
         self.end, self.log = time.monotonic() + self.limit, folder / "log"
         command = [sys.executable, str(ROOT / "bench/accept/driver.py"), str(path)]
