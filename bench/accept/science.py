@@ -46,7 +46,7 @@ def final(run):
 
 def demo_checks(report, place, folder):
     keys = (*data_of(place, folder, {"kjv"}), f"--device={place.device}")
-    keys += ("--max_iters=40", "--lr_decay_iters=40", "--warmup_iters=4", "--eval_iters=4") if place.tiny else ()
+    keys += ("--max_iters=15", "--lr_decay_iters=15", "--warmup_iters=3", "--eval_iters=2") if place.tiny else ()
     arms = {"blockwise": ("config/demo.py",), "adamw": ("config/demo.py", "config/demo_adamw.py")}
     runs = Batch(place, "demo", {arm: Job((*files, *keys)) for arm, files in arms.items()}).wait()
     for arm, run in runs.items():
@@ -57,10 +57,11 @@ def demo_checks(report, place, folder):
 
 def arm_checks(report, place, folder):
     per_step = 64 * 512
-    steps = {"quarter": 20, "whole": 80} if place.tiny else {}
+    steps = {"quarter": 10, "whole": 30} if place.tiny else {}
     steps = steps or {"quarter": round(TOKENS / 4 / per_step), "whole": round(TOKENS / per_step)}
     keys = (*(TINY if place.tiny else SHAPE), *data_of(place, folder), f"--device={place.device}", "--model_type=llama")
-    keys += ("--gradient_accumulation_steps=1", "--min_lr_ratio=0.05", "--eval_iters=16", "--log_interval=20")
+    keys += ("--gradient_accumulation_steps=1", "--min_lr_ratio=0.05", "--log_interval=20")
+    keys += ("--eval_iters=4",) if place.tiny else ("--eval_iters=16",)
 
     def job(budget, arm):
         n = steps[budget]
