@@ -48,11 +48,16 @@ def checks(report, place):
     jobs["text"] = Job((*place.common(100 if place.tiny else 200), *TEXT), out="text")
     reference = Batch(place, "cpu", on("cpu", jobs), env=REFERENCE)
     del jobs["text"]
-    found = Batch(place, "device", on(place.device, jobs | low_precision(place) | compiled(place)), before=FULL_FLOAT32)
-    reference, found = reference.wait(), found.wait()
-    for section in (float32_checks, precision_checks, compile_checks):
+    batches = {
+        "device": Batch(place, "device", on(place.device, jobs | low_precision(place)), before=FULL_FLOAT32),
+        "compiled": Batch(place, "compiled", on(place.device, compiled(place)), before=FULL_FLOAT32),
+        "exact": Batch(place, "exact", on(place.device, repeated(place))),
+    }  # beside one another: they are small, and compiling takes the CPU's time
+    reference = reference.wait()
+    found = {name: run for batch in batches.values() for name, run in batch.wait().items()}
+    for section in (float32_checks, precision_checks, compile_checks, exact_checks):
         report.section(f"correct/{section.__name__}", section, reference, found)
-    for section in (exact_checks, mistake_checks, text_checks, process_checks):
+    for section in (mistake_checks, text_checks, process_checks):
         report.section(f"correct/{section.__name__}", section, place, found)
 
 
@@ -71,7 +76,7 @@ def low_precision(place):
 
 
 def compiled(place):
-    """Runs that are compiled, and what one of them is compared with."""
+    """Runs that are compiled, and what one of them is compared with; the others have a variant's keys."""
     growth = (*place.common(9), *GROWING, "--arch_warmup_interval=3")
     return {
         "growing": Job(growth),
@@ -140,17 +145,19 @@ def compile_checks(report, reference, found):
         report.check(f"correct/compiled/{name}/breaks", equal(0), lambda run=run: run.done.result["breaks"])
 
 
-def exact_checks(report, place, found):
-    """Twice the same, and stopped after 5 steps and resumed, with dropout, eager and compiled."""
-    keys = (*place.common(10), "--dropout=0.1", "--deterministic=True", f"--device={place.device}")
+def repeated(place):
+    """Runs with dropout, eager and compiled: one, the same again, and one that stops after 5 steps and resumes."""
+    keys = (*place.common(10), *VARIANTS["grouped"].split(), "--dropout=0.1", "--deterministic=True")
     jobs = {}
     for mode, compile_ in {"eager": False, "compiled": True}.items():
-        words = (*keys, *VARIANTS["grouped"].split(), f"--dtype={low(place)}", f"--compile={compile_}")
+        words = (*keys, f"--dtype={'bfloat16' if place.cuda else 'float32'}", f"--compile={compile_}")
         jobs |= {f"{mode}_{name}": Job(words) for name in ("once", "again")}
         jobs[f"{mode}_half"] = Job((*words, "--max_iters=5"), out=f"{mode}_resumed")
         jobs[f"{mode}_resumed"] = Job((*words, "--init_from=resume"), out=f"{mode}_resumed")
-    runs = Batch(place, "exact", jobs).wait()
+    return jobs
 
+
+def exact_checks(report, reference, found):
     def compare(once, other):
         if difference := difference_of(*(list(run.rows.values()) for run in (once, other))):
             raise RuntimeError(difference)
@@ -158,7 +165,7 @@ def exact_checks(report, place, found):
 
     for mode in ("eager", "compiled"):
         for other in ("again", "resumed"):
-            measure = partial(compare, runs[f"{mode}_once"], runs[f"{mode}_{other}"])
+            measure = partial(compare, found[f"{mode}_once"], found[f"{mode}_{other}"])
             report.check(f"correct/deterministic/{mode}/{other}", equal("bitwise"), measure)
 
 
@@ -247,8 +254,3 @@ def process_checks(report, place, found):
             return sum(line.startswith("error: ") for line in run.text("stderr").splitlines())
 
         report.check(f"correct/{name}/lines_of_refusal", equal(1), refused)
-
-
-def low(place):
-    """The precision that training has by default."""
-    return "bfloat16" if place.cuda else "float32"

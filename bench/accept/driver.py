@@ -18,8 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from blockwise.signals import end_with_launcher
+
 
 def main(path):
+    end_with_launcher()
     work = json.loads(Path(path).read_text())
     os.chdir(ROOT)
     exec(work["before"], {})

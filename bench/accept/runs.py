@@ -152,8 +152,9 @@ class Batch:
 
 
 def start(command, threads, env=None, **streams):
-    """A process group of its own, with so many threads on the CPU."""
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "WANDB_MODE": "disabled", **(env or {})}
+    """A process group of its own, with so many threads on the CPU; it ends when this process does."""
+    own = {"OMP_NUM_THREADS": str(threads), "WANDB_MODE": "disabled", "LAUNCHED_BY": str(os.getpid())}
+    variables = {**os.environ, **own, **(env or {})}
     return subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **streams)
 
 

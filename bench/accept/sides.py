@@ -105,12 +105,16 @@ def main(args):
 
         torch.cuda.set_device(args.device)
         args.device = "cuda"
+    from blockwise.training.machine import is_out_of_memory
+
     side = Side(args)
     say(answers, {"ready": True})
     for line in sys.stdin:
         try:
             answer = side.answer(json.loads(line))
-        except side.torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             side.batch, answer = None, {"error": "out of memory"}
         if side.cuda:
             side.torch.cuda.empty_cache()
