@@ -13,13 +13,13 @@ from same_rows import difference_of
 from accept.report import Skip, at_most, between, equal
 from accept.runs import FULL_FLOAT32, REFERENCE, Batch, Job, launch
 
-VARIANTS = {
+VARIANTS = {  # each key set so that it acts on new weights
     "gpt2": "--bias=True",
     "llama": "--model_type=llama",
     "grouped": "--model_type=llama --n_kv_head=1",
     "tied": "--model_type=llama --tie_weights=True --min_lr_scaled=True",
     "qk_norm": "--model_type=llama --qk_norm=True --init_std=0.05",
-    "softcap": "--logit_softcap=5 --z_loss=1e-2 --tie_weights=False",
+    "softcap": "--logit_softcap=0.2 --z_loss=1e-2 --tie_weights=False",
     "qk_clip": "--model_type=llama --qk_clip=0.05 --activation_checkpointing=True --ema_decay=0.9",
     "documents": "--dataset=documents --doc_mask=True",
 }
