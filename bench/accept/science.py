@@ -1,0 +1,85 @@
+"""The phase science: the demo on the device; the best rule as it comes, against a swept AdamW.
+
+All arms see 480 million tokens, in nine minutes only where the vocabulary is small.
+"""
+
+import math
+import subprocess
+import sys
+from functools import partial
+
+from accept.report import REPORTED, Bound, at_most
+from accept.runs import ROOT, TINY, Batch, Job
+
+SHAPE = ("--n_layer=6", "--n_head=6", "--n_embd=384", "--n_inner=1024", "--block_size=512", "--batch_size=64")
+TOKENS = 160e6
+RATES = (1e-3, 2e-3, 4e-3)  # of AdamW; the best at a quarter of the tokens is taken at all of them
+RULE = "--lr_rule=fitted --learning_rate=1e-3"  # lower than a swept AdamW in all studies so far, untuned
+LEARNED = Bound("<1", lambda value: value < 1)  # of a last loss over the first one; false for NaN
+
+
+def checks(report, place):
+    folder = place.scratch / "science"
+    command = [sys.executable, str(ROOT / "data/pylib/prepare.py"), f"--data_dir={folder}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=place.time_left(120))
+    report.section("science/demo", demo_checks, place, folder)
+    report.section("science/arms", arm_checks, place, folder)
+
+
+def data_of(place, folder, names=None):
+    """Keys of the largest data set beside the others of data_dir, of these names if given; else of Python's library."""
+    found = [path.parent for path in place.data_dir.glob("*/train.bin")] if place.data_dir else []
+    found = [path for path in found if names is None or path.name in names]
+    best = max(found, key=lambda path: (path / "train.bin").stat().st_size, default=folder / "pylib")
+    return f"--data_dir={best.parent}", f"--dataset={best.name}"
+
+
+def last_over_first(run):
+    """The final validation loss over that before training."""
+    losses = list(run.column("val/loss").values())
+    return losses[-1] / losses[0]
+
+
+def final(run):
+    return list(run.column("val/loss").values())[-1]
+
+
+def demo_checks(report, place, folder):
+    keys = (*data_of(place, folder, {"kjv"}), f"--device={place.device}")
+    keys += ("--max_iters=15", "--lr_decay_iters=15", "--warmup_iters=3", "--eval_iters=2") if place.tiny else ()
+    arms = {"blockwise": ("config/demo.py",), "adamw": ("config/demo.py", "config/demo_adamw.py")}
+    runs = Batch(place, "demo", {arm: Job((*files, *keys)) for arm, files in arms.items()}).wait()
+    for arm, run in runs.items():
+        report.check(f"science/demo/{arm}/last_over_first_loss", LEARNED, partial(last_over_first, run))
+        limit = at_most(math.log(256) if place.tiny else 2.2)  # nats a byte; 1.5 on the King James Bible
+        report.check(f"science/demo/{arm}/loss", limit, partial(final, run))
+
+
+def arm_checks(report, place, folder):
+    per_step = 64 * 512
+    steps = {"quarter": 10, "whole": 30} if place.tiny else {}
+    steps = steps or {"quarter": round(TOKENS / 4 / per_step), "whole": round(TOKENS / per_step)}
+    keys = (*(TINY if place.tiny else SHAPE), *data_of(place, folder), f"--device={place.device}", "--model_type=llama")
+    keys += ("--gradient_accumulation_steps=1", "--min_lr_ratio=0.05", "--log_interval=20")
+    keys += ("--eval_iters=4",) if place.tiny else ("--eval_iters=16",)
+
+    def job(budget, arm):
+        n = steps[budget]
+        lengths = (f"--max_iters={n}", f"--lr_decay_iters={n}", f"--warmup_iters={n // 10}", "--eval_interval=0")
+        return Job((*keys, *lengths, *arm.split()))
+
+    swept = {f"adamw_{rate:g}": job("quarter", f"--blockwise=False --learning_rate={rate:g}") for rate in RATES}
+    quarter = Batch(place, "quarter", swept | {"rule": job("quarter", RULE)}, limit=300).wait()
+    ends = {name: run.column("val/loss") for name, run in quarter.items() if name != "rule"}
+    ends = {name: list(losses.values())[-1] for name, losses in ends.items()}
+    best = min(ends, key=lambda name: ends[name] if math.isfinite(ends[name]) else math.inf)
+    rate = best.removeprefix("adamw_")
+    jobs = {"adamw": job("whole", f"--blockwise=False --learning_rate={rate}"), "rule": job("whole", RULE)}
+    whole = Batch(place, "whole", jobs, limit=400).wait()
+    report.check("science/adamw/best_rate", REPORTED, lambda: float(rate))
+    pairs = {"quarter": (quarter[best], quarter["rule"]), "whole": (whole["adamw"], whole["rule"])}
+    for budget, pair in pairs.items():
+        for arm, run in zip(("adamw", "rule"), pair, strict=True):
+            report.check(f"science/{budget}/{arm}/last_over_first_loss", LEARNED, partial(last_over_first, run))
+            report.check(f"science/{budget}/{arm}/loss", REPORTED, partial(final, run))
+        report.check(f"science/{budget}/rule_minus_adamw", REPORTED, lambda pair=pair: final(pair[1]) - final(pair[0]))
