@@ -1,11 +1,11 @@
 # From a fresh clone: `make demo` trains, compares and samples; `make study` judges fairly, in an hour; `make test` lints
-# and runs the suite.
+# and runs the suite, `make test-slow` what takes minutes.
 PYTHON ?= python3
 BIN    := .venv/bin
 # One process per GPU, two on a CPU. Not the torchrun command: its first line holds a path, which may be too long.
 LAUNCH  = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node=$$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
 
-.PHONY: setup demo study test
+.PHONY: setup demo study test test-slow
 
 setup: .venv/.installed
 
@@ -29,3 +29,6 @@ study: setup
 test: setup
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --slow -m slow --durations=0

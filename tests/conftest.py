@@ -42,6 +42,17 @@ SMALL = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: `make test-slow` runs it"))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder with the data set `tiny`: 20,000 bytes of words with a pattern to learn."""
