@@ -24,7 +24,7 @@ def measure(config, models, split, world):
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
     plain_only = config.init_from != "resume" or config.preconditioner == "none"
     products = len(models) * config.products * (1 if plain_only else 2)
-    with tqdm(total=products, unit="product", disable=not world.is_master, mininterval=2) as progress:
+    with tqdm(total=products, unit="product", disable=None if world.is_master else True, mininterval=2) as progress:
         for step, load in models:
             model, saved = load()
             model, started = model.to(world.device), time.perf_counter()

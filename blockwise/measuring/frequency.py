@@ -41,7 +41,8 @@ def measure(config, models, split, world, data, run, transformer):
     part_of, by_step = parts(counts), dict(others)
     starts = eval_starts(data.val, sequences, config.block_size)
     sums = partial(loss_sums, config, data.val, starts, torch.from_numpy(part_of), world)
-    with tqdm(total=len(models) + len(others), unit="model", disable=not world.is_master, mininterval=2) as progress:
+    hidden = None if world.is_master else True
+    with tqdm(total=len(models) + len(others), unit="model", disable=hidden, mininterval=2) as progress:
         for step, load in models:
             totals, numbers = sums(load()[0].to(world.device))
             progress.update()

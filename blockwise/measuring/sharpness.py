@@ -27,7 +27,7 @@ def measure(config, models, split, world, suggest):
     """Measure every model; rank 0 writes a JSON file for each. suggest: print the multipliers that follow."""
     repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # these two are deterministic
     samples = len(models) * config.batches * repeats
-    with tqdm(total=samples, unit="sample", disable=not world.is_master, mininterval=2) as progress:
+    with tqdm(total=samples, unit="sample", disable=None if world.is_master else True, mininterval=2) as progress:
         for step, load in models:
             model = load()[0].to(world.device)
             model = untied(model) if config.split_tied else model

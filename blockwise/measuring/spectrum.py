@@ -27,7 +27,7 @@ def measure(config, models, split, world):
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
     if world.device.type == "mps" and config.dtype == "float64":
         raise UserError("dtype=float64: an MPS device has no such numbers; expected float32, or device=cpu")
-    with tqdm(unit="product", disable=not world.is_master, mininterval=2) as progress:
+    with tqdm(unit="product", disable=None if world.is_master else True, mininterval=2) as progress:
         for number, (step, load) in enumerate(models):
             model = load()[0]
             blocks = blocks_to_measure(config, model)
