@@ -99,8 +99,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     lr_mult = LRMultipliers(config, checkpoint)
     plans = [data.note, layers.describe(progress.step), lr_mult.describe()]
     if "dry_run" in flags:
-        make_model = partial(Transformer, model_config, config.activation_checkpointing)
-        world.on_master(dry_run, config, make_model, data, lr_mult.final(), plans, world)
+        make_model = partial(Transformer, activation_checkpointing=config.activation_checkpointing)
+        world.on_master(dry_run, config, make_model, model_config, data, lr_mult.final(), plans, world)
         return 0
     if progress.step > config.max_iters and not config.eval_only:
         print0(f"{start.path} is past max_iters={config.max_iters}: nothing to do")
@@ -264,6 +264,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
                 row |= {"train/loss": loss, "grad_norm": total_norm} | stats.row(updated=finite) | throughput.row()
                 row |= batches.shares(step)
                 output.log(row, throughput.eta)
+            del grads, stats  # or old gradients, and a copy of the weights, live on through the next step
             if not finite and progress.gives_up(config.nan_policy):
                 output.report_not_finite(step, loss, total_norm)
                 status = 3

@@ -19,7 +19,7 @@ from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, matmul_precision, scaling
-from blockwise.curvature.memory import fitting_micro_batch, held_memory, product_memory
+from blockwise.curvature.memory import deep_product_memory, fitting_micro_batch, held_memory, product_memory
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
@@ -265,6 +265,20 @@ def test_the_memory_of_a_product():
     assert held_memory(make_model, vectors=3) == 4 * 4 * weights
 
 
+def layered(config):
+    return lambda layers: Transformer(replace(config, n_layer=layers))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_the_memory_of_a_deeper_product(model_type):
+    """From one and two layers; with logits that weigh little and much beside a layer."""
+    for vocabulary, sequences in ((64, 1), (64, 3), (4096, 2)):
+        make_model = layered(replace(make(model_type, False).config, vocab_size=vocabulary, block_size=32))
+        known = sequences, 32, torch.device("cpu")
+        traced = product_memory(functools.partial(make_model, 4), *known)
+        assert deep_product_memory(make_model, 4, *known) == pytest.approx(traced, rel=0.03)
+
+
 def test_how_many_sequences_fit():
     def needed(n):
         return 100 + 50 * n
@@ -282,7 +296,7 @@ def test_how_many_sequences_fit():
 
 def test_the_micro_batch_of_a_run(small):
     config = configure(TrainConfig, (*small, "--curvature_interval=2", "--vocab_size=64"), "")[0].resolved()
-    make_model = functools.partial(Transformer, ModelConfig.of(config))
+    make_model = layered(ModelConfig.of(config))
     world = SimpleNamespace(size=1, device=torch.device("cpu"))
     config = replace(config, curvature_batch_size=5)
     assert micro_batch_within(10e9, config, make_model, world) == 5

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from blockwise import UserError, print0
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
 from blockwise.curvature.hessian import Batch
-from blockwise.curvature.memory import SHARE, fitting_micro_batch, held_memory, product_memory
+from blockwise.curvature.memory import SHARE, deep_product_memory, fitting_micro_batch, held_memory
 from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.optimizers import preconditioner, stability_threshold
 from blockwise.schedules import due
@@ -75,7 +76,7 @@ def micro_batch(config, model, world):
     if world.device.type != "cuda" or not measures(config):
         return config.curvature_micro_batch or config.batch_size
     total = torch.cuda.get_device_properties(world.device).total_memory
-    size = micro_batch_within(total, config, partial(type(model), model.config), world)
+    size = micro_batch_within(total, config, lambda n: type(model)(replace(model.config, n_layer=n)), world)
     print0(f"curvature: {size} sequences at a time")
     return size
 
@@ -85,12 +86,15 @@ def measures(config):
 
 
 def micro_batch_within(memory, config, make_model, world):
-    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not."""
+    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not.
+
+    make_model: number of layers -> the model, on the default device.
+    """
     vectors = 2 + (config.ema_decay > 0)  # the optimizer's moments, the average
     vectors += config.curvature_hvps + 6  # the Krylov space, its start, scale and products, the vector that is kept
     return fitting_micro_batch(
         config.curvature_micro_batch,
         math.ceil(config.curvature_batch_size / world.size),
-        needed=partial(product_memory, make_model, block_size=config.block_size, device=world.device),
-        limit=SHARE * memory - held_memory(make_model, vectors),
+        needed=lambda n: deep_product_memory(make_model, config.n_layer, n, config.block_size, world.device),
+        limit=SHARE * memory - held_memory(partial(make_model, config.n_layer), vectors),
     )

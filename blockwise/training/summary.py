@@ -1,15 +1,17 @@
 """What a run says of itself before it starts: the groups, a step, memory; all there is to --dry_run."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
-from blockwise import print0
+from blockwise import first_line, print0
 from blockwise.blocks import param_groups
-from blockwise.hardware import free_memory, largest_batch, resident_memory, training_memory
+from blockwise.hardware import free_memory, largest_batch
 from blockwise.optimizers import MATRIX_BLOCKS, state_bytes
 from blockwise.settings import DRAWN
+from blockwise.training.memory import StepMemory
+from blockwise.training.sharding import is_sharded
 
 
 def groups_of(config, model, lr_mult):
@@ -55,38 +57,86 @@ def state_sizes(config, groups):
     return f"state {sizes[config.optimizer] / 1e6:,.0f} MB{beside}"
 
 
-def dry_run(config, make_model, data, lr_mult, plans, world):
+def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is.
 
-    make_model: builds the model on the default device. Rank 0 alone calls it. Raises UserError for bad data.
+    make_model: model_config, or another -> the model, on the default device. Rank 0 alone calls it.
+    Raises UserError for bad data.
     """
     print0(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
-        groups = groups_of(config, make_model(), lr_mult)
+        groups = groups_of(config, make_model(model_config), lr_mult)
     print_groups(config, groups)
     counts = [sum(p.numel() for p in group["params"]) for group in groups]
     print0(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts):>14,}")
     print0(f"tokens per step: {tokens_per_step(config):,}")
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
-    print_memory(config, make_model, groups, world)
+    try:
+        print_memory(config, make_model, model_config, groups, world)
+    except Exception as error:  # nothing of the run depends on it
+        print0(f"memory: not estimated ({first_line(error)})")
     data.verify()
     print0(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
     for plan in filter(None, plans):
         print0(plan)
 
 
-def print_memory(config, make_model, groups, world):
-    """The estimated peak of a step, and the batch size whose estimate is what is free now."""
-    state = state_bytes(config.optimizer, groups, (config.beta1, config.beta2), config.n_embd // config.n_head)
-    held, free = resident_memory(world.device), free_memory(world.device)
-    micro_steps, dtype = config.gradient_accumulation_steps // world.size, getattr(torch, config.dtype)
+def print_memory(config, make_model, model_config, groups, world):
+    """The estimated peak of a step, eager and compiled, what is free, and the largest batch size that this holds.
 
-    def needed(batch_size):
-        tensors = training_memory(make_model, batch_size, config.block_size, micro_steps, world.device, dtype)
-        return held + state + max(tensors)
-
-    note = "; compiled it takes less, which is not estimated" if config.compile else ""
-    print0(f"memory of a process, estimated: {needed(config.batch_size) / 1e6:,.0f} MB (eager{note})")
+    For a model that FSDP shards, or that does not fit, also the peak of a process by their number.
+    """
+    memory = StepMemory(config, make_model, model_config, groups, world)
+    if config.compile:
+        try:
+            memory.moments  # noqa: B018
+        except Exception as error:  # of the compiler's insides, which change from version to version
+            print0(f"memory of a compiled step: not estimated ({first_line(error)})")
+            memory.config = config = replace(config, compile=False)
+    needed = memory.of_run(config.batch_size)
+    ways = {"eager": memory.eager} | ({"compiled": memory.compiled} if config.compile else {})
+    sharded = is_sharded(config, world)
+    own = ("sharded, " if sharded else "") + list(ways)[-1]
+    others = [f"{name}: {mb(way(config.batch_size))}" for name, way in ways.items() if sharded or name != own]
+    beside = f"; {'unsharded and ' if sharded else ''}{', '.join(others)}" if others else ""
+    print0(f"memory of a process, estimated: {mb(needed)} ({own}{beside})")
+    free = free_memory(world.device)
     if free:
-        largest = largest_batch(needed, config.batch_size, free + held)
-        print0(f"free memory: {free / 1e6:,.0f} MB; estimated largest batch_size: {largest}")
+        limit = free + memory.held
+        largest = largest_batch(memory.of_run, config.batch_size, limit)
+        print0(f"free memory: {mb(free)}; estimated largest batch_size: {largest}")
+        if world.device.type != "cpu" and (line := larger_micro_batch(config, world, largest)):
+            print0(line)
+    if config.parallel == "fsdp" or (free and needed > limit):
+        print_shares(memory, world)
+
+
+def print_shares(memory, world):
+    """The memory of a process under parallel=fsdp, by the number of processes."""
+    print0(f"parallel=fsdp, batch_size={memory.config.batch_size} on each process: estimated MB a process")
+    print0(f"{'processes':>9}{'shares':>10}{'gathered':>10}{'activations':>13}{'in all':>10}")
+    for processes in sorted({1, 8, 64, world.size}):
+        if processes == 1:
+            print0(f"{1:>9}{'':33}{memory.unsharded(memory.config.batch_size) / 1e6:>10,.0f}")
+            continue
+        parts = memory.sharded(processes, memory.config.batch_size)
+        shares, gathered, activations = (part / 1e6 for part in parts)
+        print0(f"{processes:>9}{shares:>10,.0f}{gathered:>10,.0f}{activations:>13,.0f}{sum(parts) / 1e6:>10,.0f}")
+
+
+def larger_micro_batch(config, world, largest):
+    """A line that says with which keys the same step has fewer and larger micro-steps that fit; "" without any.
+
+    largest: the largest batch size by the estimate, of which a tenth is left for its errors.
+    """
+    micro_steps = config.gradient_accumulation_steps // world.size
+    factors = [n for n in range(2, micro_steps + 1) if micro_steps % n == 0 and 1.1 * n * config.batch_size <= largest]
+    if not factors:
+        return ""
+    keys = f"--batch_size={max(factors) * config.batch_size}"
+    keys += f" --gradient_accumulation_steps={config.gradient_accumulation_steps // max(factors)}"
+    return f"the same step in fewer, larger micro-steps: {keys} (evaluations have larger batches too)"
+
+
+def mb(number):
+    return f"{number / 1e6:,.0f} MB"
