@@ -41,7 +41,7 @@ def write_shards(folder, state, world):
     tensors = {}
     rest = without_tensors(state, tensors)
     try:
-        with single_process_is_meant():
+        with without_warnings():
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     except dcp.CheckpointException as error:
         raise OSError(str(next(iter(error.failures.values()))[0])) from None
@@ -123,7 +123,7 @@ class Stored:
 
     def read_into(self, tensor):
         """Fill a tensor of its shape, or of a DTensor what this process has of it; returns it. No process waits."""
-        with single_process_is_meant():
+        with without_warnings():
             dcp.load({self.name: tensor}, storage_reader=self.reader, no_dist=True)
         return tensor
 
@@ -149,7 +149,9 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 @contextmanager
-def single_process_is_meant():
+def without_warnings():
+    """That one process is meant, we know; and torch 2.10 warns of its own use of storages."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
         yield
