@@ -10,8 +10,8 @@
 Rates are multiples of one base rate, `learning_rate`. All rules but the paper's meet at the anchor: the LLaMA of width
 128, 4 layers, heads of 32 and 4,096 token ids, trained on 1,024 tokens a step with AdamW (0.9, 0.95), where the base
 is the rate of VO and FFN, and 1e-3 was good. There they differ by small constants; away from it by their exponents,
-and none of these has been tested here. Below, m = width / 128, l = depth / 4, h = (32 / head width)^(1/4), s_X is the
-initial standard deviation of block X, V the vocabulary, B the tokens of a step.
+of which only half the width has been tested here (docs/studies). Below, m = width / 128, l = depth / 4,
+h = (32 / head width)^(1/4), s_X is the initial standard deviation of block X, V the vocabulary, B the tokens of a step.
 
 No rule depends on the number of steps: published exponents disagree, and a longer run would scale all blocks alike,
 which is for the base rate to do. The same holds for the batch, but where a rule says otherwise.
