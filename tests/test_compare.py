@@ -68,7 +68,9 @@ def study(data_dir, tmp_path):
 def pretend(tmp_path, monkeypatch):
     """Put a trainer of milliseconds in train.py's place; returns a function that lists the runs it was called for."""
 
-    def install(best=2e-3, extra=""):
+    def install(best=2e-3, extra="", figures=False):
+        if not figures:  # each study draws its own in a process that takes seconds
+            monkeypatch.setattr(compare, "draw", lambda folder: None)
         script, calls = tmp_path / "trainer.py", tmp_path / "calls"
         script.write_text(TRAINER.format(calls=str(calls), best=best, extra=extra))
         monkeypatch.setattr(runner, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
@@ -82,7 +84,7 @@ def found(tmp_path):
 
 
 def test_a_study_judges_each_arm_at_its_best(study, pretend, tmp_path, capsys):
-    calls = pretend()
+    calls = pretend(figures=True)
     assert compare.main(study()) == 0
     assert len(calls()) == len(set(calls())) == 2 * (3 + 1)  # the grids, and the second seed at each best
     arms = found(tmp_path)["places"]["relative floor"]

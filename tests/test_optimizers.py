@@ -14,7 +14,7 @@ from blockwise.blocks import LR_MULT, param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.optimizers import build_optimizer, state_bytes
 from blockwise.settings import TrainConfig
-from blockwise.training import summary
+from blockwise.training import memory
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -314,7 +314,7 @@ def test_resume_with_another_optimizer_starts_it_afresh(small, capsys):
 
 
 def test_the_state_is_told_at_the_start(small, capsys, monkeypatch):
-    monkeypatch.setattr(summary, "resident_memory", lambda device: 0)
+    monkeypatch.setattr(memory, "resident_memory", lambda device: 0)
     wide = ("--n_embd=256", "--vocab_size=2048", "--eval_interval=0", "--max_iters=1")
     run(*small, *wide, "--optimizer=adam_mini")
     assert "optimizer: adam_mini, state 8 MB (adamw: 17 MB)" in capsys.readouterr().out
