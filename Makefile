@@ -1,5 +1,5 @@
 # From a fresh clone: `make demo` trains, compares and samples; `make study` judges fairly, in an hour; `make test` lints
-# and runs the suite, `make test-slow` what takes minutes.
+# and runs the suite, `make test-slow` what takes long.
 PYTHON ?= python3
 BIN    := .venv/bin
 # One process per GPU, two on a CPU. Not the torchrun command: its first line holds a path, which may be too long.

@@ -345,6 +345,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_twenty_families_split_as_the_page_says(name):
     """A partition; modules of a class called norm are Norm and no others, but those inside of an Other part."""

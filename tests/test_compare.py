@@ -362,6 +362,7 @@ def test_figures_of_a_broken_study(tmp_path, text):
         figures.draw(tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(study, tmp_path):
     """With train.py itself: what was finished stays, what was interrupted resumes from its checkpoint."""
     words = study("max_iters = lr_decay_iters = 30\nlearning_rates = dict(adamw=[2e-3], ours=[2e-3])\nextensions = 0")
@@ -383,6 +384,7 @@ def test_killed_and_started_again(study, tmp_path):
     assert [row["step"] for row in rows] == list(range(31)) and math.isfinite(rows[-1]["val/loss"])
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_runs_and_ends(study, tmp_path):
     words = study("max_iters = lr_decay_iters = 100000\neval_interval = 0\nlog_interval = 100")
     process = start(*words, script="compare.py")
@@ -396,6 +398,7 @@ def test_a_signal_saves_the_runs_and_ends(study, tmp_path):
     assert len([folder for folder in runs.iterdir() if manifests(folder)]) == 2
 
 
+@pytest.mark.slow
 def test_runs_under_torchrun_end_with_a_study_that_is_killed(study, tmp_path):
     more = "max_iters = lr_decay_iters = 100000\neval_interval = 0\ngradient_accumulation_steps = 2"
     process = start(*study(more), "--processes=2", "--jobs=1", script="compare.py")

