@@ -153,6 +153,8 @@ def test_nothing_runs_twice(study, pretend, tmp_path):
     before = calls()
     compare.main(study())
     assert calls() == before
+    compare.main(study("checkpoint_format = 'sharded'"))  # computes the same
+    assert calls() == before
     compare.main(study("seeds = [1, 2, 3]"))
     assert len(calls()) == len(before) + 2
     compare.main(study("warmup_iters = 2"))  # another setting is another run

@@ -20,7 +20,7 @@ TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the ste
 # What may differ between two runs that compute the same; multipliers and floor are in the resolved config
 NOT_IDENTITY = (
     "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
-    "min_lr_ratio", "activation_checkpointing",
+    "min_lr_ratio", "activation_checkpointing", "checkpoint_format",
 )  # fmt: skip
 # Keys that came later, at the value with which a run computes what it did before them, and keeps its folder's name
 NEUTRAL = {"lr_rule": "paper", "block_beta2": {}, "init_std": 0.02, "block_init_std": {}, "test_loss": False}
@@ -120,6 +120,10 @@ class Study:
     def tuned_keys(self, arm):
         return () if arm in self.config.untuned else tuple(self.config.tune)
 
+    def start(self, comparison, arm):
+        """The arm's own values of its tuned keys, from which the tuning begins."""
+        return [getattr(self.settings[comparison, arm], key) for key in self.tuned_keys(arm)]
+
     def run_of(self, comparison, arm, point, seed):
         """point: (learning rate, value of each tuned key)."""
         settings, keys, (rate, *values) = self.settings[comparison, arm], self.tuned_keys(arm), point
@@ -145,10 +149,9 @@ class Study:
                 return [], {}, None
             grid = refined_grid(best[0], {run.rate for run in runs})
         losses, axes = {}, [self.config.tune[key] for key in self.tuned_keys(arm)]
-        start = [getattr(self.settings[comparison, arm], key) for key in self.tuned_keys(arm)]
         extensions = 0 if arm in self.config.untuned else self.config.extensions
         while True:  # each result may ask for more runs, whose results may be there already
-            pairs, best = required_runs(grid, self.config.seeds, losses, extensions, start, axes)
+            pairs, best = required_runs(grid, self.config.seeds, losses, extensions, self.start(comparison, arm), axes)
             runs = [self.run_of(comparison, arm, point, seed) for point, seed in pairs]
             results = {(run.point, run.seed): self.result(run) for run in runs}
             found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
@@ -281,9 +284,9 @@ def reported(result):
     return loss_of(result) if result["test"] is None else result["test"]
 
 
-def shown_point(point, keys):
-    """0.004, beta2 0.99, ..."""
-    return ", ".join([f"{point[0]:g}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))])
+def shown_point(point, keys, remark=""):
+    """0.004, beta2 0.99, ...; a remark follows the learning rate."""
+    return ", ".join([f"{point[0]:g}{remark}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))])
 
 
 def floor_of(run):

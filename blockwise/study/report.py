@@ -8,7 +8,7 @@ from statistics import median
 from blockwise import print0
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
 from blockwise.files import write_text
-from blockwise.study.plan import TWICE, floor_of, reported, tokens_of
+from blockwise.study.plan import TWICE, floor_of, reported, shown_point, tokens_of
 from blockwise.study.rules import paired_test, sentence, spread, verdict
 
 
@@ -18,7 +18,7 @@ def print_plan(study):
         print0(comparison)
         for arm in config.arms:
             grid = sorted(config.learning_rates[arm])
-            start = [getattr(study.settings[comparison, arm], key) for key in study.tuned_keys(arm)]
+            start = study.start(comparison, arm)
             swept = [study.run_of(comparison, arm, (rate, *start), config.seeds[0]) for rate in grid]
             rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in swept)
             print0(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
@@ -185,8 +185,8 @@ def point(p):
 def table_row(arm, one):
     test, speed = one.get("test"), one.get("speedup")
     end = " (at an end)" if one["at_an_end"] else ""
-    tuned = "".join(f", {key} {value:g}" for key, value in one["tuned"].items())
-    cells = [arm, "-" if one["best"] is None else f"{one['best']:g}{end}{tuned}"]
+    best = (one["best"], *one["tuned"].values())
+    cells = [arm, "-" if one["best"] is None else shown_point(best, one["tuned"], end)]
     floor = next((p["floor"] for p in one["sweep"] if p["learning_rate"] == one["best"]), None)
     lost = sum(loss is None for loss in one["losses"].values())
     cells += ["-" if floor is None else f"{floor:g}", shown(one["mean"]) + (f" ({lost} diverged)" if lost else "")]
