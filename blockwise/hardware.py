@@ -100,10 +100,15 @@ def largest_batch(needed, start, limit):
     return max((size for size, bytes_ in known.items() if bytes_ <= limit), default=0)
 
 
+def with_gaps(bytes_, heap):
+    """What a block of so many bytes takes: below 32 MB it comes from the C library's heap, which has gaps."""
+    return bytes_ * (heap if bytes_ < 1 << 25 else 1)
+
+
 class LiveBytes(TorchDispatchMode):
     """Inside, `now` and `peak` count the bytes of the storages that operators made and that still live.
 
-    heap: what the C library takes for a byte of a block below 32 MB, which comes from its heap; the heap has gaps.
+    heap: what the C library takes for a byte of its heap; see `with_gaps`.
     """
 
     def __init__(self, heap=1.0):
@@ -120,7 +125,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def add(self, storage):
-        size = storage.nbytes() * (self.heap if storage.nbytes() < 1 << 25 else 1)
+        size = with_gaps(storage.nbytes(), self.heap)
         self.known.add(storage)
         self.now += size
         self.peak = max(self.peak, self.now)

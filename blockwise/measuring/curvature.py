@@ -15,6 +15,7 @@ from blockwise.curvature.eigenvalues import largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
 from blockwise.files import write_text
 from blockwise.lr_multipliers import multipliers_at
+from blockwise.measuring import progress_bar
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import block_rate
 
@@ -24,7 +25,7 @@ def measure(config, models, split, world):
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
     plain_only = config.init_from != "resume" or config.preconditioner == "none"
     products = len(models) * config.products * (1 if plain_only else 2)
-    with tqdm(total=products, unit="product", disable=None if world.is_master else True, mininterval=2) as progress:
+    with progress_bar(world, total=products, unit="product") as progress:
         for step, load in models:
             model, saved = load()
             model, started = model.to(world.device), time.perf_counter()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from blockwise import UserError
 from blockwise.files import write_text
 from blockwise.loader import eval_starts
+from blockwise.measuring import progress_bar
 from blockwise.measuring.models import models_of
 
 PARTS = 10
@@ -41,8 +42,7 @@ def measure(config, models, split, world, data, run, transformer):
     part_of, by_step = parts(counts), dict(others)
     starts = eval_starts(data.val, sequences, config.block_size)
     sums = partial(loss_sums, config, data.val, starts, torch.from_numpy(part_of), world)
-    hidden = None if world.is_master else True
-    with tqdm(total=len(models) + len(others), unit="model", disable=hidden, mininterval=2) as progress:
+    with progress_bar(world, total=len(models) + len(others), unit="model") as progress:
         for step, load in models:
             totals, numbers = sums(load()[0].to(world.device))
             progress.update()

@@ -21,13 +21,14 @@ from blockwise.curvature.diagonals import (
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.files import write_text
 from blockwise.lr_multipliers import as_arguments, multipliers
+from blockwise.measuring import progress_bar
 
 
 def measure(config, models, split, world, suggest):
     """Measure every model; rank 0 writes a JSON file for each. suggest: print the multipliers that follow."""
     repeats = 1 if config.kind in ("data_labels", "empirical") else config.draws  # these two are deterministic
     samples = len(models) * config.batches * repeats
-    with tqdm(total=samples, unit="sample", disable=None if world.is_master else True, mininterval=2) as progress:
+    with progress_bar(world, total=samples, unit="sample") as progress:
         for step, load in models:
             model = load()[0].to(world.device)
             model = untied(model) if config.split_tied else model

@@ -16,6 +16,7 @@ from blockwise.curvature.hessian import Batch, HessianVectorProduct, keyed
 from blockwise.curvature.spectra import bin_edges, js_distances, js_noise, quadrature
 from blockwise.files import write_text
 from blockwise.hardware import free_memory
+from blockwise.measuring import progress_bar
 from blockwise.spelling import close, did_you_mean
 
 LANCZOS_STEPS = 100  # per probe, where a block has as many parameters
@@ -27,7 +28,7 @@ def measure(config, models, split, world):
     batch = Batch.sample(split, config.seed, 0, config.batches * config.batch_size, config.block_size, world)
     if world.device.type == "mps" and config.dtype == "float64":
         raise UserError("dtype=float64: an MPS device has no such numbers; expected float32, or device=cpu")
-    with tqdm(unit="product", disable=None if world.is_master else True, mininterval=2) as progress:
+    with progress_bar(world, unit="product") as progress:
         for number, (step, load) in enumerate(models):
             model = load()[0]
             blocks = blocks_to_measure(config, model)

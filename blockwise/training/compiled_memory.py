@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from blockwise import matmul
-from blockwise.hardware import HEAP, autocast
+from blockwise.hardware import HEAP, autocast, with_gaps
 
 # Operators that inductor leaves to libraries, or that write where an index says; by parts of their names
 UNFUSED = ("mm", "product", "attention", "convolution", "index_put", "scatter", "dense_backward")
@@ -171,5 +171,4 @@ def numbers(node):
 
 
 def size(node, heap):
-    sizes = [z.numel() * z.element_size() for z in tensors(node)]
-    return sum(bytes_ * (heap if bytes_ < 1 << 25 else 1) for bytes_ in sizes)
+    return sum(with_gaps(z.nbytes, heap) for z in tensors(node))
