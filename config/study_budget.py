@@ -29,28 +29,34 @@ _tokens, _parameters = 1024 * max_iters, 344_640
 _law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters):.3g}"
 _matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK=0.25"  # 1/rate, as the other rules
 
-# At the longer budgets the search begins where the one at 1.25 tokens a parameter ended, and only `fitted` is left of
-# the rules, which was the best of them there
+# At the longer budgets each search begins near where the one before it ended, its lists are shorter by values that lost by
+# far there, and only `fitted`, the best of the rules, and the paper's multipliers are left
 _short = max_iters <= 420
-_tuned = "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
+_from = {
+    "adamw": "" if _short else f"--warmup_iters={max_iters // 2} --weight_decay=0",
+    "fitted": "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0",
+    "paper": "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0",
+}
 arms = {
-    "adamw": f"--blockwise=False {_tuned} {'' if _short else '--beta2=0.99'}",
-    "fitted": f"--lr_rule=fitted {'' if _short else '--weight_decay=0'}",
+    "adamw": f"--blockwise=False {_from['adamw']} {'--beta2=0.99' if _short else ''}",
+    "fitted": f"--lr_rule=fitted {_from['fitted']}",
     "fitted, as it is": "--lr_rule=fitted",
     "fitted, decay by a law": f"--lr_rule=fitted {_law} {_matrices_only}",
+    "paper": _from["paper"],
 }
-learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [5e-4, 1e-3, 2e-3] if _short else [2e-3, 4e-3, 8e-3]}
+learning_rates = {
+    "adamw": [2e-3, 4e-3, 8e-3] if _short else [4e-3, 8e-3, 1.6e-2],
+    "fitted": [5e-4, 1e-3, 2e-3] if _short else [2e-3, 4e-3, 8e-3],
+    "paper": [2.5e-4, 5e-4, 1e-3] if _short else [5e-4, 1e-3, 2e-3],
+}
 if _short:  # with 4 layers completep is mup
-    arms |= {"paper": ""} | {
-        rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "large_vocab", "nanochat")
-    }
-    learning_rates["paper"] = [2.5e-4, 5e-4, 1e-3]
+    arms |= {rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "large_vocab", "nanochat")}
 untuned = [arm for arm in arms if arm not in learning_rates]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
-    "beta2": [0.95, 0.99, 0.999],
-    "warmup_iters": [max_iters // 50, max_iters // 10, 3 * max_iters // 10, max_iters // 2],
-    "weight_decay": [0.0, 0.1, 0.5, 1.0],
+    "beta2": [0.95, 0.99, 0.999] if _short else [0.95, 0.99],
+    "warmup_iters": [share * max_iters // 100 for share in ((2, 10, 30, 50) if _short else (10, 30, 50))],
+    "weight_decay": [0.0, 0.1, 0.5, 1.0] if _short else [0.0, 0.1, 0.5],
 }
 seeds = [1, 2, 3]
 floors = {"floor 0": ""}

@@ -6,12 +6,12 @@ include("study_budget.py")
 out_dir = "out/study_mechanism"
 
 _fitted = "--lr_rule=fitted"
-_adamw = "--blockwise=False"
+_adamw = "--blockwise=False --warmup_iters=210 --weight_decay=0"  # tuned in full, by study_budget
 _wide = " ".join(f"--block_init_std.{block}=0.125" for block in ("QK", "VO", "FFN"))  # 1/sqrt(64), 6 times the default
 _tables = "--block_beta2.Emb={0} --block_beta2.Head={0}"
 
 arms = {"adamw": _adamw, "fitted": _fitted}
-learning_rates = {"adamw": [1e-3, 2e-3, 4e-3], "fitted": [1e-3]}
+learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [1e-3]}
 
 # The embedding's initial scale by its rate, all else as in `fitted`; and under one rate
 for _std in (0.003, 0.02, 0.1, 1.0):
