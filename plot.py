@@ -2,6 +2,7 @@
 
     python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
     python plot.py study DIR
+    python plot.py budgets DIR DIR [DIR ...] [--out=FILE.png]
     python plot.py sharpness DIR
     python plot.py spectrum DIR
     python plot.py curvature DIR
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blockwise import exit_on_user_error
-from blockwise.figures import curvature, curves, frequency, learning_rates, rules, sharpness, spectra, study
+from blockwise.figures import budgets, curvature, curves, frequency, learning_rates, rules, sharpness, spectra, study
 from blockwise.settings import TrainConfig
 from configurator import ArgumentParser, configure
 
@@ -58,7 +59,7 @@ def main():
     if sys.argv[1:2] in (["lr"], ["rules"]):  # their arguments are train.py's
         return {"lr": lr, "rules": rate_rules}[sys.argv[1]](sys.argv[2:])
     parser = ArgumentParser(description=__doc__)
-    names = "curves|study|sharpness|spectrum|curvature|frequency|lr|rules"
+    names = "curves|study|budgets|sharpness|spectrum|curvature|frequency|lr|rules"
     commands = parser.add_subparsers(required=True, metavar=names)
     command = commands.add_parser("curves", help="loss against step, with the terminal gap and the speedup")
     command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a run")
@@ -68,6 +69,10 @@ def main():
     command = commands.add_parser("study", help="what compare.py found: loss against learning rate, curves with bands")
     command.add_argument("folder", metavar="DIR", help="out_dir of a study")
     command.set_defaults(function=lambda args: study.draw(args.folder))
+    command = commands.add_parser("budgets", help="loss and lead against the tokens, of studies at several budgets")
+    command.add_argument("folders", nargs="+", metavar="DIR", help="out_dir of a study")
+    command.add_argument("--out", metavar="FILE.png", help="default: budgets.png in the first DIR")
+    command.set_defaults(function=lambda args: budgets.draw(args.folders, args.out))
     command = commands.add_parser("sharpness", help="what measure.py found of each block's curvature")
     command.add_argument("folder", metavar="DIR", help="where measure.py wrote")
     command.set_defaults(function=lambda args: sharpness.draw(args.folder))

@@ -29,8 +29,8 @@ _tokens, _parameters = 1024 * max_iters, 344_640
 _law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters):.3g}"
 _matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK=0.25"  # 1/rate, as the other rules
 
-# At the longer budgets each search begins near where the one before it ended, its lists are shorter by values that lost by
-# far there, and only `fitted`, the best of the rules, and the paper's multipliers are left
+# At the longer budgets each search begins near where the one before it ended and leaves out what lost by far there;
+# only `fitted`, the best of the rules, and the paper's multipliers take part
 _short = max_iters <= 420
 _from = {
     "adamw": "" if _short else f"--warmup_iters={max_iters // 2} --weight_decay=0",

@@ -8,7 +8,7 @@ from conftest import ROOT, finish, start
 import plot
 from blockwise import UserError
 from blockwise.curves import reaches, speedup
-from blockwise.figures import curvature
+from blockwise.figures import budgets, curvature
 from blockwise.figures.curves import Run, draw
 
 
@@ -196,3 +196,39 @@ def test_curvature_of_a_run_and_of_checkpoints(tmp_path):
     (tmp_path / "curvature_00000008.json").write_text("{}")
     with pytest.raises(UserError, match="is broken: KeyError"):
         draw()
+
+
+def make_budget(folder, steps, losses, others=()):
+    """A study of three seeds a step of 1,000 tokens. losses: {arm: mean}; others: further comparisons."""
+    folder.mkdir()
+    arms = {
+        arm: {"role": "baseline" if arm == "adamw" else "arm", "mean": mean, "deviation": 0.01}
+        | ({} if arm == "adamw" else {"test": {"gap": mean - losses["adamw"], "low": -1.0, "high": 1.0}})
+        for arm, mean in losses.items()
+    }
+    config = {"baseline": "adamw", "dataset": "d", "max_iters": steps, "gradient_accumulation_steps": 1}
+    config |= {"batch_size": 10, "block_size": 100}
+    places = {"": arms, **{name: arms for name in others}}
+    (folder / "study.json").write_text(json.dumps({"study": config, "places": places}))
+    return folder
+
+
+def test_budgets_read_the_speedup_between_budgets(tmp_path, capsys):
+    """At 100 steps the arm has what adamw has half way, in log steps, to 400; at 400 it is half way back."""
+    short = make_budget(tmp_path / "a", 100, {"adamw": 5.0, "fast": 4.5, "once": 4.0})
+    long = make_budget(tmp_path / "b", 400, {"adamw": 4.0, "fast": 3.5})
+    budgets.draw([long, short], tmp_path / "x.png")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    found = {(row[0].strip("| "), row[1]): row[-1].strip("| ") for row in rows}
+    assert found["100,000", "fast"] == found["400,000", "fast"] == "2.00x"
+    assert found["100,000", "once"] == "4.00x" and found["100,000", "adamw"] == ""
+
+
+def test_budgets_mistakes(tmp_path):
+    one = make_budget(tmp_path / "a", 100, {"adamw": 5.0})
+    two = make_budget(tmp_path / "b", 400, {"adamw": 4.0}, others=["wide"])
+    few, none = "two studies or more", [one, tmp_path]
+    for folders, said in (([one], few), ([one, one], few), ([one, two], "one condition"), (none, "holds no study")):
+        with pytest.raises(UserError, match=said):
+            budgets.draw(folders, tmp_path / "x.png")

@@ -1,0 +1,119 @@
+"""What studies of one comparison found at several budgets: whether a lead lasts, and what it is worth in steps."""
+
+import json
+import math
+from itertools import cycle, pairwise
+from pathlib import Path
+
+import numpy as np
+
+from blockwise import UserError
+from blockwise.figures.style import COLOURS, literal, start_figure, write
+
+
+def draw(folders, out):
+    """Loss and gap to the baseline against the training tokens, one point for each study; the table is printed.
+
+    folders: out_dirs of studies that differ in max_iters alone. Drawn are the arms that at least two of them have.
+    Raises UserError for folders that hold no such studies.
+    """
+    studies = sorted((read(Path(folder)) for folder in folders), key=lambda study: study["tokens"])
+    same = {(study["baseline"], study["dataset"], study["tokens a step"]) for study in studies}
+    if len(same) > 1 or len({study["tokens"] for study in studies}) < max(len(studies), 2):
+        raise UserError("expected two studies or more of one baseline, dataset and batch, each with another max_iters")
+    baseline = studies[0]["baseline"]
+    names = dict.fromkeys(arm for study in studies for arm in study["arms"])
+    points = {arm: [(s["tokens"], s["arms"][arm]) for s in studies if arm in s["arms"]] for arm in names}
+    lines = {arm: [(tokens, one["mean"]) for tokens, one in found] for arm, found in points.items()}
+
+    for line in table(points, lines, baseline):
+        print(line)
+
+    figure, (left, right) = start_figure(2)
+    styles = cycle(zip(COLOURS, "sD^v<>", strict=True))
+    right.axhline(0, color="black", linestyle=(0, (5, 2)))
+    for arm, found in points.items():
+        if len(found) < 2:
+            continue
+        colour, marker = ("black", "o") if arm == baseline else next(styles)
+        style = {"color": colour, "marker": marker, "markersize": 5, "label": literal(arm), "capsize": 3}
+        dash = (0, (5, 2)) if arm == baseline else "-"
+        deviations = [one["deviation"] or 0 for _, one in found]
+        left.errorbar(*zip(*lines[arm], strict=True), deviations, linestyle=dash, **style)
+        gaps = [(tokens, *gap_of(one)) for tokens, one in found if gap_of(one)]
+        if gaps:
+            tokens, gap, low, high = zip(*gaps, strict=True)
+            right.errorbar(tokens, gap, [np.subtract(gap, low), np.subtract(high, gap)], **style)
+    ticks = [study["tokens"] for study in studies]
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick / 1e6:.3g}M" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("training tokens")
+    left.set(ylabel="final loss (nats per token)", title="each arm at the best of its own search")
+    right.set(ylabel=literal(f"loss less that of {baseline}"), title="below 0: lower loss; bars: 95 %")
+    left.legend(frameon=False)
+    write(figure, Path(out) if out else Path(folders[0]) / "budgets.png")
+
+
+def read(folder):
+    """What the figure needs of a study: its tokens, its baseline, and its arms as study.json has them."""
+    path = folder / "study.json"
+    try:
+        found = json.loads(path.read_text())
+        config, (comparison, *others) = found["study"], found["places"].values()
+        step = config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
+        arms = {arm: one for arm, one in comparison.items() if one["mean"] is not None and one["role"] != "twice"}
+        if others or config["baseline"] not in arms:
+            raise UserError(f"{folder}: expected a study with one condition, one floor and a finished baseline")
+    except OSError as error:
+        raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken: {type(error).__name__}: {error}") from None
+    return {
+        "tokens": step * config["max_iters"], "tokens a step": step, "arms": arms,
+        "baseline": config["baseline"], "dataset": config["dataset"],
+    }  # fmt: skip
+
+
+def gap_of(one):
+    """(gap to the baseline, the ends of its interval) of an arm, both the gap itself for one seed; None: no test."""
+    test = one.get("test")
+    if not test or test["gap"] is None:
+        return None
+    return test["gap"], *((test["gap"],) * 2 if test["low"] is None else (test["low"], test["high"]))
+
+
+def table(points, lines, baseline):
+    """The lines of a Markdown table with every arm at every budget."""
+    yield "| tokens | arm | loss | gap | 95 % interval | speedup |"
+    yield "|---|---|---|---|---|---|"
+    for arm, found in points.items():
+        for tokens, one in found:
+            gap, low, high = gap_of(one) or (None, None, None)
+            ratio = None if arm == baseline else speedup(lines[arm], lines[baseline], tokens)
+            cells = [f"{tokens:,}", arm, f"{one['mean']:.3f}", "" if gap is None else f"{gap:+.3f}"]
+            cells += [f"{low:+.3f} to {high:+.3f}" if low != high else "", "" if ratio is None else f"{ratio:.2f}x"]
+            yield f"| {' | '.join(cells)} |"
+
+
+def speedup(arm, baseline, tokens):
+    """How many times fewer steps an arm needs than the baseline, at the budget `tokens`; None where it is not known.
+
+    arm, baseline: [(tokens, final loss)] of runs that were tuned for their budget. The tokens with which the baseline
+    ends at the arm's loss, over `tokens`; past the longest baseline, its tokens over those with which the arm ends at
+    its loss.
+    """
+    if needed := budget_for(baseline, dict(arm)[tokens]):
+        return needed / tokens
+    longest, final = baseline[-1]
+    needed = budget_for(arm, final) if tokens == longest else None
+    return longest / needed if needed else None
+
+
+def budget_for(line, loss):
+    """The tokens at which a line through (tokens, loss) comes to `loss`, straight in log tokens; None outside of it."""
+    for (t0, l0), (t1, l1) in pairwise(line):
+        if l0 >= loss >= l1 and l0 > l1:
+            return math.exp(math.log(t0) + (math.log(t1) - math.log(t0)) * (l0 - loss) / (l0 - l1))
+    return None
