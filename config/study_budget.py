@@ -30,7 +30,7 @@ _law = f"--weight_decay={decay_for_budget(1e-3, max_iters, _tokens, _parameters)
 _matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK=0.25"  # 1/rate, as the other rules
 
 # At the longer budgets each search begins near where the one before it ended and leaves out what lost by far there;
-# only `fitted`, the best of the rules, and the paper's multipliers take part
+# only `fitted`, the best of the rules, and, up to 5 tokens a parameter, the paper's multipliers take part
 _short = max_iters <= 420
 _from = {
     "adamw": "" if _short else f"--warmup_iters={max_iters // 2} --weight_decay=0",
@@ -51,6 +51,8 @@ learning_rates = {
 }
 if _short:  # with 4 layers completep is mup
     arms |= {rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "large_vocab", "nanochat")}
+if max_iters > 1680:
+    del arms["paper"], learning_rates["paper"]
 untuned = [arm for arm in arms if arm not in learning_rates]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
