@@ -156,12 +156,12 @@ class Dataset:
         """Find and check a data set: its files, their sizes, and the range of ids where a scan is cheap.
 
         vocab_size: rows of the embedding, used as given; None: the data's number, up to a multiple of 64.
-        Raises UserError for what is missing or broken.
+        Raises NotPrepared for what is missing, UserError for what is broken.
         """
         folder = Path(data_dir) / name
         for path in (folder / "train.bin", folder / "val.bin"):
             if not path.is_file():
-                raise UserError(not_prepared(data_dir, name, path))
+                raise NotPrepared(not_prepared(data_dir, name, path))
         meta = read_meta(folder)
         if vocab_size is not None and vocab_size < meta["vocab_size"]:
             raise UserError(f"vocab_size={vocab_size}: data set {name} needs at least {meta['vocab_size']}")
@@ -209,6 +209,26 @@ class Dataset:
             part.check_all()
             if part.sha256 and part.digest() != part.sha256:
                 raise UserError(f"{part.path} does not have the sha256 that its meta.json states; prepare it again")
+
+
+class NotPrepared(UserError):
+    """A data set's files are not there."""
+
+
+class AbsentDataset(Dataset):
+    """Stands for a data set that is not there, where a run only says what it would do; `verify` raises the error.
+
+    vocab_size: rows of the embedding; None: GPT-2's vocabulary, up to a multiple of 64.
+    """
+
+    def __init__(self, name, vocab_size, error):
+        padded = -(-GPT2["vocab_size"] // 64) * 64
+        note = "" if vocab_size else f"data set {name!r} is not there: a vocabulary of {padded:,}, GPT-2's, is assumed"
+        super().__init__(None, None, vocab_size or padded, GPT2, name, note)
+        self.error = error
+
+    def verify(self):
+        raise self.error
 
 
 def tokenizer_digest(description):

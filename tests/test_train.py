@@ -413,6 +413,20 @@ def test_dry_run_prints_and_leaves_nothing(small, capsys):
     assert not out_dir(small).exists()
 
 
+def test_dry_run_without_the_data(small, capsys):
+    """The rates and the sizes are shown, for GPT-2's vocabulary or the one that is given; then the error."""
+    for words, embedding in (((), 50304 * 16), (("--vocab_size=1000",), 16000)):
+        with pytest.raises(UserError, match="no data set 'absent'"):
+            run(*small, "--dataset=absent", "--model_type=llama", *words, "--dry_run")
+        out = capsys.readouterr().out
+        assert f" {embedding:,} " in out, out
+        assert "tokens per step" in out and "all checked" not in out
+        assert ("GPT-2's, is assumed" in out) is not bool(words)
+    with pytest.raises(UserError, match="no data set 'absent'"):
+        run(*small, "--dataset=absent")
+    assert "tokens per step" not in capsys.readouterr().out
+
+
 def test_print_config(small, capsys):
     assert run(*small, "--blockwise=False", "--print_config") == 0
     config = json.loads(capsys.readouterr().out)

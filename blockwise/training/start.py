@@ -9,7 +9,7 @@ from blockwise.data.mixture import open_dataset
 from blockwise.files import FolderLock
 from blockwise.huggingface.load import Pretrained
 from blockwise.huggingface.names import is_hugging_face
-from blockwise.loader import Dataset
+from blockwise.loader import AbsentDataset, Dataset, NotPrepared
 from blockwise.rundir import run_lock
 from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig
 
@@ -53,7 +53,12 @@ def find_start(config, given, flags, world):
         config = config.resolved()
     weights_bound = (path or pretrained) and "vocab_size" not in given  # then the data's own bound for ids holds
     rows = None if weights_bound else config.vocab_size
-    data = open_dataset(config.data_dir, config.dataset, config.block_size, rows)
+    try:
+        data = open_dataset(config.data_dir, config.dataset, config.block_size, rows)
+    except NotPrepared as error:
+        if "dry_run" not in flags or path or pretrained:
+            raise
+        data = AbsentDataset(config.dataset, rows, error)  # what does not need the data is shown; then comes the error
     if not weights_bound:
         config = replace(config, vocab_size=data.embedding_rows).resolved()  # a rule may need the vocabulary
     elif data.tokenizer["vocab_size"] > config.vocab_size:

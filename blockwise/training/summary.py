@@ -61,7 +61,7 @@ def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is.
 
     make_model: model_config, or another -> the model, on the default device. Rank 0 alone calls it.
-    Raises UserError for bad data.
+    Raises UserError, after all else is printed, for data that is bad or not there.
     """
     print0(json.dumps(asdict(config), indent=1))
     with torch.device("meta"):
@@ -75,10 +75,10 @@ def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
         print_memory(config, make_model, model_config, groups, world)
     except Exception as error:  # nothing of the run depends on it
         print0(f"memory: not estimated ({first_line(error)})")
-    data.verify()
-    print0(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
     for plan in filter(None, plans):
         print0(plan)
+    data.verify()
+    print0(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
 
 
 def print_memory(config, make_model, model_config, groups, world):
