@@ -58,7 +58,7 @@ learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
     "beta2": [0.95, 0.99, 0.999] if _short else [0.95, 0.99],
     "warmup_iters": [share * max_iters // 100 for share in ((2, 10, 30, 50) if _short else (10, 30, 50))],
-    "weight_decay": [0.0, 0.1, 0.5, 1.0] if _short else [0.0, 0.1, 0.5],
+    "weight_decay": [0.0, 0.1, 0.5, 1.0][: 4 if _short else 3 if max_iters <= 1680 else 2],
 }
 seeds = [1, 2, 3]
 floors = {"floor 0": ""}
