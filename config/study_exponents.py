@@ -2,7 +2,8 @@
 # How do the good rates move with width, depth, batch and vocabulary? In each condition a cross around `fitted` (tables,
 # and VO with FFN, each halved and doubled) shows the exponents; the rules come as they are, beside an AdamW with the
 # warmup and decay that study_budget.py found for it and a swept rate. One seed a point: a map. The shape of
-# study_budget.py but for what the condition names, and the same number of steps everywhere. About 130 runs.
+# study_budget.py but for what the condition names, and the same number of steps everywhere. About 110 runs;
+# python experiments/maps.py out/study_exponents draws them.
 include("study_budget.py")
 out_dir = "out/study_exponents"
 max_iters = lr_decay_iters = 420
@@ -11,9 +12,10 @@ weight_decay = 0.1
 
 _fitted = "--lr_rule=fitted"
 arms = {"adamw": f"--blockwise=False --warmup_iters={max_iters // 2} --weight_decay=0"}
-for _tables, _matrices in ((12, 1), (6, 1), (24, 1), (12, 0.5), (12, 2)):
-    _rates = f"--lr_mult.Emb={_tables} --lr_mult.Head={_tables} --lr_mult.VO={_matrices} --lr_mult.FFN={_matrices}"
-    arms[f"tables {_tables}e-3, matrices {_matrices}e-3"] = f"{_fitted} {_rates}"
+_tables = "--lr_mult.Emb={0} --lr_mult.Head={0}"
+_matrices = "--lr_mult.VO={0} --lr_mult.FFN={0}"
+for _name, _rates, _words in (("tables", (6, 12, 24), _tables), ("matrices", (0.5, 1, 2), _matrices)):
+    arms |= {f"{_name}, rate {rate:g}e-3": f"{_fitted} {_words.format(rate)}" for rate in _rates}
 arms |= {rule: f"--lr_rule={rule}" for rule in ("relative", "mup", "completep", "large_vocab", "nanochat")}
 
 learning_rates = {arm: [2e-3, 4e-3, 8e-3] if arm == "adamw" else [1e-3] for arm in arms}

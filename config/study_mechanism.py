@@ -2,6 +2,7 @@
 # Why do fast tables help? Three explanations, each with its own lever: the embedding's initial scale (what counts would
 # be the rate over it), the matrices' initial scale (one rate would be held down by them), and beta2 of the tables (rare
 # rows would be starved by a short memory). One seed a point: a map, not a verdict. The shape of study_budget.py.
+# python experiments/maps.py out/study_mechanism draws it.
 include("study_budget.py")
 out_dir = "out/study_mechanism"
 

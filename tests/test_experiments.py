@@ -11,6 +11,7 @@ from conftest import ROOT, Fork, finish, out_dir, run
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import heterogeneity as het
+import maps
 import quadratic as quad
 import ratios
 
@@ -232,3 +233,35 @@ def test_too_few_draws_are_said(tmp_path):
         ratios.main(tmp_path)
     with pytest.raises(UserError, match="the folder of a finished study"):
         ratios.main(tmp_path / "0")
+
+
+def study_of_lines(folder, conditions=("",), best=(8e-3, 3e-3)):
+    """A finished study whose losses are parabolas: the tables' best rate, and the matrices' by their init's number."""
+    arms = {"adamw": 5.0}
+    for name, at in zip(("init 0.02", "init 1", "tables"), (best[0], 1.0, best[1]), strict=True):
+        for rate in (1, 4, 16):
+            arms[f"{name}, rate {rate}e-3"] = 4 + 0.1 * np.log(rate * 1e-3 / at) ** 2
+    places = {name: {arm: {"mean": mean} for arm, mean in arms.items()} for name in conditions}
+    (folder / "study.json").write_text(json.dumps({"places": places, "study": {"baseline": "adamw"}}))
+
+
+@pytest.mark.parametrize("conditions", [("",), ("width 32", "width 64")])
+def test_maps_find_the_best_rates(tmp_path, capsys, conditions):
+    study_of_lines(tmp_path, conditions)
+    maps.main(tmp_path)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    found = {row[0]: row[1:] for row in rows if len(row) > 2}
+    one = len(conditions) == 1
+    assert found["0.02" if one else "0.02, width 32"][:2] == ["0.008", "4.000"]
+    assert found["1" if one else "1, width 64"][0] == "at least 0.016"
+    assert found["tables" if one else "width 64"][0] == "0.003"
+    assert (tmp_path / "maps.png").stat().st_size > 5000
+
+
+def test_maps_mistakes(tmp_path):
+    with pytest.raises(UserError, match="expected the folder of a finished study"):
+        maps.main(tmp_path)
+    found = {"places": {"": {"adamw": {"mean": 1.0}}}, "study": {"baseline": "adamw"}}
+    (tmp_path / "study.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="no arm is named like"):
+        maps.main(tmp_path)
