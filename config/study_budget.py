@@ -56,7 +56,7 @@ if max_iters > 1680:
 untuned = [arm for arm in arms if arm not in learning_rates]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
-    "beta2": [0.95, 0.99, 0.999] if _short else [0.95, 0.99],
+    "beta2": [0.95, 0.99, 0.999],
     "warmup_iters": [share * max_iters // 100 for share in ((2, 10, 30, 50) if _short else (10, 30, 50))],
     "weight_decay": [0.0, 0.1, 0.5, 1.0][: 4 if _short else 3 if max_iters <= 1680 else 2],
 }
