@@ -31,11 +31,12 @@ _matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK
 
 # At the longer budgets each search begins near where the one before it ended and leaves out what lost by far there;
 # only `fitted`, the best of the rules, and, up to 5 tokens a parameter, the paper's multipliers take part
-_short = max_iters <= 420
+_short, _long = max_iters <= 420, max_iters > 1680
+_warm = f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
 _from = {
     "adamw": "" if _short else f"--warmup_iters={max_iters // 2} --weight_decay=0",
-    "fitted": "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0",
-    "paper": "" if _short else f"--warmup_iters={3 * max_iters // 10} --weight_decay=0",
+    "fitted": "" if _short else f"{_warm} --beta2={0.99 if _long else 0.95}",
+    "paper": "" if _short else _warm,
 }
 arms = {
     "adamw": f"--blockwise=False {_from['adamw']} {'--beta2=0.99' if _short else ''}",
@@ -51,14 +52,14 @@ learning_rates = {
 }
 if _short:  # with 4 layers completep is mup
     arms |= {rule: f"--lr_rule={rule} {_law}" for rule in ("relative", "mup", "large_vocab", "nanochat")}
-if max_iters > 1680:
+if _long:
     del arms["paper"], learning_rates["paper"]
 untuned = [arm for arm in arms if arm not in learning_rates]
 learning_rates |= {arm: [1e-3] for arm in untuned}
 tune = {
     "beta2": [0.95, 0.99, 0.999],
     "warmup_iters": [share * max_iters // 100 for share in ((2, 10, 30, 50) if _short else (10, 30, 50))],
-    "weight_decay": [0.0, 0.1, 0.5, 1.0][: 4 if _short else 3 if max_iters <= 1680 else 2],
+    "weight_decay": [0.0, 0.1, 0.5, 1.0][: 4 if _short else 2 if _long else 3],
 }
 seeds = [1, 2, 3]
 floors = {"floor 0": ""}
