@@ -13,5 +13,5 @@ arms = {
 learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [4e-3, 8e-3, 1.6e-2], "fitted, as it is": [1e-3]}
 untuned = ["fitted, as it is"]
 tune = {}
-conditions = {"Wikipedia": "", "Python library": "--dataset=pylib_bpe1024"}
-floors = {"floor 0": "--min_lr_ratio=None --min_lr=0", "floor of a tenth": "--min_lr_ratio=0.1"}
+conditions = {"Python library to 0": "--dataset=pylib_bpe1024", "Wikipedia to a tenth": "--min_lr_ratio=0.1"}
+floors = {"floor as named": ""}

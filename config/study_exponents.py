@@ -2,7 +2,7 @@
 # How do the good rates move with width, depth, batch and vocabulary? In each condition a cross around `fitted` (tables,
 # and VO with FFN, each halved and doubled) shows the exponents; the rules come as they are, beside an AdamW with the
 # warmup and decay that study_budget.py found for it and a swept rate. One seed a point: a map. The shape of
-# study_budget.py but for what the condition names, and the same number of steps everywhere. About 110 runs;
+# study_budget.py but for what the condition names, and the same number of steps everywhere. About 85 runs;
 # python experiments/maps.py out/study_exponents draws them.
 include("study_budget.py")
 out_dir = "out/study_exponents"
@@ -26,10 +26,8 @@ conditions = {
     "as it is": "",
     "width 32": "--n_embd=32 --n_head=1 --n_inner=96",
     "width 128": "--n_embd=128 --n_head=4 --n_inner=384",
-    "2 layers": "--n_layer=2",
     "8 layers": "--n_layer=8",
     "256 tokens a step": "--batch_size=2 --eval_iters=128",
-    "4,096 tokens a step": "--batch_size=32 --eval_iters=8 --compile=True",
     "bytes": "--dataset=wikipedia_bytes",
     "vocabulary of 4,096": "--dataset=wikipedia_bpe4096",
 }
