@@ -18,7 +18,8 @@ learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "fitted": [1e-3]}
 # The embedding's initial scale by its rate, all else as in `fitted`; and under one rate
 for _std in (0.003, 0.02, 0.1, 1.0):
     for _rate in (4, 12, 40, 120):
-        arms[f"init {_std:g}, rate {_rate:g}e-3"] = f"{_fitted} --block_init_std.Emb={_std:g} --lr_mult.Emb={_rate:g}"
+        _args = f"--block_init_std.Emb={_std:g} --lr_mult.Emb={_rate:g}"
+        arms[f"Emb init {_std:g}, rate {_rate:g}e-3"] = f"{_fitted} {_args}"
 for _std in (0.003, 0.1):
     arms[f"adamw, Emb init {_std:g}"] = f"{_adamw} --block_init_std.Emb={_std:g}"
 

@@ -244,6 +244,21 @@ def test_conditions_times_floors(study, pretend, tmp_path):
     assert "of runs of 160 or 320 tokens" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_one_seed_gives_no_verdict(study, pretend, tmp_path):
+    pretend()
+    compare.main(study("", "--seeds=1"))
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert found(tmp_path)["verdicts"][0].startswith("One seed ran, so there is no verdict")
+    assert "lower than" not in report and "| -0.19" in report, report
+
+
+def test_a_map_of_many_arms_shows_those_with_a_sweep():
+    arm = {"role": "arm", "sweep": [1]}
+    arms = {"adamw": {"role": "baseline", "sweep": [1]}, "swept": {"role": "arm", "sweep": [1, 2]}}
+    few, many = ({**arms, **{str(n): arm for n in range(count)}} for count in (10, 11))
+    assert list(figures.legible(few)) == list(few) and list(figures.legible(many)) == ["adamw", "swept"]
+
+
 def test_a_study_outlives_the_reader_of_its_output(study, pretend, tmp_path, monkeypatch):
     pretend()
     reading, writing = os.pipe()

@@ -10,12 +10,19 @@ from blockwise import UserError
 from blockwise.curves import mean_curve
 from blockwise.figures.style import COLOURS, literal, start_figure, write
 
+LEGIBLE = 12  # arms in a figure
+BESIDE = 6  # with more of them the legend stands beside the axes
+
 
 def draw(folder):
-    """learning_rates.png and curves.png of a comparison, one panel for each condition."""
+    """learning_rates.png and curves.png of a comparison, one panel for each condition.
+
+    Of a map of many arms only those with more than one learning rate are drawn: the others are experiments/maps.py's.
+    """
     folder = Path(folder)
     try:
         comparisons = json.loads((folder / "study.json").read_text())["places"]
+        comparisons = {name: legible(arms) for name, arms in comparisons.items()}
         names = {arm: one["role"] for arms in comparisons.values() for arm, one in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
@@ -31,7 +38,8 @@ def draw(folder):
                     draw_arm(axes, arm, one, {**styles[arm], "marker": markers[arm]})
                 axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
-                    axes.legend(frameon=False)
+                    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}
+                    axes.legend(frameon=False, fontsize="small" if beside else None, **beside)
                 if draw_arm is draw_bands:
                     axes.set_ylim(late_range(arms))
                 else:
@@ -41,6 +49,12 @@ def draw(folder):
         raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'study.json'} is broken: {type(error).__name__}: {error}") from None
+
+
+def legible(arms):
+    """The arms that a figure can show."""
+    swept = {arm: one for arm, one in arms.items() if len(one["sweep"]) > 1 or one["role"] != "arm"}
+    return arms if len(arms) <= LEGIBLE or len(swept) < 2 else swept
 
 
 def draw_sweep(axes, arm, one, style):

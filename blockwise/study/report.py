@@ -51,13 +51,15 @@ def summary(study):
     others = [arm for arm in config.arms if arm != config.baseline]
     tests = {arm: [arms[arm]["test"] for arms in comparisons.values()] for arm in others}
     verdicts = [verdict(arm, config.baseline, tests[arm]) for arm in others]
+    if len(config.seeds) == 1:
+        verdicts = [f"One seed ran, so there is no verdict; gaps to {config.baseline} are in the tables."]
     ends = [f"{arm} ({name})" for name, arms in comparisons.items() for arm, one in arms.items() if one["at_an_end"]]
     if ends:
         text = "The best learning rate lies at an end of its grid, so it may be undertuned"
-        verdicts.append(f"{text}: {', '.join(ends)}.")
+        verdicts.append(f"{text}: {listed(ends)}.")
     single = [arm for arm in config.arms if all(len(arms[arm]["sweep"]) == 1 for arms in comparisons.values())]
     if single:
-        verdicts.append(f"Not tuned, run at one learning rate only: {', '.join(single)}.")
+        verdicts.append(f"Not tuned, run at one learning rate only: {listed(single)}.")
     results = {run: study.result(run) or {"status": "not run"} for run in study.runs()}
     return {
         "verdicts": verdicts,
@@ -145,7 +147,9 @@ def report(study, found):
         heads += ["gap", "95 % interval", "p", "speedup"]
         lines += [f"## {comparison}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         lines += [table_row(arm, one) for arm, one in arms.items()]
-        lines += ["", *[f"{sentence(a, config.baseline, one['test'])}.\n" for a, one in arms.items() if "test" in one]]
+        lines += [""]
+        if len(config.seeds) > 1:
+            lines += [f"{sentence(a, config.baseline, one['test'])}.\n" for a, one in arms.items() if "test" in one]
         lines += [f"Learning rate (its floor): loss, with seed {config.seeds[0]}", ""]
         lines += [f"- {arm}: {'; '.join(map(point, one['sweep']))}" for arm, one in arms.items()]
         lines += [""]
@@ -161,6 +165,10 @@ def report(study, found):
     lines += ["", f"Arms: {', '.join(arms)}. Runs made by commit {', '.join(found['commits']) or 'unknown'}."]
     lines += ["Every key is in study.json; out_dir/runs has each run, with the job.py that repeats it.", ""]
     return "\n".join(lines)
+
+
+def listed(names, most=12):
+    return ", ".join(names) if len(names) <= most else f"{len(names)} arms, as the tables show"
 
 
 def and_keys(config):
