@@ -1,8 +1,7 @@
 # python compare.py config/study_mechanism.py
 # Why do fast tables help? Three explanations, each with its own lever: the embedding's initial scale (what counts would
 # be the rate over it), the matrices' initial scale (one rate would be held down by them), and beta2 of the tables (rare
-# rows would be starved by a short memory); and which block's rate it is. One seed a point: a map, not a verdict. The
-# shape of study_budget.py.
+# rows would be starved by a short memory). One seed a point: a map, not a verdict. study_blocks.py asks which blocks.
 # python experiments/maps.py out/study_mechanism draws it.
 include("study_budget.py")
 out_dir = "out/study_mechanism"
@@ -37,12 +36,7 @@ for _beta2 in (0.95, 0.99, 0.999):
         arms[f"tables beta2 {_beta2}, rate {_rate:g}e-3"] = f"{_fitted} {_args}"
 arms["adamw, tables beta2 0.999"] = f"{_adamw} {_tables.format(0.999)}"
 
-# Block by block: from one rate upwards, and from `fitted` back to one rate
-_same = " ".join(f"--lr_mult.{block}=1" for block in ("Emb", "Head", "QK", "VO", "FFN", "Norm"))
-for _name, _blocks in (("Emb", ["Emb"]), ("Head", ["Head"]), ("Emb and Head", ["Emb", "Head"]), ("QK", ["QK"])):
-    _up = " ".join(f"--lr_mult.{block}=3" for block in _blocks)
-    arms[f"adamw, {_name} 3x"] = f"{_adamw} --blockwise=True {_same} {_up}"
-arms["adamw, VO and FFN 0.25x"] = f"{_adamw} --blockwise=True {_same} --lr_mult.VO=0.25 --lr_mult.FFN=0.25"
+# `fitted` with one rate less
 arms["fitted, Head at 4e-3"] = f"{_fitted} --lr_mult.Head=4"
 arms["fitted, QK at 1e-3"] = f"{_fitted} --lr_mult.QK=1"
 
