@@ -43,7 +43,8 @@ def draw(folders, out):
         gaps = [(tokens, *gap_of(one)) for tokens, one in found if gap_of(one)]
         if gaps:
             tokens, gap, low, high = zip(*gaps, strict=True)
-            right.errorbar(tokens, gap, [np.subtract(gap, low), np.subtract(high, gap)], **style)
+            beside = np.array(tokens) * 1.04 ** len(right.containers)  # so that intervals do not cover each other
+            right.errorbar(beside, gap, [np.subtract(gap, low), np.subtract(high, gap)], **style)
     ticks = [study["tokens"] for study in studies]
     for axes in (left, right):
         axes.set_xscale("log")
