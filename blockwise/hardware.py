@@ -54,6 +54,11 @@ def free_memory(device):
     return None
 
 
+def heap_of(device):
+    """What a byte of small tensors takes on `device`: on a CPU the C library's heap has gaps."""
+    return HEAP if device.type == "cpu" else 1.0
+
+
 def autocast(device, dtype):
     """The context in which a model computes in `dtype`; it may be entered any number of times."""
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -67,7 +72,7 @@ def training_memory(make_model, batch_size, block_size, micro_steps, device, dty
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and wanted for a dry run only
 
-    with FakeTensorMode(), torch.device(device), LiveBytes(HEAP if device.type == "cpu" else 1.0) as live:
+    with FakeTensorMode(), torch.device(device), LiveBytes(heap_of(device)) as live:
         model = make_model()
         for _ in range(min(micro_steps, 2)):  # from the second on there are gradients all the time
             tokens = torch.zeros(batch_size, block_size, dtype=torch.int64)

@@ -146,7 +146,7 @@ def inductors_code(graph, is_backward):
 def test_memory_of_a_compiled_step(monkeypatch):
     """The count on a graph is what inductor's code for it allocates; depths beyond two follow from one and two."""
     monkeypatch.setattr(matmul, "ONEDNN", False)
-    monkeypatch.setattr(compiled_memory, "HEAP", 1.0)
+    monkeypatch.setattr(hardware, "HEAP", 1.0)
     monkeypatch.setattr(model, "training_loss", lambda x, w, y, *more: F.cross_entropy(F.linear(x, w), y))  # as on CUDA
     config = replace(make("gpt2", True).config, vocab_size=512, block_size=64, n_embd=64, n_inner=256, n_head=4)
     make_model = lambda n: Transformer(replace(config, n_layer=n, n_kv_head=2))  # noqa: E731

@@ -6,7 +6,7 @@ import torch
 
 from blockwise import UserError
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.hardware import HEAP, LiveBytes
+from blockwise.hardware import LiveBytes, heap_of
 
 SHARE = 0.9  # of a device's memory; the rest is its context, its libraries' workspaces, and gaps
 
@@ -19,7 +19,7 @@ def product_memory(make_model, sequences, block_size, device):
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and not always wanted
 
-    with FakeTensorMode(), torch.device(device), LiveBytes(HEAP if device.type == "cpu" else 1.0) as live:
+    with FakeTensorMode(), torch.device(device), LiveBytes(heap_of(device)) as live:
         model = make_model()
         tokens = torch.zeros(sequences, block_size, dtype=torch.int64)
         batch = Batch(tokens, tokens, list(range(sequences)), sequences * block_size)

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from blockwise import matmul
-from blockwise.hardware import HEAP, autocast, with_gaps
+from blockwise.hardware import autocast, heap_of, with_gaps
 
 # Operators that inductor leaves to libraries, or that write where an index says; by parts of their names
 UNFUSED = ("mm", "product", "attention", "convolution", "index_put", "scatter", "dense_backward")
@@ -80,7 +80,7 @@ def moments_of(make_model, batch_size, block_size, device, dtype):
     finally:
         matmul.ONEDNN = onednn
         torch.compiler.reset()
-    heap = HEAP if device.type == "cpu" else 1.0
+    heap = heap_of(device)
     forward, backward = (timeline(graphs[is_backward], heap) for is_backward in (False, True))
     attention = [i for i, (name, _) in enumerate(backward) if "attention" in name] or [len(backward) - 1, 0]
     parts = forward, backward[: attention[0] + 1], backward[attention[-1] :]
