@@ -45,7 +45,7 @@ arms = {
 }
 if _long:  # with what was found at 5 tokens a parameter; its own search would cost 50 minutes
     arms["paper, as at 5"] = arms.pop("paper")
-    arms["adamw at half the rate"] = f"--blockwise=False {_from['adamw']} --beta2=0.99"  # at 8e-3 a seed stays behind
+    arms["adamw at half the rate"] = f"--blockwise=False {_from['adamw']} --beta2=0.99"  # at 8e-3 one seed stays behind
 else:  # untuned, `fitted` is no better than AdamW from 5 tokens a parameter on
     arms["fitted, as it is"] = "--lr_rule=fitted"
     arms["fitted, decay by a law"] = f"--lr_rule=fitted {_law} {_matrices_only}"
