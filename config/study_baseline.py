@@ -1,6 +1,6 @@
 # python compare.py config/study_baseline.py
 # How good is AdamW once it is tuned in full, at the shape of the earlier studies? Rate, beta2, warmup and weight decay,
-# one after the other until nothing improves, from where study_budget.py ended at half the width; `fitted` gets the same,
+# one after the other until nothing improves, from where study_budget.py ended at half the width. `fitted` gets the same
 # and comes as it is too. 1.9M parameters with their vocabulary, on English Wikipedia.
 # Longer: python compare.py --max_iters=2000 config/study_baseline.py --out_dir=out/study_baseline_2000
 include("shapes/llama_1m.py")

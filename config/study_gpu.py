@@ -1,7 +1,8 @@
 # python compare.py config/study_gpu.py
 # What would settle it: GPT-2 of 124M parameters on OpenWebText, 2.5 billion tokens (20 a parameter): AdamW, the paper's
-# multipliers and two rules from the shape, all tuned alike. At 40 % of an H100's dense bfloat16 rate, which is
-# predicted and not measured, a run takes 1.5 hours of one GPU; an arm 7 to 12 runs, so the study 40 to 70 GPU hours.
+# multipliers, `fitted`, and an AdamW with VO and FFN at a quarter of its rate, all tuned alike. At 40 % of an H100's
+# dense bfloat16 rate, which is predicted and not measured, a run takes 1.5 hours of one GPU; an arm 8 to 14 runs, and
+# the study 50 to 85 GPU hours. --seeds=1,2,3 adds two runs an arm: at 20 tokens a parameter one seed says too little.
 # Each run has a GPU of its own; --processes=8 gives it eight. A quarter of the budget shows what to expect:
 # python compare.py --max_iters=1272 config/study_gpu.py --out_dir=out/study_gpu_quarter
 include("gpt2_small.py")
@@ -21,14 +22,18 @@ arms = {
     "adamw": "--blockwise=False",
     "paper": "",
     "fitted": "--lr_rule=fitted",
-    "relative": "--lr_rule=relative",
+    "VO and FFN 0.25x": "--lr_mult.Emb=1 --lr_mult.Head=1 --lr_mult.QK=1 --lr_mult.VO=0.25 --lr_mult.FFN=0.25",
 }
 learning_rates = {
     "adamw": [6e-4, 1.2e-3, 2.4e-3],
     "paper": [1.5e-4, 3e-4, 6e-4],
     "fitted": [2.5e-4, 5e-4, 1e-3],
-    "relative": [2.5e-4, 5e-4, 1e-3],
+    "VO and FFN 0.25x": [1.2e-3, 2.4e-3, 4.8e-3],
 }
-tune = {"beta2": [0.95, 0.99], "warmup_iters": [max_iters // 20, max_iters // 5], "weight_decay": [0.1, 0.3]}
+tune = {
+    "beta2": [0.95, 0.99],
+    "warmup_iters": [max_iters // 20, max_iters // 5, max_iters // 2],
+    "weight_decay": [0.0, 0.1, 0.3],
+}
 floors = {"floor 0": ""}
 seeds = [1]
