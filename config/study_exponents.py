@@ -1,8 +1,8 @@
 # python compare.py config/study_exponents.py
-# How do the good rates move with width, depth, batch and vocabulary? In each condition a cross around `fitted` (tables,
+# How do the good rates move with width, batch and vocabulary? In each condition a cross around `fitted` (tables,
 # and VO with FFN, each halved and doubled) shows the exponents, beside an AdamW with the warmup and decay that
 # study_budget.py found for it and a swept rate. One seed a point: a map. The shape of study_budget.py but for what the
-# condition names, and the same number of steps everywhere. About 55 runs; python experiments/maps.py
+# condition names, and the same number of steps everywhere. About 45 runs; python experiments/maps.py
 # out/study_exponents draws them.
 include("study_budget.py")
 out_dir = "out/study_exponents"
@@ -25,7 +25,6 @@ conditions = {
     "as it is": "",
     "width 32": "--n_embd=32 --n_head=1 --n_inner=96",
     "width 128": "--n_embd=128 --n_head=4 --n_inner=384",
-    "8 layers": "--n_layer=8",
     "256 tokens a step": "--batch_size=2 --eval_iters=128",
     "bytes": "--dataset=wikipedia_bytes",
 }
