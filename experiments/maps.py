@@ -69,16 +69,19 @@ def main(folder):
 
 
 def draw(lines, baselines, folder):
+    several = len(baselines) > 1
     figure, grid = panels(-(-len(lines) // 3), min(len(lines), 3))
     for axes in grid[len(lines) :]:
         axes.remove()
     for axes, (panel, by_line) in zip(grid, lines.items(), strict=False):
         for number, (line, points) in enumerate(by_line.items()):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-            axes.plot(*zip(*points, strict=True), label=line, **style)
-        if len(baselines) == 1:
+            lowest = min(loss for _, loss in points) if several else 0.0
+            axes.plot([rate for rate, _ in points], [loss - lowest for _, loss in points], label=line, **style)
+        if not several:
             axes.axhline(*baselines.values(), label="baseline", **STYLES[0])
-        axes.set(xscale="log", xlabel="rate", ylabel="final loss (nats per token)", title=panel)
+        what = "loss above the line's lowest (nats)" if several else "final loss (nats per token)"  # they lie far apart
+        axes.set(xscale="log", xlabel="rate", ylabel=what, title=panel)
         rates = sorted({rate for points in by_line.values() for rate, _ in points})
         axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45)
         axes.minorticks_off()
