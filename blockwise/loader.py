@@ -186,10 +186,10 @@ class Dataset:
                 part.check_all()
         if "tokenizer_file" in meta:
             meta["json"] = read_tokenizer(folder / meta["tokenizer_file"]["name"], meta["tokenizer_file"]["sha256"])
-        padded = -(-meta["vocab_size"] // 64) * 64
         keys = ("tokenizer", "vocab_size", "chars", "json", "end_of_text", "bos")
         tokenizer = {key: value for key, value in meta.items() if key in keys}
-        return cls(splits["train"], splits["val"], vocab_size or padded, tokenizer, name, meta.get("note", ""))
+        rows = vocab_size or padded(meta["vocab_size"])
+        return cls(splits["train"], splits["val"], rows, tokenizer, name, meta.get("note", ""))
 
     @property
     def end_of_text(self):
@@ -222,13 +222,18 @@ class AbsentDataset(Dataset):
     """
 
     def __init__(self, name, vocab_size, error):
-        padded = -(-GPT2["vocab_size"] // 64) * 64
-        note = "" if vocab_size else f"data set {name!r} is not there: a vocabulary of {padded:,}, GPT-2's, is assumed"
-        super().__init__(None, None, vocab_size or padded, GPT2, name, note)
+        rows = vocab_size or padded(GPT2["vocab_size"])
+        note = "" if vocab_size else f"data set {name!r} is not there: a vocabulary of {rows:,}, GPT-2's, is assumed"
+        super().__init__(None, None, rows, GPT2, name, note)
         self.error = error
 
     def verify(self):
         raise self.error
+
+
+def padded(vocab_size):
+    """Rows of an embedding for so many ids: up to a multiple of 64, which matrix products are fast with."""
+    return -(-vocab_size // 64) * 64
 
 
 def tokenizer_digest(description):

@@ -1,6 +1,5 @@
 """What studies of one comparison found at several budgets: whether a lead lasts, and what it is worth in steps."""
 
-import json
 import math
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blockwise import UserError
+from blockwise.figures.study import study_of
 from blockwise.figures.style import COLOURS, literal, start_figure, write
 
 
@@ -59,18 +59,12 @@ def draw(folders, out):
 
 def read(folder):
     """What the figure needs of a study: its tokens, its baseline, and its arms as study.json has them."""
-    path = folder / "study.json"
-    try:
-        found = json.loads(path.read_text())
+    with study_of(folder) as found:
         config, (comparison, *others) = found["study"], found["places"].values()
         step = config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
         arms = {arm: one for arm, one in comparison.items() if one["mean"] is not None and one["role"] != "twice"}
         if others or config["baseline"] not in arms:
             raise UserError(f"{folder}: expected a study with one condition, one floor and a finished baseline")
-    except OSError as error:
-        raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is broken: {type(error).__name__}: {error}") from None
     return {
         "tokens": step * config["max_iters"], "tokens a step": step, "arms": arms,
         "baseline": config["baseline"], "dataset": config["dataset"],

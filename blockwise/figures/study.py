@@ -1,6 +1,7 @@
 """What compare.py found: loss against learning rate, and mean curves with bands."""
 
 import json
+from contextlib import contextmanager
 from itertools import cycle, product
 from pathlib import Path
 
@@ -20,9 +21,8 @@ def draw(folder):
     Of a map of many arms only those with more than one learning rate are drawn: the others are experiments/maps.py's.
     """
     folder = Path(folder)
-    try:
-        comparisons = json.loads((folder / "study.json").read_text())["places"]
-        comparisons = {name: legible(arms) for name, arms in comparisons.items()}
+    with study_of(folder) as found:
+        comparisons = {name: legible(arms) for name, arms in found["places"].items()}
         names = {arm: one["role"] for arms in comparisons.values() for arm, one in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
@@ -45,6 +45,13 @@ def draw(folder):
                 else:
                     mark_rates(axes, arms)
             write(figure, folder / name)
+
+
+@contextmanager
+def study_of(folder):
+    """What study.json in a folder holds. Raises UserError where it is not there, or not what its reader expects."""
+    try:
+        yield json.loads((folder / "study.json").read_text())
     except OSError as error:
         raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
