@@ -5,7 +5,6 @@
 include("study_budget.py")
 out_dir = "out/study_blocks"
 
-_adamw = f"--warmup_iters={max_iters // 2} --weight_decay=0"
 _changes = {
     "Emb 3x": ("Emb", 3),
     "Head 3x": ("Head", 3),
@@ -15,10 +14,10 @@ _changes = {
     "FFN 0.25x": ("FFN", 0.25),
     "VO and FFN 0.25x": ("VO FFN", 0.25),
 }
-arms = {"adamw": f"{_adamw} --blockwise=False"}
+arms = {"adamw": f"{_adamw_found} --blockwise=False"}
 for _name, (_blocks, _factor) in _changes.items():
     _rates = {_block: 1 for _block in ("Emb", "Head", "QK", "VO", "FFN")} | dict.fromkeys(_blocks.split(), _factor)
-    arms[_name] = " ".join([_adamw, *(f"--lr_mult.{_block}={_rate}" for _block, _rate in _rates.items())])
+    arms[_name] = " ".join([_adamw_found, *(f"--lr_mult.{_block}={_rate}" for _block, _rate in _rates.items())])
 
 learning_rates = {arm: [2e-3, 4e-3, 8e-3] for arm in arms}
 untuned = []

@@ -33,8 +33,9 @@ _matrices_only = "--wd_mult.Emb=0 --wd_mult.Head=0 --wd_mult.Norm=0 --wd_mult.QK
 # only `fitted`, the best of the rules, and the paper's multipliers take part
 _short, _long = max_iters <= 420, max_iters > 1680
 _warm = f"--warmup_iters={3 * max_iters // 10} --weight_decay=0"
+_adamw_found = f"--warmup_iters={max_iters // 2} --weight_decay=0"  # at each budget; other studies begin with it too
 _from = {
-    "adamw": "" if _short else f"--warmup_iters={max_iters // 2} --weight_decay=0",
+    "adamw": "" if _short else _adamw_found,
     "fitted": "" if _short else f"{_warm} --beta2={0.99 if _long else 0.95}",
     "paper": "" if _short else _warm,
 }

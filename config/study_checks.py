@@ -6,7 +6,7 @@ include("study_budget.py")
 out_dir = "out/study_checks"
 
 arms = {
-    "adamw": f"--blockwise=False --warmup_iters={max_iters // 2} --weight_decay=0",
+    "adamw": f"--blockwise=False {_adamw_found}",
     "fitted": "--lr_rule=fitted",
     "fitted, as it is": "--lr_rule=fitted",
 }

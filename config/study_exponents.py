@@ -11,7 +11,7 @@ warmup_iters = max_iters // 10
 weight_decay = 0.1
 
 _fitted = "--lr_rule=fitted"
-arms = {"adamw": f"--blockwise=False --warmup_iters={max_iters // 2} --weight_decay=0"}
+arms = {"adamw": f"--blockwise=False {_adamw_found}"}
 _tables = "--lr_mult.Emb={0} --lr_mult.Head={0}"
 _matrices = "--lr_mult.VO={0} --lr_mult.FFN={0}"
 for _name, _rates, _words in (("tables", (6, 12, 24), _tables), ("matrices", (0.5, 1, 2), _matrices)):

@@ -7,7 +7,7 @@ include("study_budget.py")
 out_dir = "out/study_mechanism"
 
 _fitted = "--lr_rule=fitted"
-_adamw = "--blockwise=False --warmup_iters=210 --weight_decay=0"  # tuned in full, by study_budget
+_adamw = f"--blockwise=False {_adamw_found}"
 _wide = " ".join(f"--block_init_std.{block}=0.125" for block in ("QK", "VO", "FFN"))  # 1/sqrt(64), 6 times the default
 _tables = "--block_beta2.Emb={0} --block_beta2.Head={0}"
 
