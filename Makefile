@@ -28,6 +28,7 @@ study: setup
 
 test: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15
 
 test-slow: setup

@@ -30,6 +30,7 @@ class MeasureConfig:
 
     flags = MappingProxyType({})
 
+    # fmt: off
     out_dir: Annotated[str, "folder of the run, and where the results go"] = "out"
     init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID"] = "resume"
     ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
@@ -42,9 +43,19 @@ class MeasureConfig:
     block_size: Annotated[int | None, "tokens per sequence (None: the model's context)"] = None
     seed: Annotated[int, "random seed"] = 0
     device: Annotated[str, "cpu, cuda, cuda:1 (auto: cuda if there, else cpu)"] = "auto"
+    # fmt: on
 
     def __post_init__(self):
-        for key in ("batches", "draws", "probes", "lanczos_steps", "products", "batch_size", "micro_batch", "block_size"):
+        for key in (
+            "batches",
+            "draws",
+            "probes",
+            "lanczos_steps",
+            "products",
+            "batch_size",
+            "micro_batch",
+            "block_size",
+        ):
             if getattr(self, key, None) is not None and getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)}: expected at least 1")
         if not 0 <= self.seed < 2**63:
@@ -57,6 +68,7 @@ class SharpnessConfig(MeasureConfig):
 
     command = "sharpness"
     flags = MappingProxyType({"suggest": "print the multipliers that lr_mult=auto sets by this sharpness"})
+    # fmt: off
     estimator: Annotated[Literal["fisher", "hessian", "empirical"], "fisher: Gauss-Newton-Bartlett; hessian: Hutchinson; empirical: Fisher of per-sequence gradients"] = "fisher"
     labels: Annotated[Literal["sampled", "data"], "labels of the fisher estimator: sampled from the model; or the data's, which gives no Fisher"] = "sampled"
     split_tied: Annotated[bool, "separate values, Emb and Head, for the input and the output use of a tied embedding"] = False
@@ -64,6 +76,7 @@ class SharpnessConfig(MeasureConfig):
     draws: Annotated[int, "draws of labels, or of Hutchinson's signs, per batch"] = 4
     auto_mult_max: Annotated[float, "largest multiplier that --suggest prints; the smallest is 1"] = 10.0
     auto_mult_power: Annotated[float, "exponent p of the multipliers (sharpness of Norm / sharpness of the block)^p that --suggest prints"] = 0.7
+    # fmt: on
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,6 +96,7 @@ class SpectrumConfig(MeasureConfig):
     """The keys of measure.py spectrum."""
 
     command = "spectrum"
+    # fmt: off
     blocks: Annotated[list[str] | None, "block types (QK), each one block, or patterns of tensor names (*.q_proj.*), each tensor one block (None: every matrix)"] = None
     layers: Annotated[list[int] | None, "layers to measure, counted from 0 (None: the whole model)"] = None
     full: Annotated[bool, "also the spectrum of the whole model"] = True
@@ -91,6 +105,7 @@ class SpectrumConfig(MeasureConfig):
     batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
     batch_size: Annotated[int, "sequences per batch, over all processes"] = 4
     dtype: Annotated[Literal["float64", "float32"], "precision of the model; float32 blurs eigenvalues below a millionth of the largest"] = "float64"
+    # fmt: on
 
 
 @dataclass
@@ -98,11 +113,13 @@ class CurvatureConfig(MeasureConfig):
     """The keys of measure.py curvature."""
 
     command = "curvature"
+    # fmt: off
     preconditioner: Annotated[Literal["auto", "adam", "none"], "preconditioner of the run's optimizer: adam: by its second moments; none; auto: what the optimizer has"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
     batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
     products: Annotated[int, "maximum of Hessian-vector products per eigenvalue"] = 300
     tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged"] = 1e-3
+    # fmt: on
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,9 +132,11 @@ class FrequencyConfig(MeasureConfig):
     """The keys of measure.py frequency."""
 
     command = "frequency"
+    # fmt: off
     against: Annotated[str | None, "folder of another run, whose loss is subtracted (None: only this one's)"] = None
     by: Annotated[Literal["target", "input"], "token whose frequency counts: the one that is predicted, or the last one that is read"] = "target"
     batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)"] = None
+    # fmt: on
 
 
 COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig, FrequencyConfig)}

@@ -1,14 +1,14 @@
 """Figures of what runs leave behind and of what configs ask for; needs no torch.
 
-    python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
-    python plot.py study DIR
-    python plot.py budgets DIR DIR [DIR ...] [--out=FILE.png]
-    python plot.py sharpness DIR
-    python plot.py spectrum DIR
-    python plot.py curvature DIR
-    python plot.py frequency DIR
-    python plot.py lr FILE.py [--key=value ...] [--out=FILE.png]
-    python plot.py rules [FILE.py] [--key=value ...] [--out=FILE.png]
+python plot.py curves DIR [DIR ...] [--baseline=DIR] [--out=FILE.png]
+python plot.py study DIR
+python plot.py budgets DIR DIR [DIR ...] [--out=FILE.png]
+python plot.py sharpness DIR
+python plot.py spectrum DIR
+python plot.py curvature DIR
+python plot.py frequency DIR
+python plot.py lr FILE.py [--key=value ...] [--out=FILE.png]
+python plot.py rules [FILE.py] [--key=value ...] [--out=FILE.png]
 """
 
 import sys

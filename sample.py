@@ -1,8 +1,8 @@
 """Write text with the newest checkpoint of a run.
 
-    python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=3
-    python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9 --stop="Amen."
-    python sample.py --init_from=hf:DIR --start="In the beginning"       # a model in Hugging Face's format
+python sample.py --out_dir=out/demo/blockwise --start="In the beginning" --num_samples=3
+python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9 --stop="Amen."
+python sample.py --init_from=hf:DIR --start="In the beginning"       # a model in Hugging Face's format
 """
 
 import re

@@ -1,8 +1,8 @@
 """The split of every causal language model class of transformers, by its default config, on the meta device.
 
-    python bench/models.py                         # the share that splits without an argument; a minute or two
-    python bench/models.py --out=docs/models.md    # and the page with the rules and the parameters of every class
-    python bench/models.py LlamaForCausalLM ...    # these classes alone
+python bench/models.py                         # the share that splits without an argument; a minute or two
+python bench/models.py --out=docs/models.md    # and the page with the rules and the parameters of every class
+python bench/models.py LlamaForCausalLM ...    # these classes alone
 """
 
 import os

@@ -59,6 +59,7 @@ def by_hand(value):
 class TrainConfig:
     """The keys of train.py. Names that nanoGPT has keep its meaning and default."""
 
+    # fmt: off
     # model
     model_type: Annotated[Literal["gpt2", "llama"], "architecture; gpt2: learned positions, LayerNorm, GELU; llama: RoPE, RMSNorm, SwiGLU"] = "gpt2"
     n_layer: Annotated[int, "transformer blocks"] = 12
@@ -156,6 +157,7 @@ class TrainConfig:
     nan_policy: Annotated[Literal["stop", "skip"], "reaction to a loss or gradient norm that is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
     deterministic: Annotated[bool, "bitwise reproducibility on CUDA too, at a cost in speed; on a CPU it always holds"] = False
     profile: Annotated[bool, "torch.profiler trace of a few steps, written into out_dir"] = False
+    # fmt: on
 
     def __post_init__(self):
         near = difflib.get_close_matches(self.init_from.lower(), INIT_FROM)
@@ -167,18 +169,50 @@ class TrainConfig:
         self.check("arch_warmup_start", 0 < self.arch_warmup_start < 1, "between 0 and 1")
         trained = self.init_from not in ("scratch", "resume", "auto")
         self.check("arch_warmup", not (self.arch_warmup and trained), "False with pretrained weights")
-        for key in ("arch_warmup_groups", "arch_warmup_interval", "n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "eval_iters"):
+        for key in (
+            "arch_warmup_groups",
+            "arch_warmup_interval",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "block_size",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "eval_iters",
+        ):
             self.check(key, getattr(self, key) >= 1, "at least 1")
         for key in ("n_kv_head", "n_inner", "vocab_size"):
             self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
         self.check("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
-        for key in ("logit_softcap", "qk_clip", "z_loss", "learning_rate", "grad_clip", "min_lr", "max_iters", "warmup_iters", "lr_decay_iters", "eval_interval", "log_interval", "sharpness_interval", "curvature_interval", "seed", "init_std"):
+        for key in (
+            "logit_softcap",
+            "qk_clip",
+            "z_loss",
+            "learning_rate",
+            "grad_clip",
+            "min_lr",
+            "max_iters",
+            "warmup_iters",
+            "lr_decay_iters",
+            "eval_interval",
+            "log_interval",
+            "sharpness_interval",
+            "curvature_interval",
+            "seed",
+            "init_std",
+        ):
             self.check(key, getattr(self, key) >= 0, "at least 0")
-        self.check("qk_clip", not (self.qk_clip and self.qk_norm), "0 with qk_norm=True, which undoes any scaling of Q and K")
+        self.check(
+            "qk_clip", not (self.qk_clip and self.qk_norm), "0 with qk_norm=True, which undoes any scaling of Q and K"
+        )
         self.check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         for key in ("beta1", "beta2"):
             self.check(key, getattr(self, key) is None or 0 <= getattr(self, key) < 1, "in [0, 1)")
-        self.check("block_beta2", not (self.block_beta2 and self.optimizer == "sgd"), "none with optimizer=sgd, which has no second moment")
+        self.check(
+            "block_beta2",
+            not (self.block_beta2 and self.optimizer == "sgd"),
+            "none with optimizer=sgd, which has no second moment",
+        )
         for block, value in self.block_beta2.items():
             if not 0 <= value < 1:
                 raise UserError(f"block_beta2.{block}={value}: expected in [0, 1)")
@@ -187,25 +221,44 @@ class TrainConfig:
         for key, preset in (("lr_mult", Preset(LR_MULT)), ("wd_mult", Preset.fromkeys(BLOCKS, 1.0))):
             if getattr(self, key) != "auto" and getattr(self, key).keys() != preset.keys():  # names only some blocks
                 setattr(self, key, preset | getattr(self, key))
-        self.check("lr_rule", self.lr_rule == "paper" or self.lr_mult != "auto", "paper with lr_mult=auto, which measures the multipliers")
+        self.check(
+            "lr_rule",
+            self.lr_rule == "paper" or self.lr_mult != "auto",
+            "paper with lr_mult=auto, which measures the multipliers",
+        )
         for key in ("lr_mult", "wd_mult", "block_init_std"):
             for block, value in getattr(self, key).items() if getattr(self, key) != "auto" else ():
                 if value < 0:
                     raise UserError(f"{key}.{block}={value}: expected at least 0")
         if self.parallel == "fsdp":
-            refused = {"optimizer": self.optimizer == "adam_mini", "dtype": self.dtype == "float16", "arch_warmup": self.arch_warmup, "lr_mult": self.lr_mult == "auto", "curvature_interval": self.curvature_interval > 0, "sharpness_interval": self.sharpness_interval > 0}
+            refused = {
+                "optimizer": self.optimizer == "adam_mini",
+                "dtype": self.dtype == "float16",
+                "arch_warmup": self.arch_warmup,
+                "lr_mult": self.lr_mult == "auto",
+                "curvature_interval": self.curvature_interval > 0,
+                "sharpness_interval": self.sharpness_interval > 0,
+            }
             for key in (key for key, found in refused.items() if found):
-                raise UserError(f"{key}={getattr(self, key)}: impossible with parallel=fsdp, under which no process has a whole matrix; expected parallel=ddp")
+                raise UserError(
+                    f"{key}={getattr(self, key)}: impossible with parallel=fsdp, under which no process has a whole matrix; expected parallel=ddp"
+                )
         self.check("auto_mult_step", self.auto_mult_step is None or self.auto_mult_step >= 1, "at least 1")
         self.check("auto_mult_max", self.auto_mult_max >= 1, "at least 1")
         self.check("auto_mult_power", self.auto_mult_power > 0, "above 0")
         self.check("rope_theta", self.rope_theta > 0, "above 0")
         self.check("norm_eps", self.norm_eps is None or self.norm_eps > 0, "above 0")
         self.check("min_lr_ratio", self.min_lr_ratio is None or 0 <= self.min_lr_ratio <= 1, "in [0, 1]")
-        self.check("keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2")
+        self.check(
+            "keep_checkpoints", self.keep_checkpoints == -1 or self.keep_checkpoints >= 2, "-1 (all) or at least 2"
+        )
         self.check("curvature_hvps", self.curvature_hvps >= 1, "at least 1")
-        self.check("curvature_micro_batch", self.curvature_micro_batch is None or self.curvature_micro_batch >= 1, "at least 1")
-        self.check("curvature_batch_size", self.curvature_batch_size is None or self.curvature_batch_size >= 1, "at least 1")
+        self.check(
+            "curvature_micro_batch", self.curvature_micro_batch is None or self.curvature_micro_batch >= 1, "at least 1"
+        )
+        self.check(
+            "curvature_batch_size", self.curvature_batch_size is None or self.curvature_batch_size >= 1, "at least 1"
+        )
         mixture_shares(self.dataset)
         self.check("out_dir", self.out_dir != "", "a folder's name")
 
@@ -230,7 +283,8 @@ class TrainConfig:
             tie_weights=not llama if self.tie_weights is None else self.tie_weights,
             auto_mult_step=(self.auto_mult_step or max(1, self.max_iters // 50)) if auto else None,
             min_lr=self.min_lr if self.min_lr_ratio is None else self.min_lr_ratio * self.learning_rate,
-            curvature_batch_size=self.curvature_batch_size or max(1, self.gradient_accumulation_steps * self.batch_size // 8),
+            curvature_batch_size=self.curvature_batch_size
+            or max(1, self.gradient_accumulation_steps * self.batch_size // 8),
         )
         config = config.with_rule()
         if auto and not self.eval_only:
@@ -238,14 +292,30 @@ class TrainConfig:
         config.check("n_embd", config.n_embd % config.n_head == 0, f"a multiple of n_head={config.n_head}")
         config.check("n_head", config.n_head % config.n_kv_head == 0, f"a multiple of n_kv_head={config.n_kv_head}")
         if llama:
-            config.check("n_embd", config.n_embd // config.n_head % 2 == 0, f"an even multiple of n_head={config.n_head}, for rotary positions")
+            config.check(
+                "n_embd",
+                config.n_embd // config.n_head % 2 == 0,
+                f"an even multiple of n_head={config.n_head}, for rotary positions",
+            )
         if config.curvature_interval > 0:
             adam = self.optimizer not in ("lion", "muon")
-            config.check("curvature_interval", adam, f"0 with optimizer={self.optimizer}, which has no second moment to precondition with")
+            config.check(
+                "curvature_interval",
+                adam,
+                f"0 with optimizer={self.optimizer}, which has no second moment to precondition with",
+            )
             base = config.learning_rate * (1 if auto else config.lr_mult["Norm"])
-            config.check("curvature_interval", base > 0, "0 if learning_rate * lr_mult.Norm is 0, since the eigenvalue is stated relative to that rate")
+            config.check(
+                "curvature_interval",
+                base > 0,
+                "0 if learning_rate * lr_mult.Norm is 0, since the eigenvalue is stated relative to that rate",
+            )
             blocks = set(BLOCKS) - ({"Head"} if config.tie_weights else set())
-            config.check("curvature_exclude", not blocks <= set(self.curvature_exclude), f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}")
+            config.check(
+                "curvature_exclude",
+                not blocks <= set(self.curvature_exclude),
+                f"to leave one of {', '.join(b for b in BLOCKS if b in blocks)}",
+            )
         return config
 
     def with_rule(self):
@@ -274,8 +344,11 @@ class TrainConfig:
         """What `resolved` gives. Raises UserError where a rule needs the vocabulary, which the data would tell."""
         config = self.resolved()
         known = not isinstance(config.lr_mult, Preset)
-        config.check("vocab_size", known, f"a number with lr_rule={self.lr_rule}, since no data is read here; --dry_run reads it")
+        config.check(
+            "vocab_size", known, f"a number with lr_rule={self.lr_rule}, since no data is read here; --dry_run reads it"
+        )
         return config
+
 
 def mixture_shares(dataset):
     """{name: share} of a mixture "a:0.7,b:0.3", its shares divided by their sum; {name: 1.0} of a single data set.

@@ -1,6 +1,6 @@
 """Write docs/configuration.md: every key of train.py, by section, from blockwise/settings.py.
 
-    python docs/configuration.py
+python docs/configuration.py
 """
 
 import inspect

@@ -89,9 +89,7 @@ def explicit_fisher(model, batch):
 def slices(model):
     """{name: slice of the flat parameters}"""
     ends = np.cumsum([p.numel() for p in model.parameters()])
-    return {
-        name: slice(end - p.numel(), end) for end, (name, p) in zip(ends, model.named_parameters(), strict=True)
-    }
+    return {name: slice(end - p.numel(), end) for end, (name, p) in zip(ends, model.named_parameters(), strict=True)}
 
 
 @pytest.mark.parametrize("model_type,tied", MODELS)

@@ -250,7 +250,8 @@ UNSUPPORTED = {
     "lacks the tensor layers.2.mlp.up_proj.weight": ("llama", dict(num_hidden_layers=10**6)),
     r"wte.weight is \[256, 32\], config.json says \[4194304, 32\]": ("gpt2", dict(vocab_size=2**22)),
     r"embed_tokens.weight is \[256, 32\], config.json says \[256, 4194304\]": (
-        "llama", dict(hidden_size=2**22, head_dim=None)
+        "llama",
+        dict(hidden_size=2**22, head_dim=None),
     ),
     r"wpe.weight is \[32, 32\], config.json says \[4194304, 32\]": ("gpt2", dict(n_positions=2**22)),
     r"c_fc.weight is \[32, 128\], config.json says \[4194304, 32\]": ("gpt2", dict(n_inner=2**22)),

@@ -27,9 +27,7 @@ ARCHIVES = re.compile(r"\.(zip|tar|tgz|7z|rar|lz4|lz|br|snappy)$", re.IGNORECASE
 
 @dataclass
 class Source:
-    """Where documents come from. files: {split: [(name, bytes, stamp)]}; path_of: a file's name -> its local path.
-
-    """
+    """Where documents come from. files: {split: [(name, bytes, stamp)]}; path_of: a file's name -> its local path."""
 
     name: str
     revision: str | None

@@ -33,6 +33,7 @@ SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
 class StudyConfig(TrainConfig):
     """The keys of a study, in addition to those of train.py."""
 
+    # fmt: off
     arms: Annotated[dict[str, str], "name: arguments of train.py (files and --key=value) that define this way to train"] = field(default_factory=dict)
     baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class StudyConfig(TrainConfig):
     extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
     jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
     processes: Annotated[int, "of each run; above 1, under torchrun"] = 1
+    # fmt: on
 
     def __post_init__(self):
         super().__post_init__()
@@ -215,7 +217,11 @@ def check(config):
     for arm in config.untuned:
         known = len(config.learning_rates.get(arm, [])) == 1
         config.check("untuned", known, "arms with one learning rate each")
-    numbers = {f.name for f in fields(TrainConfig) if type(f.default) in (int, float)} | {"weight_decay", "beta1", "beta2"}
+    numbers = {f.name for f in fields(TrainConfig) if type(f.default) in (int, float)} | {
+        "weight_decay",
+        "beta1",
+        "beta2",
+    }
     for key, values in config.tune.items():
         if key not in numbers - {"learning_rate", "seed"}:
             raise UserError(f"tune has {key!r}: expected a key of train.py that is a number, other than learning_rate")
@@ -286,7 +292,9 @@ def reported(result):
 
 def shown_point(point, keys, remark=""):
     """0.004, beta2 0.99, ...; a remark follows the learning rate."""
-    return ", ".join([f"{point[0]:g}{remark}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))])
+    return ", ".join(
+        [f"{point[0]:g}{remark}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))]
+    )
 
 
 def floor_of(run):

@@ -1,7 +1,7 @@
 """The King James Bible as bytes, from an installed package: 3,767,392 training and 418,600 validation tokens.
 
-    python data/kjv/prepare.py [--data_dir=DIR]
-    python data/kjv/prepare.py --tokenizer=bpe:4096     # as data set kjv_bpe4096
+python data/kjv/prepare.py [--data_dir=DIR]
+python data/kjv/prepare.py --tokenizer=bpe:4096     # as data set kjv_bpe4096
 """
 
 import sys

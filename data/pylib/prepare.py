@@ -1,7 +1,7 @@
 """The source text of the running Python's standard library, without its tests, as bytes.
 
-    python data/pylib/prepare.py [--data_dir=DIR]
-    python data/pylib/prepare.py --tokenizer=bpe:4096     # as data set pylib_bpe4096
+python data/pylib/prepare.py [--data_dir=DIR]
+python data/pylib/prepare.py --tokenizer=bpe:4096     # as data set pylib_bpe4096
 """
 
 import platform

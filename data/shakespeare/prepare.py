@@ -1,6 +1,6 @@
 """Tiny Shakespeare (1.1 MB) in GPT-2's BPE, as in nanoGPT: 301,966 training and 36,059 validation tokens.
 
-    python data/shakespeare/prepare.py [--source=PATH] [--data_dir=DIR]
+python data/shakespeare/prepare.py [--source=PATH] [--data_dir=DIR]
 """
 
 import sys

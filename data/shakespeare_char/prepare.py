@@ -1,6 +1,6 @@
 """Tiny Shakespeare (1.1 MB) by characters, as in nanoGPT: 65 characters, 1,003,854 training and 111,540 validation.
 
-    python data/shakespeare_char/prepare.py [--source=PATH] [--data_dir=DIR]
+python data/shakespeare_char/prepare.py [--source=PATH] [--data_dir=DIR]
 """
 
 import sys

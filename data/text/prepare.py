@@ -1,6 +1,6 @@
 """Your own UTF-8 text files as a data set; the last tenth is for validation. For documents see data/hub/prepare.py.
 
-    python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096|DIR] [--data_dir=DIR]
+python data/text/prepare.py FILE [FILE ...] --name=NAME [--tokenizer=bytes|gpt2|bpe:4096|DIR] [--data_dir=DIR]
 """
 
 import sys
