@@ -40,7 +40,7 @@ from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
 from blockwise.loader import eval_starts, micro_seed
 from blockwise.lr_multipliers import LRMultipliers
-from blockwise.optimizers import build_optimizer, can_be_fused, keep_state, with_betas
+from blockwise.optimizers import keep_state, optimizer_for
 from blockwise.qk_clip import clip_qk
 from blockwise.schedules import block_rate, due
 from blockwise.training.batches import TrainBatches
@@ -78,12 +78,8 @@ def main(config, given, flags, stop):
 
 def make_optimizer(config, model, lr_mult):
     """lr_mult: {block type: peak learning rate over config.learning_rate}; the loop sets each group's rate."""
-    betas = (config.beta1, config.beta2)
     groups = param_groups(model, config.learning_rate, lr_mult, config.weight_decay, config.wd_mult)
-    groups = with_betas(groups, betas, config.block_beta2)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, fused=can_be_fused(groups))
-    return build_optimizer(config.optimizer, groups, betas, head_width=config.n_embd // config.n_head)
+    return optimizer_for(config, groups)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def expected(**changes):
         )
     )  # fmt: skip
     groups = param_groups(model, config.learning_rate)
-    tensors += state_bytes("adamw", groups, (0.9, 0.95), config.n_embd // config.n_head)
+    tensors += state_bytes(config, groups)
     return model.flops_per_token() * config.batch_size * config.block_size, tensors
 
 

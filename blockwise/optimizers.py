@@ -11,6 +11,16 @@ import torch
 MATRIX_BLOCKS = ("QK", "VO", "FFN")  # what Muon takes; embeddings are tables of rows, not maps
 
 
+def optimizer_for(config, groups):
+    """The optimizer of a run by its keys, over groups of `param_groups`: what trains, and what others measure it by.
+
+    config: a TrainConfig, or a checkpoint's, with its values filled in.
+    """
+    betas = (config.beta1, config.beta2)
+    groups = with_betas(groups, betas, config.block_beta2)
+    return build_optimizer(config.optimizer, groups, betas, head_width=config.n_embd // config.n_head)
+
+
 def with_betas(groups, betas, block_beta2):
     """The groups, those of the blocks that block_beta2 names with `betas` of their own: (beta1, block_beta2[block]).
 
@@ -249,8 +259,8 @@ class MuonWithAdamW:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def state_bytes(name, groups, betas, head_width=None):
-    """Bytes of state that `build_optimizer` with these arguments comes to hold.
+def state_bytes(config, groups):
+    """Bytes of state that `optimizer_for` with these arguments comes to hold.
 
     Found by taking a step on the meta device, so nothing of that size is allocated.
     """
@@ -260,7 +270,7 @@ def state_bytes(name, groups, betas, head_width=None):
         for p in params:
             p.grad = torch.empty_like(p)
         on_meta.append({**group, "params": params})
-    optimizer = build_optimizer(name, on_meta, betas, head_width)
+    optimizer = optimizer_for(config, on_meta)
     optimizer.step()
     values = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.nbytes for value in values if torch.is_tensor(value))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ import torch
 from conftest import SMALL, Fork, finish, metrics, out_dir, run, start
 
 import measure
+import train
 from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.distributed import World
 from blockwise.loader import Dataset
 from blockwise.measuring import frequency, models
+from blockwise.measuring.curvature import saved_optimizer
+from blockwise.optimizers import preconditioner
+from blockwise.rules import RULES
+from blockwise.schedules import block_rate
+from blockwise.settings import TrainConfig
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -329,6 +336,30 @@ def test_eigenvalues_on_two_processes_and_in_pieces(trained, small, no_figures):
         for other in (cut, two):
             assert other[kind]["converged"]
             assert other[kind]["lambda_max"] == pytest.approx(one[kind]["lambda_max"], rel=1e-4)
+
+
+PER_BLOCK = ("--block_beta2.Emb=0.999", "--block_beta2.QK=0.5")
+
+
+@pytest.mark.parametrize("keys", [PER_BLOCK, *((f"--lr_rule={rule}",) for rule in RULES)], ids=lambda keys: keys[0])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam_mini"])
+def test_the_preconditioner_is_the_one_that_trained(optimizer, keys):
+    """measure.py's optimizer has training's preconditioner, for every rule and with a beta2 per block."""
+    words = ("--model_type=llama", "--n_layer=1", "--n_head=2", "--n_embd=8", "--vocab_size=16", "--block_size=4")
+    config = configure(TrainConfig, [*words, f"--optimizer={optimizer}", *keys], "")[0].resolved()
+    models = [Transformer(ModelConfig.of(config)) for _ in range(2)]
+    trained = train.make_optimizer(config, models[0], config.lr_mult)
+    for step in range(3):
+        for group in trained.param_groups:
+            group["lr"] = block_rate(config, step, group["lr_mult"])
+        for p in models[0].parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        trained.step()
+    saved = {"config": asdict(config), "step": 3, "optimizer": trained.state_dict()}
+    measured = saved_optimizer(saved, models[1])
+    pairs = zip(preconditioner(trained).values(), preconditioner(measured).values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert [g["lr_mult"] for g in measured.param_groups] == [g["lr_mult"] for g in trained.param_groups]
 
 
 def test_too_few_products_are_not_converged(trained, small, capsys, no_figures):

@@ -16,7 +16,7 @@ from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditio
 from blockwise.files import write_text
 from blockwise.lr_multipliers import multipliers_at
 from blockwise.measuring import progress_bar
-from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
+from blockwise.optimizers import optimizer_for, preconditioner, stability_threshold
 from blockwise.schedules import block_rate
 
 
@@ -54,18 +54,25 @@ def preconditioner_scales(config, saved, model):
         instead = "auto (none, as sgd steps) or none" if run.optimizer == "sgd" else "none, for the Hessian alone"
         problem = f"the checkpoint of step {step} is of {run.optimizer}, which has no second moments like Adam's"
         raise UserError(f"preconditioner={config.preconditioner}: {problem}; expected {instead}")
-    groups = param_groups(model, run.learning_rate, multipliers_at(run, step, saved.get("auto_mult")))
-    if {group["block"] for group in groups} <= set(config.exclude):
+    optimizer = saved_optimizer(saved, model)
+    if {group["block"] for group in optimizer.param_groups} <= set(config.exclude):
         raise UserError(f"exclude={','.join(config.exclude)}: expected to leave a block of the model")
-    optimizer = build_optimizer(run.optimizer, groups, (run.beta1, run.beta2), run.n_embd // run.n_head)
-    load_optimizer(optimizer, saved["optimizer"])
-    for group in optimizer.param_groups:
-        group["lr"] = block_rate(run, step, group["lr_mult"])
     scales = scaling(optimizer.param_groups, preconditioner(optimizer), config.exclude)
     if not any(scale.any() for scale in scales.values()):
         return {}, {}
     rates = {group["block"]: group["lr"] for group in optimizer.param_groups}
     return scales, {"lr": rates, "threshold": stability_threshold(run.optimizer, run.beta1)}
+
+
+def saved_optimizer(saved, model):
+    """A checkpoint's optimizer over the parameters of its model, at the learning rates of its step."""
+    run, step = SimpleNamespace(**saved["config"]), saved["step"]
+    groups = param_groups(model, run.learning_rate, multipliers_at(run, step, saved.get("auto_mult")))
+    optimizer = optimizer_for(run, groups)
+    load_optimizer(optimizer, saved["optimizer"])
+    for group in optimizer.param_groups:
+        group["lr"] = block_rate(run, step, group["lr_mult"])
+    return optimizer
 
 
 def largest_eigenvalue_of(config, step, model, scales, batch, world, progress):

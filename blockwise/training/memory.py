@@ -24,7 +24,7 @@ class StepMemory:
         self.config, self.world, self.dtype = config, world, getattr(torch, config.dtype)
         self.make_model = lambda layers: make_model(replace(model_config, n_layer=layers))
         self.micro_steps = config.gradient_accumulation_steps // world.size
-        self.state = state_bytes(config.optimizer, groups, (config.beta1, config.beta2), config.n_embd // config.n_head)
+        self.state = state_bytes(config, groups)
         self.traces = {}  # {(batch size, micro-steps): bytes}
         self.held = resident_memory(world.device)
         with torch.device("meta"):

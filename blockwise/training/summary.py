@@ -51,10 +51,11 @@ def tokens_per_step(config):
 
 def state_sizes(config, groups):
     """'state 950 MB (adamw: 1,898 MB)'"""
-    betas, head_width = (config.beta1, config.beta2), config.n_embd // config.n_head
-    sizes = {name: state_bytes(name, groups, betas, head_width) for name in {config.optimizer, "adamw"}}
-    beside = f" (adamw: {sizes['adamw'] / 1e6:,.0f} MB)" if config.optimizer != "adamw" else ""
-    return f"state {sizes[config.optimizer] / 1e6:,.0f} MB{beside}"
+    state = f"state {mb(state_bytes(config, groups))}"
+    if config.optimizer == "adamw":
+        return state
+    adamw = replace(config, optimizer="adamw", beta2=0.95)  # sgd has none; the size does not depend on it
+    return f"{state} (adamw: {mb(state_bytes(adamw, groups))})"
 
 
 def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
