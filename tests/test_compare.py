@@ -17,7 +17,7 @@ from blockwise import UserError
 from blockwise.checkpoint import manifests
 from blockwise.figures import study as figures
 from blockwise.rundir import run_lock
-from blockwise.study import plan, runner
+from blockwise.study import identity, runner
 
 STUDY = """
 dataset = "tiny"
@@ -347,13 +347,13 @@ def test_equal_arms_run_once_and_other_data_is_another_run(study, pretend, tmp_p
     compare.main(study("arms['again'] = '--blockwise=False'\nlearning_rates['again'] = [1e-3, 2e-3, 4e-3]"))
     assert len(calls()) == 2 * 4
     meta = data_dir / "tiny" / "meta.json"
-    plan.fingerprint.cache_clear()
+    identity.fingerprint.cache_clear()
     text = meta.read_text()
-    known = plan.fingerprint(str(data_dir), "tiny")
+    known = identity.fingerprint(str(data_dir), "tiny")
     assert json.loads(text)["splits"]["val"]["sha256"] == known["val"]
     shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
     (tmp_path / "tiny" / "meta.json").unlink()
-    assert plan.fingerprint(str(tmp_path), "tiny") == known and plan.fingerprint(str(tmp_path), "none") is None
+    assert identity.fingerprint(str(tmp_path), "tiny") == known and identity.fingerprint(str(tmp_path), "none") is None
 
 
 def test_floors_are_the_same_for_all_arms(study, capsys):

@@ -14,7 +14,7 @@ from blockwise.data.mixture import open_dataset
 from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, probe_batch, train_batch
 from blockwise.settings import mixture_shares
-from blockwise.study.plan import fingerprint
+from blockwise.study.identity import fingerprint
 from blockwise.tokenizer import BYTES
 
 MIX = "low:0.7,high:0.3"

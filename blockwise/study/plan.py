@@ -1,29 +1,20 @@
 """A study's plan: which runs the comparison needs, which of them are the same, and what is known of each."""
 
-import hashlib
 import json
 import math
 import re
 import shlex
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 from blockwise import UserError, warn
-from blockwise.files import sha256
-from blockwise.settings import AUTO_MULT, TrainConfig, by_hand, mixture_shares
+from blockwise.settings import TrainConfig
+from blockwise.study.identity import run_name
 from blockwise.study.rules import refined_grid, required_runs
 
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
-# What may differ between two runs that compute the same; multipliers and floor are in the resolved config
-NOT_IDENTITY = (
-    "out_dir", "init_from", "wandb_log", "wandb_project", "wandb_run_name", "log_interval", "profile", "blockwise",
-    "min_lr_ratio", "activation_checkpointing", "checkpoint_format",
-)  # fmt: skip
-# Keys that came later, at the value with which a run computes what it did before them, and keeps its folder's name
-NEUTRAL = {"lr_rule": "paper", "block_beta2": {}, "init_std": 0.02, "block_init_std": {}, "test_loss": False}
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
 COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval", "test_loss")
 SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
@@ -131,12 +122,7 @@ class Study:
         settings, keys, (rate, *values) = self.settings[comparison, arm], self.tuned_keys(arm), point
         tuned = {key: type(getattr(settings, key))(value) for key, value in zip(keys, values, strict=True)}
         config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm, **tuned)
-        left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
-        identity = {k: by_hand(v) for k, v in vars(config.resolved()).items() if k not in left_out}
-        identity = {k: v for k, v in identity.items() if k not in NEUTRAL or v != NEUTRAL[k]}
-        identity["data"] = fingerprint(config.data_dir, config.dataset)
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.folder / "runs" / f"lr{rate:g}-seed{seed}-{digest}"
+        folder = self.folder / "runs" / run_name(config)
         return Run(comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys)
 
     def arm(self, comparison, arm):
@@ -258,22 +244,6 @@ def check_args(args, where=""):
             raise UserError(f"{where}{arg}: a study sets that itself; see learning_rates, seeds and out_dir")
         if where and arg in ("--help", "-h"):
             raise UserError(f"{where}{arg}: expected files and --key=value")
-
-
-@cache
-def fingerprint(data_dir, dataset):
-    """What identifies a data set's content: the hashes in its meta.json, or else of its files; None: it is not there."""
-    names = mixture_shares(dataset)
-    if dataset not in names:
-        found = {name: fingerprint(data_dir, name) for name in names}
-        return found if all(found.values()) else None
-    folder = Path(data_dir) / dataset
-    try:
-        splits = json.loads((folder / "meta.json").read_text())["splits"]
-        return {split: splits[split]["sha256"] for split in ("train", "val")}
-    except (OSError, ValueError, KeyError, TypeError):
-        files = {split: folder / f"{split}.bin" for split in ("train", "val")}
-        return {split: sha256(p) for split, p in files.items()} if all(p.is_file() for p in files.values()) else None
 
 
 def tokens_of(config):
