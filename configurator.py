@@ -1,8 +1,8 @@
 """nanoGPT's command line, typed: any number of config files and --key=value, in order, later wins.
 
-Fills any dataclass whose fields are `name: Annotated[type, "meaning"] = default`. A config file is Python: it runs in
-a namespace of its own, sees the values set before it, may import, compute and include other config files, and sets keys
-by assignment.
+Fills any dataclass whose fields are `name: Annotated[type, "meaning"] = default`; see keys.py for ranges and paths. A
+config file is Python: it runs in a namespace of its own, sees the values set before it, may import, compute and include
+other config files, and sets keys by assignment.
 """
 
 import __future__
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from blockwise import UserError
+from blockwise.keys import PATH, Range, as_path, marker
 from blockwise.spelling import close, did_you_mean
 
 IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a config file, besides functions and classes
@@ -30,28 +31,70 @@ IGNORED = (types.ModuleType, __future__._Feature)  # what imports leave in a con
 def configure(cls, argv, about, flags=None, start=None):
     """Build `cls` from command-line arguments.
 
-    flags: {name: meaning} of arguments without a value, such as --dry_run, which are not keys.
+    flags: {name: meaning} of arguments without a value, such as --dry_run, which are not keys (None: those of `cls`).
+        A name with a value, "dry_run=measure", is one form of the flag "dry_run".
     start: an object with the fields of `cls`, whose values take the place of the defaults.
-    Returns (config, set of the keys that were given, set of the flags that were given).
+    Returns (config, set of the keys that were given, set of the flags that were given, in both forms).
     Prints and exits at --help. Raises UserError for an unknown key, a wrong type, a config file that fails.
     """
-    flags = flags or {}
-    kinds = {name: get_args(hint)[0] for name, hint in get_type_hints(cls, include_extras=True).items()}
+    flags, words = getattr(cls, "flags", {}) if flags is None else flags, getattr(cls, "words", None)
+    hints = get_type_hints(cls, include_extras=True)
+    kinds = {name: get_args(hint)[0] for name, hint in hints.items()}
     values = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
     if start is not None:
         values = {name: copy.deepcopy(getattr(start, name)) for name in values}
     if "--help" in argv or "-h" in argv:
-        print(help_text(cls, kinds, values, about, flags))
+        print(help_text(hints, kinds, values, about, flags, words))
         sys.exit(0)
-    given, given_flags = set(), set()
+    given, given_flags, positional = set(), set(), []
     for arg in argv:
         if arg.startswith("--") and arg[2:] in flags:
-            given_flags.add(arg[2:])
+            given_flags |= {arg[2:], arg[2:].partition("=")[0]}
             continue
-        changes = parse_key(arg, kinds, values, flags) if arg.startswith("-") else run_file(arg, kinds, values)
+        if words and not arg.startswith("-"):
+            positional.append(arg)
+            continue
+        changes = parse_key(arg, kinds, values, flags) if arg.startswith("-") else run_file(as_path(arg), kinds, values)
         values.update(changes)
         given.update(changes)
+    if words:
+        values[words] = named_words(words, positional, values[words], hints[words])
+    for name, hint in hints.items():
+        if marker(hint, str) == PATH and values[name]:
+            value = values[name]
+            values[name] = as_path(value) if isinstance(value, str) else [as_path(path) for path in value]
     return cls(**values), given, given_flags
+
+
+def configure_command(commands, argv, about):
+    """`configure` for a program whose first argument names a command. commands: {name: dataclass of its keys}.
+
+    Returns (name, config, keys given, flags given). --help lists the commands; after a command, its keys.
+    """
+    name, *argv = [*argv, "--help"] if len(argv) < 1 else argv
+    if name in ("--help", "-h"):
+        print(about.strip())
+        sys.exit(0)
+    if name not in commands:
+        near = did_you_mean(close(name, commands))
+        raise UserError(f"unknown command {name!r}: expected {' or '.join(commands)}, then --key=value{near}")
+    return name, *configure(commands[name], argv, about)
+
+
+def named_words(key, words, value, hint):
+    """The value of the key that takes the arguments without --key=, or its default if there are none.
+
+    Raises UserError for too many of them, or too few.
+    """
+    if words and get_origin(get_args(hint)[0]) is list:
+        value = words
+    elif words:
+        if len(words) > 1:
+            raise UserError(f"unexpected {words[1]!r} after {words[0]!r}: expected one, {hint.__metadata__[0]}")
+        value = words[0]
+    if not value:
+        raise UserError(f"{key} is missing: expected {hint.__metadata__[0]}")
+    return value
 
 
 def parse_key(arg, kinds, values, flags):
@@ -59,7 +102,8 @@ def parse_key(arg, kinds, values, flags):
     name, equals, text = arg.removeprefix("--").partition("=")
     key, dot, entry = name.partition(".")
     if name in flags:
-        raise UserError(f"{arg}: expected --{name}, which takes no value")
+        forms = [f"--{flag}" for flag in flags if flag.partition("=")[0] == name]
+        raise UserError(f"{arg}: expected {' or '.join(forms)}{', which takes no value' * (len(forms) == 1)}")
     if not arg.startswith("--") or key not in kinds:
         raise unknown(f"key {name!r}", key.strip("-"), [*kinds, *flags])
     if not equals:
@@ -206,10 +250,20 @@ def unknown(what, name, known):
     return UserError(f"unknown {what}{did_you_mean(close(name, known)) or ': --help lists them'}")
 
 
-def help_text(cls, kinds, values, about, flags):
-    lines = [about.strip(), "", "keys (--key=VALUE):"]
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        lines.append(f"  --{name}={values[name]}  ({describe(kinds[name])})")
+def help_text(hints, kinds, values, about, flags, words):
+    lines = [about.strip(), ""]
+    if words:
+        lines += ["arguments:", f"  {words}", f"        {hints[words].__metadata__[0]}", ""]
+    lines.append("keys (--key=VALUE):")
+    for name, hint in hints.items():
+        if name == words:
+            continue
+        interval = marker(hint, Range)
+        described = describe(kinds[name]) + (f", {interval}" if interval else "")
+        default = f"  --{name}={values[name]}"
+        lines += (
+            [f"{default}  ({described})"] if len(default + described) < 116 else [default, f"        ({described})"]
+        )
         lines += textwrap.wrap(hint.__metadata__[0], width=110, initial_indent=" " * 8, subsequent_indent=" " * 8)
     lines += ["", "flags:"]
     lines += [f"  --{name}\n        {meaning}" for name, meaning in {**flags, "help": "print this"}.items()]
@@ -222,5 +276,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def parse_args(self, args=None):
+        """Takes paths as `as_path` does; no other argument of these commands begins with ~."""
+        return super().parse_args([with_path(arg) for arg in (sys.argv[1:] if args is None else args)])
+
     def error(self, message):
         raise UserError(f"{message} (--help shows what is expected)")
+
+
+def with_path(arg):
+    """An argument, FILE or --key=FILE, with FILE as `as_path` takes it."""
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return option + equals + as_path(value)

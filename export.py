@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from blockwise import UserError, exit_on_user_error
+from blockwise.keys import PATH, Keys
 from configurator import configure
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Keys):
     """The keys of export.py."""
 
-    out_dir: Annotated[str, "folder of the run"] = "out"
+    out_dir: Annotated[str, "folder of the run", PATH] = "out"
     ema: Annotated[bool, "export the moving average of the weights (train with --ema_decay)"] = False
-    to: Annotated[str | None, "folder to write, which must not exist or be empty"] = None
+    to: Annotated[str | None, "folder to write, which must not exist or be empty", PATH] = None
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.to:
             raise UserError("to is missing: expected --to=DIR, the folder to write")
 

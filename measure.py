@@ -20,46 +20,28 @@ from typing import Annotated, Literal
 
 from blockwise import UserError, exit_on_user_error, print0, warn
 from blockwise.blocks import BLOCKS
-from blockwise.spelling import close, did_you_mean
-from configurator import configure
+from blockwise.keys import ABOVE_0, PATH, Keys, Range
+from configurator import configure_command
 
 
 @dataclass
-class MeasureConfig:
+class MeasureConfig(Keys):
     """The keys that every command of measure.py has."""
 
-    flags = MappingProxyType({})
-
     # fmt: off
-    out_dir: Annotated[str, "folder of the run, and where the results go"] = "out"
-    init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID"] = "resume"
+    out_dir: Annotated[str, "folder of the run, and where the results go", PATH] = "out"
+    init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID", PATH] = "resume"
     ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
     checkpoints: Annotated[Literal["newest", "all"], "newest checkpoint, or all that are kept (train with --keep_checkpoints=-1)"] = "newest"
-    batches: Annotated[int, "number of batches"] = 1
-    batch_size: Annotated[int, "sequences per batch, over all processes"] = 16
-    micro_batch: Annotated[int | None, "sequences per forward pass on one process (None: all of its share)"] = None
-    dataset: Annotated[str | None, "data set (None: the run's)"] = None
-    data_dir: Annotated[str | None, "folder of data sets (None: the run's)"] = None
-    block_size: Annotated[int | None, "tokens per sequence (None: the model's context)"] = None
-    seed: Annotated[int, "random seed"] = 0
+    batches: Annotated[int, "number of batches", Range(1)] = 1
+    batch_size: Annotated[int, "sequences per batch, over all processes", Range(1)] = 16
+    micro_batch: Annotated[int | None, "sequences per forward pass on one process (None: all of its share)", Range(1)] = None
+    dataset: Annotated[str | None, "data set (None: the run's)", PATH] = None
+    data_dir: Annotated[str | None, "folder of data sets (None: the run's)", PATH] = None
+    block_size: Annotated[int | None, "tokens per sequence (None: the model's context)", Range(1)] = None
+    seed: Annotated[int, "random seed", Range(0)] = 0
     device: Annotated[str, "cpu, cuda, cuda:1 (auto: cuda if there, else cpu)"] = "auto"
     # fmt: on
-
-    def __post_init__(self):
-        for key in (
-            "batches",
-            "draws",
-            "probes",
-            "lanczos_steps",
-            "products",
-            "batch_size",
-            "micro_batch",
-            "block_size",
-        ):
-            if getattr(self, key, None) is not None and getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)}: expected at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
 
 
 @dataclass
@@ -72,18 +54,11 @@ class SharpnessConfig(MeasureConfig):
     estimator: Annotated[Literal["fisher", "hessian", "empirical"], "fisher: Gauss-Newton-Bartlett; hessian: Hutchinson; empirical: Fisher of per-sequence gradients"] = "fisher"
     labels: Annotated[Literal["sampled", "data"], "labels of the fisher estimator: sampled from the model; or the data's, which gives no Fisher"] = "sampled"
     split_tied: Annotated[bool, "separate values, Emb and Head, for the input and the output use of a tied embedding"] = False
-    batches: Annotated[int, "independent batches; at least 2 for an error that includes the choice of data"] = 4
-    draws: Annotated[int, "draws of labels, or of Hutchinson's signs, per batch"] = 4
-    auto_mult_max: Annotated[float, "largest multiplier that --suggest prints; the smallest is 1"] = 10.0
-    auto_mult_power: Annotated[float, "exponent p of the multipliers (sharpness of Norm / sharpness of the block)^p that --suggest prints"] = 0.7
+    batches: Annotated[int, "independent batches; at least 2 for an error that includes the choice of data", Range(1)] = 4
+    draws: Annotated[int, "draws of labels, or of Hutchinson's signs, per batch", Range(1)] = 4
+    auto_mult_max: Annotated[float, "largest multiplier that --suggest prints; the smallest is 1", Range(1)] = 10.0
+    auto_mult_power: Annotated[float, "exponent p of the multipliers (sharpness of Norm / sharpness of the block)^p that --suggest prints", ABOVE_0] = 0.7
     # fmt: on
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.auto_mult_max < 1:
-            raise UserError(f"auto_mult_max={self.auto_mult_max}: expected at least 1")
-        if self.auto_mult_power <= 0:
-            raise UserError(f"auto_mult_power={self.auto_mult_power}: expected above 0")
 
     @property
     def kind(self):
@@ -98,12 +73,12 @@ class SpectrumConfig(MeasureConfig):
     command = "spectrum"
     # fmt: off
     blocks: Annotated[list[str] | None, "block types (QK), each one block, or patterns of tensor names (*.q_proj.*), each tensor one block (None: every matrix)"] = None
-    layers: Annotated[list[int] | None, "layers to measure, counted from 0 (None: the whole model)"] = None
+    layers: Annotated[list[int] | None, "layers to measure, counted from 0 (None: the whole model)", Range(0)] = None
     full: Annotated[bool, "also the spectrum of the whole model"] = True
-    lanczos_steps: Annotated[int | None, "Lanczos steps per probe (None: 100, or the parameters of a block that has fewer)"] = None
-    probes: Annotated[int, "random vectors that Lanczos starts from"] = 10
-    batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
-    batch_size: Annotated[int, "sequences per batch, over all processes"] = 4
+    lanczos_steps: Annotated[int | None, "Lanczos steps per probe (None: 100, or the parameters of a block that has fewer)", Range(1)] = None
+    probes: Annotated[int, "random vectors that Lanczos starts from", Range(1)] = 10
+    batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
+    batch_size: Annotated[int, "sequences per batch, over all processes", Range(1)] = 4
     dtype: Annotated[Literal["float64", "float32"], "precision of the model; float32 blurs eigenvalues below a millionth of the largest"] = "float64"
     # fmt: on
 
@@ -116,15 +91,10 @@ class CurvatureConfig(MeasureConfig):
     # fmt: off
     preconditioner: Annotated[Literal["auto", "adam", "none"], "preconditioner of the run's optimizer: adam: by its second moments; none; auto: what the optimizer has"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
-    batches: Annotated[int, "number of batches; the loss is the mean over all of them"] = 1
-    products: Annotated[int, "maximum of Hessian-vector products per eigenvalue"] = 300
-    tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged"] = 1e-3
+    batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
+    products: Annotated[int, "maximum of Hessian-vector products per eigenvalue", Range(1)] = 300
+    tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged", Range(0, 1, "()")] = 1e-3
     # fmt: on
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.tolerance < 1:
-            raise UserError(f"tolerance={self.tolerance}: expected above 0 and below 1")
 
 
 @dataclass
@@ -133,21 +103,16 @@ class FrequencyConfig(MeasureConfig):
 
     command = "frequency"
     # fmt: off
-    against: Annotated[str | None, "folder of another run, whose loss is subtracted (None: only this one's)"] = None
+    against: Annotated[str | None, "folder of another run, whose loss is subtracted (None: only this one's)", PATH] = None
     by: Annotated[Literal["target", "input"], "token whose frequency counts: the one that is predicted, or the last one that is read"] = "target"
-    batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)"] = None
+    batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)", Range(1)] = None
     # fmt: on
 
 
 COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig, FrequencyConfig)}
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
     with exit_on_user_error():
-        command, *args = [*sys.argv[1:], "--help"]
-        if command not in (*COMMANDS, "--help", "-h"):
-            near = did_you_mean(close(command, COMMANDS))
-            raise UserError(f"unknown command {command!r}: expected {' or '.join(COMMANDS)}, then --key=value{near}")
-        cls = COMMANDS.get(command, MeasureConfig)
-        config, _, flags = configure(cls, sys.argv[2:] if command in COMMANDS else ["--help"], __doc__, cls.flags)
+        _, config, _, flags = configure_command(COMMANDS, sys.argv[1:], __doc__)
 
 import subprocess
 from dataclasses import replace

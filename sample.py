@@ -5,56 +5,52 @@ python sample.py --out_dir=out/demo/blockwise --start=FILE:prompt.txt --temperat
 python sample.py --init_from=hf:DIR --start="In the beginning"       # a model in Hugging Face's format
 """
 
-import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from blockwise import UserError, exit_on_user_error
+from blockwise.keys import PATH, Keys, Range, as_path
+from blockwise.settings import PRETRAINED, is_hugging_face
 from configurator import configure
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(Keys):
     """The keys of sample.py. Names that nanoGPT has keep its meaning."""
 
-    out_dir: Annotated[str, "folder of the run"] = "out"
-    init_from: Annotated[str, "resume: newest checkpoint in out_dir; or weights: hf:DIR_OR_ID, gpt2, ..."] = "resume"
+    out_dir: Annotated[str, "folder of the run", PATH] = "out"
+    init_from: Annotated[str, "resume: newest checkpoint in out_dir; or weights: hf:DIR_OR_ID, gpt2, ...", PATH] = (
+        "resume"
+    )
     ema: Annotated[bool, "sample from the moving average of the weights (train with --ema_decay)"] = False
     start: Annotated[str, "prompt, or FILE:path to read it; <|endoftext|> is GPT-2's end-of-text token"] = "\n"
     stop: Annotated[str, "text before which generation ends; it also ends at the end-of-text token"] = ""
-    num_samples: Annotated[int, "number of texts"] = 10
-    max_new_tokens: Annotated[int, "length of each text, in tokens"] = 500
-    temperature: Annotated[float, "softmax temperature; 0: greedy"] = 0.8
-    top_k: Annotated[int | None, "number of most likely tokens to draw from; None: all"] = 200
-    top_p: Annotated[float, "probability of the most likely tokens to draw from, after top_k; 1: all"] = 1.0
+    num_samples: Annotated[int, "number of texts", Range(1)] = 10
+    max_new_tokens: Annotated[int, "length of each text, in tokens", Range(1)] = 500
+    temperature: Annotated[float, "softmax temperature; 0: greedy", Range(0)] = 0.8
+    top_k: Annotated[int | None, "number of most likely tokens to draw from; None: all", Range(1)] = 200
+    top_p: Annotated[
+        float, "probability of the most likely tokens to draw from, after top_k; 1: all", Range(0, 1, "(]")
+    ] = 1.0
     bos: Annotated[
         bool | Literal["auto"],
         "the tokenizer's BOS token, if it has one, before the prompt (auto: for Hugging Face weights; texts "
         "of the data sets prepared here begin without it)",
     ] = "auto"
-    seed: Annotated[int, "random seed"] = 1337
+    seed: Annotated[int, "random seed", Range(0)] = 1337
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision, as in train.py"] = "auto"
     compile: Annotated[bool, "torch.compile"] = False
 
     def __post_init__(self):
-        if self.init_from != "resume" and not re.fullmatch(r"gpt2(-medium|-large|-xl)?|hf:.+", self.init_from):
-            raise UserError(
-                f"init_from={self.init_from}: expected resume, hf:DIR_OR_ID, gpt2, gpt2-medium, gpt2-large or gpt2-xl"
-            )
-        if self.ema and self.init_from != "resume":
-            raise UserError("ema=True: expected False for Hugging Face weights, which have no moving average")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed={self.seed}: expected at least 0 and below 2**63")
+        super().__post_init__()
+        pretrained = is_hugging_face(self.init_from)
+        self.check("init_from", self.init_from == "resume" or pretrained, " or ".join(("resume", *PRETRAINED)))
+        self.check("ema", not (self.ema and pretrained), "False for Hugging Face weights, which have no moving average")
         for key in ("start", "stop"):
             if any("\ud800" <= char <= "\udfff" for char in getattr(self, key)):
                 raise UserError(f"{key} is not UTF-8 text")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p}: expected above 0 and at most 1")
-        for key, least in {"num_samples": 1, "max_new_tokens": 1, "temperature": 0, "top_k": 1}.items():
-            if getattr(self, key) is not None and getattr(self, key) < least:
-                raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")
 
 
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
@@ -79,7 +75,7 @@ def main(config):
     if config.compile:
         model.compile()
 
-    start = read_text(config.start.removeprefix("FILE:")) if config.start.startswith("FILE:") else config.start
+    start = read_text(as_path(config.start.removeprefix("FILE:"))) if config.start.startswith("FILE:") else config.start
     with_bos = config.init_from != "resume" if config.bos == "auto" else config.bos
     bos = tokenizer.bos if with_bos else []
     prompt = bos + tokenizer.encode_prompt(start)

@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from blockwise.keys import Range, marker
 from blockwise.settings import TrainConfig
 from configurator import describe
 
@@ -64,8 +65,10 @@ def page():
     for title, keys in sections():
         lines += [f"## {title.capitalize()}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         for key in keys:
-            kind, meaning = get_args(hints[key])
-            lines.append(f"| `{key}` | {describe(kind)} | {shown(defaults[key])} | {meaning} |")
+            kind, meaning, *_ = get_args(hints[key])
+            interval = marker(hints[key], Range)
+            kind = describe(kind) + (f", {interval}" if interval else "")
+            lines.append(f"| `{key}` | {kind} | {shown(defaults[key])} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -5,15 +5,16 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from conftest import ROOT
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.blocks import LR_MULT
+from blockwise.keys import ABOVE_0, Keys, Range
 from blockwise.settings import MIXTURE, TrainConfig
-from configurator import configure
+from configurator import ArgumentParser, configure, configure_command
 
 FLAGS = {"dry_run": "check only", "print_config": "print it"}
 
@@ -488,8 +489,9 @@ def test_help_states_type_default_and_meaning(capsys):
     assert not stop.value.code
     text = capsys.readouterr().out
     assert text.startswith("about\n")
-    assert "  --n_layer=12  (int)\n        transformer blocks\n" in text
-    assert "(int or None)" in text and "('gpt2' or 'llama')" in text and "(True or False or 'auto')" in text
+    assert "  --n_layer=12  (int, at least 1)\n        transformer blocks\n" in text
+    assert "  --dropout=0.0  (float, in [0, 1))\n" in text and "  --bias=False  (True or False)\n" in text
+    assert "(int or None, at least 1)" in text and "('gpt2' or 'llama')" in text and "(True or False or 'auto')" in text
     assert "  --dry_run\n        check only\n" in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -524,8 +526,8 @@ def test_every_key_has_a_meaning():
         ("rope_theta=0", "rope_theta=0.0: expected above 0"),
         ("norm_eps=0", "norm_eps=0.0: expected above 0"),
         ("min_lr_ratio=-1", "min_lr_ratio=-1.0: expected in [0, 1]"),
-        ("keep_checkpoints=1", "keep_checkpoints=1: expected -1 (all) or at least 2"),
-        ("keep_checkpoints=-2", "keep_checkpoints=-2: expected -1 (all) or at least 2"),
+        ("keep_checkpoints=1", "keep_checkpoints=1: expected -1 or at least 2"),
+        ("keep_checkpoints=-2", "keep_checkpoints=-2: expected -1 or at least 2"),
         ("dataset=", f"dataset=: expected {MIXTURE}"),
         ("dataset=..", f"dataset=..: expected {MIXTURE}"),
         ("out_dir=", "out_dir=: expected a folder's name"),
@@ -535,8 +537,85 @@ def test_values_out_of_range(words, expected):
     assert refusal(f"--{words}") == expected
 
 
+@dataclass
+class Ranges(Keys):
+    rates: Annotated[dict[str, list[float]], "of arms", ABOVE_0] = field(default_factory=dict)
+    count: Annotated[int | Literal["all"], "of what there is", Range(2, 9, also=-1)] = 2
+    share: Annotated[float | None, "of the whole", Range(0, 1, "(]")] = None
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [("--rates.a=1,0", "rates.a=[1.0, 0.0]: expected above 0"), ("--rates.a=1,2", None), ("--rates={}", None)]
+    + [(f"--count={n}", f"count={n}: expected -1 or in [2, 9]") for n in (-2, 0, 1, 10)]
+    + [(f"--count={n}", None) for n in (-1, 2, 9, "all")]
+    + [(f"--share={x}", f"share={x}: expected in (0, 1]") for x in (0.0, 1.5)]
+    + [(f"--share={x}", None) for x in (1, 0.1, "None")]
+    + [(f"--count={2**63}", f"count={2**63}: expected below 2**63")],
+)
+def test_the_range_in_an_annotation(word, expected):
+    """Of every number in a list or a dict, each end by itself; a word in a number's place has no range."""
+    try:
+        configure(Ranges, [word], "")
+        refused = None
+    except UserError as error:
+        refused = str(error)
+    assert refused == expected
+
+
+@pytest.mark.parametrize("key", ["out_dir", "data_dir"])
+def test_a_path_as_it_was_meant(key, file, monkeypatch, tmp_path):
+    """In a file as on the command line, whose script may have Windows' line ends."""
+    monkeypatch.setenv("HOME", "/home/me")
+    path = file(f"{key} = '~/runs'\nwandb_run_name = '~'")
+    for words in ([f"--{key}=~/runs"], [f"--{key}=~/runs\r"], [path], [path + "\r"]):
+        assert getattr(parse(*words)[0], key) == "/home/me/runs"
+    assert parse(path)[0].wandb_run_name == "~"  # no path
+    assert parse(f"--{key}=a~b", "--dataset=mine\r", "--init_from=hf:x\r")[0].dataset == "mine"
+    parser = ArgumentParser()
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--data_dir")
+    args = parser.parse_args(["~/a.txt\r", "b~", "--data_dir=~/data"])
+    assert (args.files, args.data_dir) == (["/home/me/a.txt", "b~"], "/home/me/data")
+
+
 def test_a_seed_that_torch_cannot_take_is_refused():
     assert refusal(f"--seed={2**64}").startswith(f"seed={2**64}: expected")
+
+
+@dataclass
+class Words(Keys):
+    words = "folders"
+    folders: Annotated[list[str], "folders of runs"] = field(default_factory=list)
+    out: Annotated[str | None, "file"] = None
+
+
+@dataclass
+class Word(Keys):
+    words = "folder"
+    folder: Annotated[str | None, "folder of a study"] = None
+
+
+def test_arguments_without_a_key(capsys):
+    """A command with names for them has no config files."""
+    assert configure(Words, ["a.py", "--out=x", "b"], "")[0] == Words(["a.py", "b"], "x")
+    assert configure_command({"one": Word, "many": Words}, ["one", "a"], "")[:2] == ("one", Word("a"))
+    for cls, words, expected in (
+        (Words, [], "folders is missing: expected folders of runs"),
+        (Word, ["a", "b"], "unexpected 'b' after 'a': expected one, folder of a study"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            configure(cls, words, "")
+    with pytest.raises(UserError, match=r"unknown command 'man': expected one or many, .*did you mean many"):
+        configure_command({"one": Word, "many": Words}, ["man"], "")
+    for words, part in (
+        ([], "about"),
+        (["--help"], "about"),
+        (["one", "--help"], "  folder\n        folder of a study\n"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            configure_command({"one": Word, "many": Words}, words, "about")
+        assert not stop.value.code and part in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
 GROUND = {
     "blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul", "blockwise.rules",
-    "blockwise.sharded_files",
+    "blockwise.sharded_files", "blockwise.keys", "blockwise.spelling",
 }  # fmt: skip
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
@@ -158,7 +158,7 @@ def test_parameter_counts_of_the_scaling_law(path):
         model = Transformer(ModelConfig.of(config))
     counted = sum(p.numel() for name, p in model.named_parameters() if "lm_head" not in name) / 1e6
     assert counted == pytest.approx(stated, abs=0.06)
-    tokens = config.max_iters * config.gradient_accumulation_steps * config.batch_size * config.block_size
+    tokens = config.max_iters * config.tokens_per_step
     assert tokens / 20e6 == pytest.approx(stated, rel=1e-3) and config.lr_decay_iters == config.max_iters
 
 

@@ -49,7 +49,7 @@ def draw(config, out):
         axes.set_yticklabels([f"{tick:g}" for tick in ticks])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="outside lower center", frameon=False, handlelength=3.5)
-    tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
+    tokens = config.tokens_per_step
     shape = f"{config.model_type}, {config.n_layer} layers, heads of {head_width}, {config.vocab_size:,} token ids"
     figure.suptitle(literal(f"{shape}, {tokens:,} tokens a step; dotted: width {config.n_embd}"))
     write(figure, out)

@@ -64,11 +64,6 @@ FIXED = {
 FIXED["qwen3"] = {**FIXED["llama"], "use_sliding_window": (False,)}
 
 
-def is_hugging_face(init_from):
-    """Whether an init_from names a model to be taken from a folder or from the hub."""
-    return init_from.startswith(("hf:", "gpt2"))
-
-
 def family_of(config):
     """Hugging Face's model_type for a ModelConfig of ours, as a dict. Raises UserError where it has none."""
     if config.get("logit_softcap"):

@@ -7,8 +7,8 @@ from blockwise import UserError
 from blockwise.checkpoint import config_of, load_checkpoint, require_checkpoint, step_of, valid_checkpoints
 from blockwise.data.identity import check_pretrained, check_tokenizer
 from blockwise.huggingface.load import Pretrained
-from blockwise.huggingface.names import is_hugging_face
 from blockwise.layer_warmup import active_layers_at
+from blockwise.settings import is_hugging_face
 
 
 def models_of(config, transformer):

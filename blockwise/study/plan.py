@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from blockwise import UserError, warn
+from blockwise.keys import Range
 from blockwise.settings import TrainConfig
 from blockwise.study.identity import run_name
 from blockwise.study.rules import refined_grid, required_runs
@@ -34,16 +35,13 @@ class StudyConfig(TrainConfig):
     conditions: Annotated[dict[str, str], "name: arguments; the whole comparison is repeated under each (none: once)"] = field(default_factory=dict)
     floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's arguments (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
-    extensions: Annotated[int, "learning rates by which a grid may grow"] = 6
-    jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)"] = None
-    processes: Annotated[int, "of each run; above 1, under torchrun"] = 1
+    extensions: Annotated[int, "learning rates by which a grid may grow", Range(0)] = 6
+    jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)", Range(1)] = None
+    processes: Annotated[int, "of each run; above 1, under torchrun", Range(1)] = 1
     # fmt: on
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("processes", "jobs"):
-            self.check(key, getattr(self, key) is None or getattr(self, key) >= 1, "at least 1")
-        self.check("extensions", self.extensions >= 0, "at least 0")
         self.check("max_iters", self.max_iters >= 1, "at least 1")
         self.check("init_from", self.init_from == "scratch", "scratch, from where all runs of a study start")
         self.check("eval_only", not self.eval_only, "False")
@@ -247,7 +245,7 @@ def check_args(args, where=""):
 
 
 def tokens_of(config):
-    return config.max_iters * config.gradient_accumulation_steps * config.batch_size * config.block_size
+    return config.max_iters * config.tokens_per_step
 
 
 def loss_of(result):

@@ -8,10 +8,9 @@ from blockwise.data.identity import check_checkpoint, check_pretrained
 from blockwise.data.mixture import open_dataset
 from blockwise.files import FolderLock
 from blockwise.huggingface.load import Pretrained
-from blockwise.huggingface.names import is_hugging_face
 from blockwise.loader import AbsentDataset, Dataset, NotPrepared
 from blockwise.rundir import run_lock
-from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig
+from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig, is_hugging_face
 
 
 @dataclass

@@ -28,7 +28,7 @@ def print_summary(config, model, lr_mult, plans, world):
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     micro_steps = config.gradient_accumulation_steps // world.size
     print0(
-        f"a step: {tokens_per_step(config):,} tokens = {world.size} processes x {micro_steps} micro-steps "
+        f"a step: {config.tokens_per_step:,} tokens = {world.size} processes x {micro_steps} micro-steps "
         f"x {config.batch_size} sequences x {config.block_size} tokens"
     )
     print0(f"on {config.device} in {config.dtype}, {'compiled' if config.compile else 'eager'}, into {config.out_dir}")
@@ -43,10 +43,6 @@ def print_groups(config, groups):
         beta2 = "-" if without else f"{config.block_beta2.get(block, config.beta2):.5g}"
         std = f"{config.block_init_std.get(block, config.init_std):.3g}" if block in DRAWN else "-"
         print0(f"{row}{beta2:>9}{std:>10}")
-
-
-def tokens_per_step(config):
-    return config.gradient_accumulation_steps * config.batch_size * config.block_size
 
 
 def state_sizes(config, groups):
@@ -70,7 +66,7 @@ def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
     print_groups(config, groups)
     counts = [sum(p.numel() for p in group["params"]) for group in groups]
     print0(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts):>14,}")
-    print0(f"tokens per step: {tokens_per_step(config):,}")
+    print0(f"tokens per step: {config.tokens_per_step:,}")
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     try:
         print_memory(config, make_model, model_config, groups, world)

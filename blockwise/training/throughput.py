@@ -14,7 +14,7 @@ class Throughput:
 
     def __init__(self, config, world, model, first_step):
         self.device, self.model, self.size = world.device, model, world.size
-        self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
+        self.tokens_per_step = config.tokens_per_step
         self.peak = peak_flops(world.device, getattr(torch, config.dtype))
         self.eta_from, self.max_iters = first_step + ETA_AFTER, config.max_iters
         self.seconds, self.steps = 0.0, 0
