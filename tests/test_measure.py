@@ -401,7 +401,7 @@ def test_mistakes_about_eigenvalues(trained, tmp_path):
     for words, expected in (
         ([f"--out_dir={tmp_path / 'none'}"], "no checkpoint in"),
         ([trained, "--products=0"], "products=0: expected at least 1"),
-        ([trained, "--tolerance=0"], "tolerance=0.0: expected in (0, 1)"),
+        ([trained, "--tolerance=0"], r"tolerance=0.0: expected in \(0, 1\)"),
         ([trained, "--exclude=Enb"], "did you mean Emb"),
         ([trained, "--exclude=Emb,QK,VO,FFN,Norm,Head"], "expected to leave a block"),
     ):
