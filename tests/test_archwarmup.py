@@ -56,7 +56,7 @@ def test_other_schedules():
     "words,expected",
     [
         (("--n_layer=1",), "n_layer=1: expected at least 2"),
-        (("--arch_warmup_start=0",), "arch_warmup_start=0.0: expected in (0, 1)"),
+        (("--arch_warmup_start=0",), r"arch_warmup_start=0.0: expected in \(0, 1\)"),
         (("--arch_warmup_start=1",), "arch_warmup_start=1.0"),
         (("--arch_warmup_groups=0",), "arch_warmup_groups=0: expected at least 1"),
         (("--arch_warmup_groups=3",), "arch_warmup_groups=3: expected at most 2"),
