@@ -52,7 +52,7 @@ from blockwise.training.output import Output
 from blockwise.training.parallel import parallelize
 from blockwise.training.profiler import Profiler
 from blockwise.training.progress import Progress
-from blockwise.training.sharding import place, sharded_state, whole
+from blockwise.training.sharding import full_tensor, shard_and_move
 from blockwise.training.start import find_start
 from blockwise.training.summary import dry_run, print_summary
 from blockwise.training.throughput import Throughput
@@ -113,12 +113,12 @@ def train(config, given, flags, stop, world, compile_may_fail):
         layers.lock(raw_model)
     raw_model.activation_checkpointing = config.activation_checkpointing
     layers.activate(raw_model, progress.step)
-    place(raw_model, config, world)
+    shard_and_move(raw_model, config, world)
     optimizer = make_optimizer(config, raw_model, lr_mult.at(progress.step))
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "float16")
     if checkpoint:
         if checkpoint["config"]["optimizer"] == config.optimizer:
-            load_optimizer(optimizer, sharded_state(optimizer, checkpoint["optimizer"]))
+            load_optimizer(optimizer, checkpoint["optimizer"])
         else:
             print0(f"  optimizer state not restored: the checkpoint was written by {checkpoint['config']['optimizer']}")
         if checkpoint["scaler"]:  # empty where float16 was off
@@ -228,7 +228,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
                 step_loss += loss.detach()
             scaler.unscale_(optimizer)
             grads = [p.grad for p in raw_model.parameters() if p.grad is not None]
-            grad_norm = whole(get_total_norm(grads))
+            grad_norm = full_tensor(get_total_norm(grads))
 
             # What all ranks know: the mean loss, and whether any of them was asked to stop
             loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(stop)))

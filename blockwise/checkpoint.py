@@ -26,13 +26,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch.utils.serialization import config as serialization
 
 from blockwise import UserError, first_line, warn
-from blockwise.files import HashingFile, atomic_write, remove, sha256, sync_folder, write_text
+from blockwise.files import remove, sha256, sync_folder, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
+from blockwise.sharded_files import read_shards, shard_like, write_shards, write_tensors
 
-VERSION = 2  # 1: all before the version was stated
+VERSION = 2  # 1: checkpoints without a version
 INNER_MANIFEST = "manifest.json"
 
 
@@ -69,50 +69,33 @@ def data_of(manifest):
     return folder if sharded else manifest.with_suffix(".pt")
 
 
-def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False):
+def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False, sharing=None):
     """Write `state` (plain data and tensors, with "step" and "config") as its step's checkpoint, then drop old ones.
 
-    val_loss: validation loss at this step, or None. keep: number of newest checkpoints kept, -1: all; keep_best: keep
-    the one with the lowest validation loss too. A step that is already committed is not written again; its manifest
-    gets the validation loss, if that was not known.
-    Raises SaveError if the disk is full or fails.
+    val_loss: validation loss at this step, or None. keep: number of newest checkpoints kept, -1: all; keep_best: also
+    keep the one with the lowest validation loss. sharing: the distributed.World whose processes all call this together
+    and each write a share of the tensors into a folder; None: this process writes one file. A step that is already
+    committed is not written again; its manifest gets the validation loss if it lacked one.
+    Raises SaveError, on all processes alike, if the disk of one is full or fails.
     """
     manifest = Path(out_dir) / f"ckpt_{state['step']:08d}.json"
-    weights = manifest.with_suffix(".pt")
+    data, unfinished = manifest.with_suffix("" if sharing else ".pt"), manifest.with_suffix(".tmp")
+    is_master, on_master = (sharing.is_master, sharing.on_master) if sharing else (True, lambda f, *args: f(*args))
+    stated = {"step": state["step"], "val_loss": val_loss, "config": state["config"]}
+    state = {"version": VERSION, **state}
     try:
-        if not committed_before(manifest, val_loss):
-            with atomic_write(weights) as file, serialization.patch({"save.use_pinned_memory_for_d2h": True}):
-                hashed = HashingFile(file)
-                torch.save({"version": VERSION, **state}, hashed)
-            stated = {"sha256": hashed.sha256, "bytes": hashed.bytes}
-            write_manifest(manifest, about(state, val_loss) | stated)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        if not manifest.exists():
-            weights.unlink(missing_ok=True)
-        raise SaveError(f"{weights} could not be written: {error}".split("\n")[0]) from None
-    prune(out_dir, keep, keep_best)
-
-
-def save_sharded(out_dir, state, val_loss, keep, keep_best, world):
-    """`save_checkpoint` into a folder, each process its share of the tensors; all call it together.
-
-    state: as it is on each process, sharded tensors as DTensors. world: distributed.World.
-    Raises SaveError on all processes if one of them fails.
-    """
-    from blockwise.sharded_files import write_shards  # slow to load
-
-    manifest = Path(out_dir) / f"ckpt_{state['step']:08d}.json"
-    folder, unfinished = manifest.with_suffix(""), manifest.with_suffix(".tmp")
-    try:
-        if not world.on_master(committed_before, manifest, val_loss):
-            files = write_shards(unfinished, {"version": VERSION, **state}, world)
-            world.on_master(commit_folder, unfinished, manifest, about(state, val_loss) | {"files": files})
+        if not on_master(committed_before, manifest, val_loss):
+            if sharing:
+                files = write_shards(unfinished, state, sharing)
+                on_master(commit_folder, unfinished, manifest, stated | {"files": files})
+            else:
+                write_manifest(manifest, stated | write_tensors(data, state))
     except (OSError, UserError) as error:
-        for path in (unfinished, folder) if world.is_master and not manifest.exists() else ():
+        for path in (unfinished, data) if is_master and not manifest.exists() else ():
             with suppress(OSError):
                 remove(path)
-        raise SaveError(f"{folder} could not be written: {error}".split("\n")[0]) from None
-    if world.is_master:
+        raise SaveError(f"{data} could not be written: {error}".split("\n")[0]) from None
+    if is_master:
         prune(out_dir, keep, keep_best)
 
 
@@ -127,18 +110,13 @@ def commit_folder(unfinished, manifest, stated):
 
 
 def committed_before(manifest, val_loss):
-    """Whether a step's checkpoint is there. If so, its manifest gets the validation loss, if that is known now."""
+    """Whether a step's checkpoint is there. If so, its manifest gets the validation loss if that is known now."""
     if not manifest.exists():
         return False
     stated = json.loads(manifest.read_text())
     if val_loss is not None and stated["val_loss"] != val_loss:
         write_manifest(manifest, stated | {"val_loss": val_loss})
     return True
-
-
-def about(state, val_loss):
-    """What every manifest states."""
-    return {"step": state["step"], "val_loss": val_loss, "config": state["config"]}
 
 
 def write_manifest(path, stated):
@@ -286,20 +264,18 @@ def remove_unfinished(out_dir):
         remove(path)
 
 
-def load_checkpoint(path, mapped=False, left=()):
+def load_checkpoint(path, mapped=False, on_disk=()):
     """The dict that was saved, completed to what this version saves; tensors on the CPU.
 
-    mapped: tensors are pages of the file, read when they are used and held once by all processes of a machine, which
-    may be written to without an effect on the file; the disk frees a file only after the last tensor of it.
-    left: keys of a sharded checkpoint whose tensors stay on the disk, as sharded_files.Stored.
-    Only plain data and tensors are ever unpickled. Raises UserError for a file that is none of our checkpoints, and
-    for one whose architecture has keys that this version does not know: it would compute something else.
+    mapped: the weights, moments and averages in a .pt are pages of the file, read when they are used and shared by the
+    processes of a machine; writing to them does not change the file, and the disk frees it after the last one is gone.
+    on_disk: keys of a sharded checkpoint whose tensors are not read yet, as sharded_files.Stored.
+    Only plain data and tensors are ever unpickled. Raises UserError for a file that is not a checkpoint of this
+    project, and for an architecture with keys that this version does not know: it would compute something else.
     """
     try:
         if path.is_dir():
-            from blockwise.sharded_files import read_shards  # slow to load
-
-            saved = read_shards(path, left)
+            saved = read_shards(path, on_disk)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         architecture, config = saved["model_config"], saved["config"]
@@ -318,7 +294,7 @@ def load_checkpoint(path, mapped=False, left=()):
         for key in ("step", "tokens", "best_val_loss", "model", "optimizer", "scaler", "tokenizer"):
             checkpoint[key]
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no checkpoint of this project: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path} is not a checkpoint of this project: {type(error).__name__}: {error}") from None
     return checkpoint
 
 
@@ -340,11 +316,23 @@ def weights_of(checkpoint, ema=False):
 
 
 def load_optimizer(optimizer, state):
-    """Bring back an optimizer's moments; its groups' settings stay what the config made them.
+    """Load an optimizer's moments, divided as its parameters are; its groups keep the settings that the config made.
 
-    `load_state_dict` alone would bring back the saved learning-rate multipliers and decay too.
+    state: its state dict in full, in memory or on the disk (sharded_files.Stored), by parameter number.
+    `load_state_dict` alone would also restore the saved learning-rate multipliers and decay.
     """
+    if "state" not in state:  # Muon with AdamW: a state dict for each of the two
+        for part, part_state in state.items():
+            load_optimizer(getattr(optimizer, part), part_state)
+        return
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    numbers = (number for group in state["param_groups"] for number in group["params"])
+    param_of = dict(zip(numbers, params, strict=True))
+    divided = {
+        number: {name: shard_like(value, param_of[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": divided})
+    for group, group_settings in zip(optimizer.param_groups, settings, strict=True):
+        group.update(group_settings)

@@ -1,64 +1,45 @@
-"""The folder of a sharded checkpoint: written by all processes together, read by any of them, in whole or in part.
+"""The folder of a sharded checkpoint: each process writes its rows of every tensor; any number of processes read it.
 
-Tensors lie in the files of torch.distributed.checkpoint, one for each process that wrote. All else is in state.pt: the
-tree of dicts and lists, where a tensor's place is taken by its name, {"tensor": "model/ln_f.weight"}.
+shard_00000.pt, one per process: {tensor name: (first row, rows from there on)}. state.pt: the checkpoint's dicts and
+lists with {"tensor": name} in place of each tensor. Both load with `torch.load(..., weights_only=True)`.
 """
 
+import io
 import pickle
-import warnings
-from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cache, partial
 
 import torch
-from torch.distributed import checkpoint as dcp  # takes half a second to load
+from torch.utils.serialization import config as serialization
 
-from blockwise import UserError
-from blockwise.files import atomic_write, remove, sha256
+from blockwise import UserError, first_line
+from blockwise.files import HashingFile, atomic_write, remove
 
-STATE, INDEX, NAME = "state.pt", ".metadata", "tensor"
-# What the index of the tensor files, a pickle, consists of
-IN_INDEX = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    },
-    "pathlib": {"Path", "PosixPath"},
-    "pathlib._local": {"Path", "PosixPath"},
-}  # fmt: skip
+STATE, SHARD, NAME = "state.pt", "shard_{:05d}.pt", "tensor"
+EARLIER_INDEX = ".metadata"  # in folders that torch.distributed.checkpoint wrote
 
 
 def write_shards(folder, state, world):
-    """Write a tree of dicts and lists into a new folder, in the place of an old one; all processes call it together.
+    """Write a tree of dicts and lists into a new folder, replacing an old one; all processes call it together.
 
-    state: plain data and tensors: DTensors, and others that are alike on all processes. world: distributed.World.
-    Returns {file: {"bytes", "sha256"}} of all files.
+    state: plain data and tensors: DTensors divided by rows, and others that are equal on all processes.
+    world: distributed.World. Returns {file name: {"sha256", "bytes"}} of all files.
     Raises OSError or UserError, on all processes alike, if one of them cannot write.
     """
     world.on_master(make_empty, folder)
-    tensors = {}
-    rest = without_tensors(state, tensors)
+    tensors, files, problem = {}, {}, None
+    tree = take_tensors(state, tensors)
+    shares = {name: share_of(tensor, world) for name, tensor in tensors.items()}
+    contents = {SHARD.format(world.rank): {name: (first, rows) for name, (first, rows) in shares.items() if len(rows)}}
+    if world.is_master:
+        contents[STATE] = tree
     try:
-        with without_warnings():
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
-    except dcp.CheckpointException as error:
-        raise OSError(str(next(iter(error.failures.values()))[0])) from None
-    files, problem = {}, None
-    try:
-        own = list(folder.glob(f"__{world.rank}_*"))
-        if world.is_master:
-            with atomic_write(folder / STATE) as file:
-                torch.save(rest, file)
-            own += [folder / STATE, folder / INDEX]
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in own}
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        files = {name: write_tensors(folder / name, content) for name, content in contents.items()}
+    except OSError as error:
         problem = str(error)
-    for others, their_problem in world.gather((files, problem)):
-        if their_problem:
-            raise OSError(their_problem)
-        files |= others
+    for peer_files, peer_problem in world.gather((files, problem)):
+        if peer_problem:
+            raise OSError(peer_problem)
+        files |= peer_files
     return dict(sorted(files.items()))
 
 
@@ -67,91 +48,155 @@ def make_empty(folder):
     folder.mkdir()
 
 
-def without_tensors(tree, tensors, known=None, path=()):
-    """The tree with names for its tensors, which are put into the dict `tensors`; a tied one has one name."""
-    known = {} if known is None else known
-    if isinstance(tree, torch.Tensor):
+def write_tensors(path, content):
+    """torch.save into a file that is on the disk in full, or not there at all. Returns its {"sha256", "bytes"}.
+
+    Raises OSError if it cannot be written.
+    """
+    try:
+        with atomic_write(path) as file, serialization.patch({"save.use_pinned_memory_for_d2h": True}):
+            hashed = HashingFile(file)
+            torch.save(content, hashed)
+    except RuntimeError as error:  # torch reports a failed write as one
+        raise OSError(first_line(error)) from None
+    return {"sha256": hashed.sha256, "bytes": hashed.bytes}
+
+
+def row_range(rows, rank, size):
+    """(first, last) of the rows that one of `size` processes holds, as torch.chunk and FSDP divide them."""
+    chunk = -(-rows // size)
+    return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
+
+
+def share_of(tensor, world):
+    """(first row, rows) of a tensor that this process writes. A view is copied, or all that it views would be saved."""
+    first, last = row_range(len(tensor), world.rank, world.size)
+    rows = tensor.to_local() if hasattr(tensor, "to_local") else tensor[first:last]
+    rows = rows.detach().cpu()
+    return first, rows.clone() if rows.untyped_storage().nbytes() > rows.nbytes else rows
+
+
+def take_tensors(tree, tensors, names=None, path=()):
+    """The tree with {"tensor": name} in place of its tensors, which go into the dict `tensors`.
+
+    A tied tensor has one name. Numbers in tensors of no dimension stay in the tree.
+    """
+    names = {} if names is None else names
+    if isinstance(tree, torch.Tensor) and tree.ndim:
         local, name = tree.to_local() if hasattr(tree, "to_local") else tree, "/".join(map(str, path))
-        if address := local.untyped_storage().data_ptr():  # none: no element of it is here
-            name = known.setdefault((address, local.storage_offset(), tree.shape), name)
+        if address := local.untyped_storage().data_ptr():  # 0 where this process holds none of its rows
+            name = names.setdefault((address, local.storage_offset(), tree.shape), name)
         tensors.setdefault(name, tree)
         return {NAME: name}
     if isinstance(tree, dict):
-        return {key: without_tensors(value, tensors, known, (*path, key)) for key, value in tree.items()}
+        return {key: take_tensors(value, tensors, names, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [without_tensors(value, tensors, known, (*path, i)) for i, value in enumerate(tree)]
+        return [take_tensors(value, tensors, names, (*path, i)) for i, value in enumerate(tree)]
     return tree
 
 
-def read_shards(folder, left=()):
-    """The tree that was written, with tensors on the CPU.
-
-    left: keys under which the tensors stay on the disk, each a Stored. Raises UserError for an index that holds more
-    than an index of tensors does.
-    """
-    reader = Reader(folder)
-    tree = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    read = {}
-
-    def tensor(name):
-        if name not in read:
-            read[name] = Stored(reader, name).read()
-        return read[name]
-
-    stored = partial(Stored, reader)
-    return {key: with_tensors(value, stored if key in left else tensor) for key, value in tree.items()}
-
-
-def with_tensors(tree, tensor):
-    """The tree with tensor(name) in the place of each name."""
+def put_tensors(tree, tensor):
+    """The tree with tensor(name) in place of each {"tensor": name}."""
     if isinstance(tree, dict):
         if tree.keys() == {NAME}:
             return tensor(tree[NAME])
-        return {key: with_tensors(value, tensor) for key, value in tree.items()}
-    return [with_tensors(value, tensor) for value in tree] if isinstance(tree, list) else tree
+        return {key: put_tensors(value, tensor) for key, value in tree.items()}
+    return [put_tensors(value, tensor) for value in tree] if isinstance(tree, list) else tree
+
+
+def read_shards(folder, on_disk=()):
+    """The tree that was written, with tensors on the CPU.
+
+    on_disk: keys whose tensors are not read but given as Stored. Raises UserError for a folder of an earlier version
+    whose index refers to what no index of tensors does.
+    """
+    tree = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    stored = (earlier_tensors if (folder / EARLIER_INDEX).exists() else stored_tensors)(folder)
+    read = cache(lambda name: stored[name][:])  # once, where it is tied
+    return {key: put_tensors(value, stored.get if key in on_disk else read) for key, value in tree.items()}
+
+
+def stored_tensors(folder):
+    """{name: Stored} of the tensors in a folder's shards."""
+    pieces = {}
+    for path in sorted(folder.glob("shard_*.pt")):
+        for name, (first, rows) in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
+            pieces.setdefault(name, []).append((first, partial(rows.detach)))
+    shapes = {name: (last[0] + len(last[1]()), *last[1]().shape[1:]) for name, (*_, last) in pieces.items()}
+    return {name: Stored(shapes[name], pieces[name]) for name in pieces}
 
 
 class Stored:
-    """A tensor on the disk, of which each process reads what it needs."""
+    """A tensor on the disk: stored[first:last] reads these rows into a new tensor, stored[:] all."""
 
-    def __init__(self, reader, name):
-        about = reader.index.state_dict_metadata[name]
-        self.reader, self.name, self.shape, self.dtype = reader, name, about.size, about.properties.dtype
+    def __init__(self, shape, pieces):
+        """pieces: (first row, function that gives the rows from there on) of each file that has some, in order."""
+        self.shape, self.pieces = torch.Size(shape), pieces
 
-    def read(self):
-        return self.read_into(torch.empty(self.shape, dtype=self.dtype))
-
-    def read_into(self, tensor):
-        """Fill a tensor of its shape, or of a DTensor what this process has of it; returns it. No process waits."""
-        with without_warnings():
-            dcp.load({self.name: tensor}, storage_reader=self.reader, no_dist=True)
-        return tensor
-
-
-class Reader(dcp.FileSystemReader):
-    @cached_property
-    def index(self):
-        with open(self.path / INDEX, "rb") as file:
-            return IndexUnpickler(file).load()
-
-    def read_metadata(self, *args, **more):
-        return self.index
+    def __getitem__(self, rows):
+        if not self.shape:
+            return self.pieces[0][1]()
+        first, last, _ = rows.indices(self.shape[0])
+        ends = [start for start, _ in self.pieces[1:]] + [self.shape[0]]
+        wanted = [(s, load) for (s, load), end in zip(self.pieces, ends, strict=True) if s < last and end > first]
+        if not wanted:
+            return self.pieces[0][1]()[:0].clone()
+        return torch.cat([load()[max(first - s, 0) : last - s] for s, load in wanted])
 
 
-class IndexUnpickler(pickle.Unpickler):
-    """Runs no code but that of an index."""
+def shard_like(value, p):
+    """A tensor of the parameter's shape, in memory or Stored, divided as the parameter is; everything else in full.
 
+    Of a Stored tensor a process reads only the rows that it keeps.
+    """
+    if not isinstance(value, torch.Tensor | Stored):
+        return value
+    if not hasattr(p, "to_local") or value.shape != p.shape:
+        if isinstance(value, Stored):
+            return value[:]
+        return value if value.ndim else value.clone()  # a step count must not be a page of a file that may go
+    from torch.distributed.tensor import DTensor  # slow to load
+
+    first, last = row_range(len(p), p.device_mesh.get_local_rank(), p.device_mesh.size())
+    local = value[first:last].to(p.device, copy=True)
+    return DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of earlier versions: the tensors are in files of torch.distributed.checkpoint, whose index is a pickle
+
+
+class Attributes:
+    """Stands for any class of torch's in a pickle: a name of torch's own may change, and none of its code is run."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        self.__dict__.update(state if isinstance(state, dict) else {})
+
+
+class EarlierIndex(pickle.Unpickler):
     def find_class(self, module, name):
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in IN_INDEX.get(module, ()):
-            raise UserError(f"the index of a checkpoint asks for {module}.{name}, which no index has: it is not used")
-        return super().find_class(module, name)
+        if module.split(".")[0] not in ("torch", "pathlib"):
+            raise UserError(f"the index of a checkpoint refers to {module}.{name}, which an index never does: refused")
+        return torch.Size if name == "Size" else Attributes
 
 
-@contextmanager
-def without_warnings():
-    """That one process is meant, we know; and torch 2.10 warns of its own use of storages."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
-        yield
+def earlier_tensors(folder):
+    """{name: Stored} of the tensors in a folder of an earlier version."""
+    with open(folder / EARLIER_INDEX, "rb") as file:
+        index = EarlierIndex(file).load()
+    pieces = {name: [] for name in index.state_dict_metadata}
+    for place, data in index.storage_data.items():
+        read = partial(read_bytes, folder / data.relative_path, data.offset, data.length)
+        pieces[place.fqn].append((place.offset[0] if place.offset else 0, read))
+    sizes = {name: about.size for name, about in index.state_dict_metadata.items()}
+    return {name: Stored(sizes[name], sorted(parts, key=lambda part: part[0])) for name, parts in pieces.items()}
+
+
+def read_bytes(path, offset, length):
+    """The tensor that torch.save wrote into a part of a file."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)

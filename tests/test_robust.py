@@ -285,8 +285,8 @@ def commands(words, tmp_path):
     [
         (lambda c: c["model_config"].update(attn_softcap=5.0), "attn_softcap=5.0, which this version does not know"),
         (lambda c: c.update(version=99), "is of version 99, this project reads versions up to 2"),
-        (lambda c: c.pop("model_config"), "is no checkpoint of this project: KeyError"),
-        (lambda c: c.pop("tokenizer"), "is no checkpoint of this project: KeyError"),
+        (lambda c: c.pop("model_config"), "is not a checkpoint of this project: KeyError"),
+        (lambda c: c.pop("tokenizer"), "is not a checkpoint of this project: KeyError"),
     ],
 )
 def test_a_newer_or_foreign_checkpoint_is_one_line(small, tmp_path, no_figures, edit, problem):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from conftest import ROOT, SMALL, Fork, finish, losses, metrics, out_dir, run
 
 import export
@@ -25,8 +26,8 @@ from blockwise.checkpoint import (
     valid_checkpoints,
 )
 from blockwise.distributed import World
-from blockwise.files import remove
-from blockwise.sharded_files import Reader, Stored, read_shards, write_shards
+from blockwise.files import remove, sha256
+from blockwise.sharded_files import Stored, make_empty, read_shards, take_tensors, write_shards
 from blockwise.study.runner import discard_weights
 
 SHARDED = "--checkpoint_format=sharded"
@@ -35,15 +36,17 @@ GENTLE = ("--learning_rate=1e-4", "--min_lr=1e-5", "--lr_decay_iters=24", "--ema
 # train.py, where {patch} has changed something; the processes do not share `saves`
 SCRIPT = """
 import os, runpy, signal, sys
-sys.path.insert(0, {root!r})
-from blockwise import distributed, sharded_files
-write, gather, saves = sharded_files.dcp.FileSystemWriter.write_data, distributed.World.gather, []
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from blockwise import checkpoint, distributed, sharded_files
+write, gather, saves = sharded_files.write_tensors, distributed.World.gather, []
 {patch}
 sys.argv = ["train.py"] + sys.argv[1:]
 runpy.run_path("train.py", run_name="__main__")
 """
-# Every process is killed when its shards are written, and nothing says so yet
-KILL_IN_SECOND_SAVE = """
+# Folders of an earlier version; every process is killed when its shards are written, and nothing says so yet
+KILL_IN_SECOND_SAVE_OF_AN_EARLIER_VERSION = """
+import test_sharded
+checkpoint.write_shards = test_sharded.write_earlier
 def killing(*args):
     saves.append(0)
     if len(saves) == 2:
@@ -57,8 +60,20 @@ def failing(*args):
     if len(saves) == 1 and os.environ["RANK"] == "1":
         raise OSError(28, "No space left on device")
     return write(*args)
-sharded_files.dcp.FileSystemWriter.write_data = failing
+sharded_files.write_tensors = failing
 """
+
+
+def write_earlier(folder, state, world):
+    """write_shards as commit 86bb42b had it: the tensors in files of torch.distributed.checkpoint."""
+    world.on_master(make_empty, folder)
+    tensors = {}
+    tree = take_tensors(state, tensors)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
+    world.gather(None)
+    if world.is_master:
+        torch.save(tree, folder / "state.pt")
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in folder.iterdir()}
 
 
 def patched(tmp_path, patch):
@@ -72,14 +87,17 @@ def names(folder):
 
 
 def test_any_processes_continue_any_format(small, tmp_path):
-    """One process, FSDP on two until it is killed in a save, one, DDP on two whose disk is full once, and one again."""
+    """One process, FSDP on two (of an earlier version) until it is killed in a save, one, DDP on two, and one again.
+
+    The disk of the second process under DDP is full once.
+    """
     words = (*small, *GENTLE, "--n_embd=14")
     alone = (*words, "--max_iters=24", f"--out_dir={tmp_path / 'alone'}")
     run(*alone)
     run(*words, SHARDED, "--max_iters=4")
     more = (*words, "--init_from=auto", SHARDED)
 
-    script = patched(tmp_path, KILL_IN_SECOND_SAVE)
+    script = patched(tmp_path, KILL_IN_SECOND_SAVE_OF_AN_EARLIER_VERSION)
     process = Fork(*more, "--parallel=fsdp", "--max_iters=24", processes=2, script=script)
     assert finish(process)[0] == -signal.SIGKILL
     pairs = ["ckpt_00000004", "ckpt_00000004.json", "ckpt_00000008", "ckpt_00000008.json"]
@@ -111,7 +129,7 @@ def test_four_processes_of_which_one_holds_nothing(small, tmp_path):
     status, _, err = finish(Fork(*more, "--parallel=fsdp", processes=4))
     assert status == 0, err
     first, second = map(load_checkpoint, valid_checkpoints(out_dir(words)))
-    assert second["step"] == 2 and len(list((out_dir(words) / "ckpt_00000002").glob("__*.distcp"))) == 4
+    assert second["step"] == 2 and len(list((out_dir(words) / "ckpt_00000002").glob("shard_*.pt"))) == 4
     assert_same(first["model"], second["model"])
     run(*more, "--max_iters=3")
 
@@ -179,7 +197,7 @@ def damage_file(path, how):
 
 
 DAMAGES = [
-    ("__0_0.distcp", "flipped"), ("__0_0.distcp", "missing"), ("state.pt", "truncated"), (".metadata", "flipped"),
+    ("shard_00000.pt", "flipped"), ("shard_00000.pt", "missing"), ("state.pt", "truncated"), ("state.pt", "flipped"),
     ("", "missing"), ("../ckpt_00000008.json", "truncated"),
 ]  # fmt: skip
 
@@ -230,7 +248,7 @@ def test_files_without_their_manifests(small, sharded_run, capsys):
         path.unlink()
     assert newest_checkpoint(out).name == "ckpt_00000008" and "has no manifest beside it" in capsys.readouterr().err
     for path in checkpoint_files(out):
-        damage_file(path / "__0_0.distcp", "flipped")
+        damage_file(path / "shard_00000.pt", "flipped")
     with pytest.raises(UserError, match="ckpt_00000008 is incomplete and has no manifest"):
         run(*small, "--init_from=auto")
 
@@ -269,21 +287,23 @@ def test_an_exception_saves_in_one_file(small, monkeypatch):
 def test_a_part_of_a_tensor_and_code_that_is_not_run(tmp_path):
     """A Stored reads when it is asked; an index that names a function is refused before it is called."""
     state = {"model": {"a": torch.arange(6.0).view(3, 2)}, "optimizer": [1, torch.tensor(2)], "about": {"b": None}}
-    world = World(0, 1, torch.device("cpu"))
-    files = write_shards(tmp_path / "x", state, world)
-    assert sorted(files) == [".metadata", "__0_0.distcp", "state.pt"]
-    assert_same(read_shards(tmp_path / "x"), state)
-    left = read_shards(tmp_path / "x", left=("optimizer",))
-    assert isinstance(left["optimizer"][1], Stored) and left["optimizer"][1].shape == torch.Size([])
-    assert left["optimizer"][1].read() == 2
+    new, earlier = tmp_path / "new", tmp_path / "earlier"
+    assert sorted(write_shards(new, state, World(0, 1, torch.device("cpu")))) == ["shard_00000.pt", "state.pt"]
+    tensors = {"model/a": state["model"]["a"], "optimizer/1": state["optimizer"][1]}
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(earlier))
+    named = {"model": {"a": {"tensor": "model/a"}}, "optimizer": [1, {"tensor": "optimizer/1"}], "about": {"b": None}}
+    torch.save(named, earlier / "state.pt")
+    for folder in (new, earlier):
+        assert_same(read_shards(folder), state)
+        stored = read_shards(folder, on_disk=("model",))["model"]["a"]
+        assert isinstance(stored, Stored) and stored.shape == torch.Size([3, 2])
+        assert torch.equal(stored[1:], state["model"]["a"][1:]) and stored[3:].shape == (0, 2)
 
     class Evil:
         def __reduce__(self):
             return exec, (f"open({str(tmp_path / 'evil')!r}, 'w')",)
 
-    (tmp_path / "x" / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(UserError, match=r"asks for builtins\.exec"):
-        _ = Reader(tmp_path / "x").index
-    with pytest.raises(UserError, match=r"asks for builtins\.exec"):
-        read_shards(tmp_path / "x")
+    (earlier / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"refers to builtins\.exec"):
+        read_shards(earlier)
     assert not (tmp_path / "evil").exists()

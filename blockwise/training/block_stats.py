@@ -3,7 +3,7 @@
 import torch
 from torch.nn.utils import get_total_norm
 
-from blockwise.training.sharding import whole
+from blockwise.training.sharding import full_tensor
 
 
 class BlockStats:
@@ -38,4 +38,4 @@ class BlockStats:
 
 def norm(tensors):
     """The norm of all of them as one vector, alike on all processes that share them."""
-    return whole(get_total_norm(tensors))
+    return full_tensor(get_total_norm(tensors))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from blockwise.optimizers import local
-from blockwise.training.sharding import shard_like
+from blockwise.sharded_files import shard_like
 
 
 class EMA:

@@ -14,7 +14,6 @@ from blockwise.checkpoint import (
     quarantine_after,
     remove_unfinished,
     save_checkpoint,
-    save_sharded,
 )
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
@@ -47,32 +46,26 @@ class Output:
             self.logger.log({"step": row["step"]} | row)
         print0(console_line(row, self.config.max_iters, eta, self.progress.skipped))
 
-    def save(self, state, val_loss, must=False, alone=False):
+    def save(self, state, val_loss, must=False, without_peers=False):
         """Write a checkpoint; all processes call it together. must: a failure ends the run; else it is a warning.
 
-        state: what the checkpoint holds, as each process has it. alone: this process may be the only one here, and
-        its own state is all of it.
+        state: what the checkpoint holds, as each process has it. without_peers: this process may be the only one here,
+        and its state is complete.
         """
         known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         kept = self.config.keep_checkpoints, not self.config.always_save_checkpoint
-        sharded = self.config.checkpoint_format == "sharded" and not alone
-        state = state if sharded else gathered(state, self.world)
+        sharing = self.world if self.config.checkpoint_format == "sharded" and not without_peers else None
+        if self.logger and not self.logger.flush():
+            warn(f"{self.config.out_dir}: rows of metrics.jsonl are not on the disk, the checkpoint of this step is")
+        state = state if sharing else gathered(state, self.world)
         try:
-            if not (self.world.on_master(self.flush) if sharded else self.flush()):
-                raise SaveError(f"{self.config.out_dir}: no checkpoint ahead of rows that are not on the disk")
-            if sharded:
-                save_sharded(self.config.out_dir, state, known, *kept, self.world)
-            elif self.logger:
-                save_checkpoint(self.config.out_dir, state, known, *kept)
+            if sharing or self.logger or without_peers:
+                save_checkpoint(self.config.out_dir, state, known, *kept, sharing)
         except SaveError as error:
             if must:
                 raise
             if self.is_master:
                 warn(f"{error}; the run continues without it")
-
-    def flush(self):
-        """Whether the rows are on the disk, of a process that writes any."""
-        return self.logger is None or self.logger.flush()
 
     @contextmanager
     def saving_on_error(self, state):
@@ -87,7 +80,7 @@ class Output:
                 raise
             try:
                 if found := state():
-                    self.save(found, None, must=True, alone=True)
+                    self.save(found, None, must=True, without_peers=True)
                     warn(f"{type(error).__name__} in step {found['step']}: saved the state before that step")
             except Exception as second:
                 warn(f"{type(error).__name__}, and no checkpoint could be saved: {second}")

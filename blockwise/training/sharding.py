@@ -10,14 +10,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from blockwise.optimizers import MuonWithAdamW
+from blockwise.sharded_files import put_tensors, take_tensors
 
 
 def is_sharded(config, world):
     return config.parallel == "fsdp" and world.size > 1
 
 
-def place(model, config, world):
+def shard_and_move(model, config, world):
     """Move a model to the device; with parallel=fsdp each process keeps a share of its parameters, alike on all.
 
     Transformer blocks are gathered one at a time, embeddings and the output layer together. With dtype=bfloat16 the
@@ -41,53 +41,19 @@ def place(model, config, world):
     model.to(world.device)
 
 
-def whole(tensor):
+def full_tensor(tensor):
     """A tensor that is sharded, or that every process has a part of a sum of, in full."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gathered(tree, world, known=None):
-    """A checkpoint's nested dicts and lists with sharded tensors whole on rank 0, on the CPU; None for them elsewhere.
+def gathered(state, world):
+    """A checkpoint's nested dicts and lists with sharded tensors in full, on rank 0's CPU; elsewhere None for them.
 
-    A tied matrix, which has two names, is gathered once.
+    One tensor at a time, so that no device ever holds more than one in full.
     """
-    known = {} if known is None else known
-    if hasattr(tree, "full_tensor"):
-        local = tree.to_local()
-        key = local.untyped_storage().data_ptr(), local.storage_offset(), tree.shape
-        if not key[0] or key not in known:
-            full = tree.full_tensor()
-            known[key] = full.cpu() if world.is_master else None
-        return known[key]
-    if isinstance(tree, dict):
-        return {name: gathered(value, world, known) for name, value in tree.items()}
-    return [gathered(value, world, known) for value in tree] if isinstance(tree, list) else tree
-
-
-def shard_like(value, p):
-    """A whole tensor divided as the parameter p is; anything of another shape, and all else, as it is.
-
-    Of a tensor on the disk a process reads only what it keeps.
-    """
-    if hasattr(value, "read_into"):
-        sharded = hasattr(p, "to_local") and value.shape == p.shape
-        return value.read_into(torch.empty_like(p.detach(), dtype=value.dtype)) if sharded else value.read()
-    if not hasattr(p, "to_local") or not isinstance(value, torch.Tensor) or value.shape != p.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-
-
-def sharded_state(optimizer, state):
-    """The state dict of an optimizer, in full, divided as its parameters are."""
-    if isinstance(optimizer, MuonWithAdamW):
-        return {part: sharded_state(getattr(optimizer, part), state[part]) for part in ("muon", "adamw")}
-    params = (p for group in optimizer.param_groups for p in group["params"])
-    numbers = (number for group in state["param_groups"] for number in group["params"])
-    owner = dict(zip(numbers, params, strict=True))
-    divided = {
-        number: {name: shard_like(value, owner[number]) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return state | {"state": divided}
+    tensors, full = {}, {}
+    tree = take_tensors(state, tensors)
+    for name, tensor in tensors.items():
+        whole = full_tensor(tensor)
+        full[name] = whole if whole is tensor else whole.cpu() if world.is_master else None
+    return put_tensors(tree, full.get)

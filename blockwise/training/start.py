@@ -41,7 +41,7 @@ def find_start(config, given, flags, world):
     lock = None if looks_only else run_lock(config.out_dir)
     path = world.on_master(find_checkpoint, config, lock)
     mapped = config.device != "cpu"  # there the optimizer's state would hold on to the file
-    checkpoint, pretrained = load_checkpoint(path, mapped, left=("optimizer", "ema")) if path else None, None
+    checkpoint, pretrained = load_checkpoint(path, mapped, on_disk=("optimizer", "ema")) if path else None, None
     if checkpoint:
         config = resumed_config(config, given, checkpoint, path)
     elif is_hugging_face(config.init_from):
