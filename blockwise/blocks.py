@@ -23,28 +23,36 @@ KINDS = (
     ("token embeddings", "Emb", "tables of rows, one a token (or a token's type)",
      "tok_emb embed_tokens wte embed_in word_embeddings word_embedding tok_embeddings tokens_embed embeddings "
      "token_type_embeddings task_type_embeddings input_embedding segment_embedding embed_tokens_per_layer "
-     "ngram_embeddings encoder_hash_tok_embedding pronunciation_embed shape_embed transformer.w", ""),
+     "ngram_embeddings encoder_hash_tok_embedding pronunciation_embed shape_embed transformer.w ^shared ^embed "
+     "tokentype_embeddings value_embeds bigram_embed", "^value_embeds"),
     ("position embeddings", "Emb", "tables of rows, added to the token's",
      "pos_emb wpe embed_positions position_embeddings positions_embed position_embedding",
      "position_embeddings.weights"),
     ("output layer", "Head", "the map to the vocabulary, where it is not tied to the embedding",
      "lm_head embed_out lm_heads lm_loss proj_out output_projection generator_lm_head lm_head.decoder "
-     "predictions.decoder predictions pred_layer.proj ^decoder ^head ^output", ""),
+     "predictions.decoder predictions pred_layer.proj ^decoder ^head ^output lm_head.w_out output_layer "
+     "final_linear", ""),
     ("queries and keys", "QK", "what the attention scores are made of",
      "q_proj k_proj query_proj key_proj self.query self.key attention.query attention.key self_attn.query "
      "self_attn.key self_attention.query self_attention.key self_attention.query_key q_lin k_lin "
      "multi_head_attention.Wq multi_head_attention.Wk project_q project_k mlstm_layer.q mlstm_layer.k q_proj.linear "
-     "k_proj.linear self_attention.experts.input_linear", "rel_attn.q rel_attn.k"),
+     "k_proj.linear self_attention.experts.input_linear wq wk w_q w_k attn.c_q attn.c_k self_attention.linear_q "
+     "cross_attention.linear_q linear_q_proj SelfAttention.q SelfAttention.k EncDecAttention.q EncDecAttention.k "
+     "LocalSelfAttention.q LocalSelfAttention.k TransientGlobalSelfAttention.q TransientGlobalSelfAttention.k",
+     "rel_attn.q rel_attn.k ^qk_bank"),
     ("low-rank queries", "QK", "two matrices whose product is the query projection, or is added to one of Q and K",
-     "q_a_proj q_b_proj linear_q_adapter_list linear_k_adapter_list", ""),
+     "q_a_proj q_b_proj linear_q_adapter_list linear_k_adapter_list wq_a wq_b linear_q_down_proj linear_q_up_proj", ""),
     ("values and outputs", "VO", "what attention reads, and how it writes back",
      "v_proj o_proj value_proj self.value attention.value self_attn.value self_attention.value v_lin out_lin "
      "project_v attention_out multi_head_attention.Wv attn.Wo mlstm_layer.v v_proj.linear o_proj.linear attn.c_proj "
      "attn.proj attention.dense self_attention.dense self_attn.dense multi_head_attention.dense "
      "attention.output.dense crossattention.output.dense self_attn.out_proj attn.out_proj attention.out_proj "
      "encoder_attn.out_proj cross_attn.out_proj linear_attn.out_proj mlstm_layer.out_proj attention.output "
-     "v_proj_current v_proj_delayed self_attention.experts.output_linear self_attention.experts",
-     "rel_attn.v rel_attn.o attention.dense_bias"),
+     "v_proj_current v_proj_delayed self_attention.experts.output_linear self_attention.experts wv w_v attention.wo "
+     "attention.w_out attn.c_v self_attention.linear_proj cross_attention.linear_proj multihead_attn.out_proj "
+     "SelfAttention.v SelfAttention.o EncDecAttention.v EncDecAttention.o LocalSelfAttention.v LocalSelfAttention.o "
+     "TransientGlobalSelfAttention.v TransientGlobalSelfAttention.o",
+     "rel_attn.v rel_attn.o attention.dense_bias ^vo_bank"),
     ("low-rank outputs", "VO", "two matrices whose product is the output projection, or is added to one of V",
      "o_a_proj o_b_proj linear_v_adapter_list", ""),
     ("feed-forward", "FFN", "the matrices of the two-layer network after attention",
@@ -52,19 +60,28 @@ KINDS = (
      "mlp.fc_out fc1 fc2 mlp.Wi mlp.Wo feed_forward.w1 feed_forward.w2 feed_forward.w3 intermediate.dense "
      "output.dense ffns.lin1 ffns.lin2 ffn ffn.proj_up ffn.proj_up_gate ffn.proj_down ff.layer_1 ff.layer_2 "
      "feed_forward.dense.dense feed_forward.output.dense feed_forward.intermediate feed_forward.output "
-     "feed_forward.key feed_forward.value w_in.w_0 w_in.w_1 ffn.w_out mlp.input_linear mlp.output_linear "
-     "shared_mlp.input_linear shared_mlp.output_linear mlp.w1 mlp.w2 mlp.w3", ""),
+     "ffn.lin1 ffn.lin2 feed_forward.key feed_forward.value w_in.w_0 w_in.w_1 ffn.w_out mlp.input_linear "
+     "mlp.output_linear shared_mlp.input_linear shared_mlp.output_linear mlp.w1 mlp.w2 mlp.w3 mlp.fc mlp.fc_1 mlp.fc_2 "
+     "mlp.proj mlp.linear1 mlp.linear2 mlp.linear_fc1 mlp.linear_fc2 layers.linear1 layers.linear2 ^linear1 ^linear2 "
+     "DenseReluDense.wi DenseReluDense.wi_0 DenseReluDense.wi_1 DenseReluDense.wo mlp.wi mlp.wi_0 mlp.wi_1 mlp.wo",
+     "^mlp_bank"),
     ("experts", "FFN", "feed-forward matrices, stacked or one by one; shared experts too",
-     "experts experts.w1 experts.w2 experts.w3 mlp.up_embed mlp.down_embed",
+     "experts experts.w1 experts.w2 experts.w3 mlp.up_embed mlp.down_embed experts.fc_1 experts.fc_2 experts.proj "
+     "shared_experts.fc_1 shared_experts.fc_2 shared_experts.proj shared_experts.w1 shared_experts.w2 "
+     "shared_experts.w3 experts.linear_fc1 experts.linear_fc2 local_experts.linear_fc1 local_experts.linear_fc2 "
+     "shared_experts.linear_fc1 shared_experts.linear_fc2 shared_mlp.w1 shared_mlp.w2 shared_mlp.w3",
      "experts.gate_up_proj experts.gate_proj experts.up_proj experts.down_proj experts.gate_up_proj_bias "
      "experts.up_proj_bias experts.down_proj_bias experts.mlp.w1 experts.mlp.v1 experts.mlp.w2 "
-     "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj"),
+     "shared_experts.gate_proj shared_experts.up_proj shared_experts.down_proj experts.mlp.w3 inner_experts.w1_EFD "
+     "inner_experts.w2_EDF inner_experts.w3_EFD"),
     ("norms", "Norm", "scales and shifts of normalised activations; every module whose name ends in norm, any case",
      "*norm norm1 norm2 post_norm1 post_norm2 norm_f norm_1 norm_2 norm_ffn norm_mlstm ln ln1 ln2 ln_1 ln_2 ln_f "
      "ln_attn ln_mlp ln_cross_attn ln_out pre_ln layer_norm1 layer_norm2 layernorm1 layernorm2 layer_norm_emb "
-     "layernorm_embedding layernorm_before_attention layernorm_before_ffn norms", "norm.scale"),
+     "layernorm_embedding layernorm_before_attention layernorm_before_ffn norms norm3 norm_q norm_k",
+     "norm.scale layer_norm_weight layer_norm_bias"),
     ("keys and values in one", "Other", "it feeds both K (8x) and V (4x): neither's rate is its own",
-     "kv_a_proj_with_mqa kv_a_proj kv_b_proj kv_proj", ""),
+     "kv_a_proj_with_mqa kv_a_proj kv_b_proj kv_proj wkv_a wkv_b self_attention.linear_kv cross_attention.linear_kv "
+     "linear_kv_down_proj linear_kv_up_proj", ""),
     ("routers", "Other", "logits that choose experts, not a feed-forward matrix",
      "router router_gate gate.wg router.layer router.gate router.classifier router_mlp.* mlp.gate mixer.gate moe.gate "
      "ffn.gate block_sparse_moe.gate feed_forward.gate gate.down_proj shared_expert_gate mlp.shared_expert_gate",
@@ -72,7 +89,8 @@ KINDS = (
     ("gates", "Other", "factors through a sigmoid on what attention, a mixer or a message passes on",
      "self_attn.gate_proj o_proj.gate_proj self_attn.g_proj g_a_proj g_b_proj q_gate_proj output_gate "
      "q_message_gate.* k_message_gate.* v_message_gate.* mlp_message_gate.* attention.receptance "
-     "feed_forward.receptance", "self_attn.gate_bias cross_attn_attn_gate cross_attn_mlp_gate"),
+     "feed_forward.receptance attn.ve_gate ^smear_gate attention.w_g attention.o_gate shared_experts.gate",
+     "self_attn.gate_bias cross_attn_attn_gate cross_attn_mlp_gate shared_experts.gate_weight ^ve_gate_bank"),
     ("sinks and score biases", "Other", "added to attention scores: neither a projection nor an embedding",
      "sink_proj r_proj relative_position_bias.* rel_logits_proj.* relative_pos_embeddings relative_attention_bias",
      "self_attn.sinks position_bias.relative_attention_bias rel_attn.r rel_attn.r_r_bias rel_attn.r_s_bias "
@@ -99,15 +117,22 @@ KINDS = (
      "act_fn.alpha_p act_fn.alpha_n qk_norm.temp lm_head.logit_scale input_residual post_attention_residual lambda_1 "
      "lambda_2 self_attn.lambda_q1 self_attn.lambda_k1 self_attn.lambda_q2 self_attn.lambda_k2 self_attn.sqk "
      "self_attn.s_gate mlp.suv_gate mlp.suv_up hidden_states_scale hidden_states_bias residual_scale residual_bias "
-     "input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar"),
+     "input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar ^resid_lambdas ^x0_lambdas "
+     "^smear_lambda ^backout_lambda ^post_lambdas ^scalars attention.sq attention.sk feed_forward.sw1 feed_forward.sw3 "
+     "lm_head.sz attn_alpha mlp_alpha"),
     ("extra residual paths", "Other", "maps between streams or layers beside attention and feed-forward",
      "attn_hc.* ffn_hc.* hc_head.* altup.* laurel.* altup_projections altup_unembed_projections per_layer_input_gate "
      "per_layer_projection per_layer_model_projection layers.linear attention_input.* mlp_input.* final_input.* "
-     "message_input.* gate_up_proj_adapter_list", ""),
+     "message_input.* gate_up_proj_adapter_list",
+     "^mudd_w1 ^mudd_w2 ^mudd_b2 ^_mudd_gate_scale ^mudd_gate_w1 ^mudd_gate_w2 ^mudd_gate_b2"),
     ("projections of embeddings and outputs", "Other", "dense layers between the stream and a table",
      "embedding_hidden_mapping_in embeddings_project map_inputs_layer pre_projection post_projection "
      "patch_embedding_projection masked_embedding.centroids lm_head.dense transform.dense predictions.dense "
-     "generator_predictions.dense pooler", "transformer.mask_emb"),
+     "generator_predictions.dense pooler pooler.dense eh_proj", "transformer.mask_emb"),
+    ("heads of a task", "Other", "for classes, rewards, spans: the paper measured the output over a vocabulary",
+     "score classifier classifier.dense classifier.out_proj classification_head.dense classification_head.out_proj "
+     "pre_classifier qa_outputs seq_relationship logits_proj summary head.dense discriminator_predictions.dense "
+     "discriminator_predictions.dense_prediction reward_head value_head v_head rm_linear", ""),
     ("adapters of a language", "Other", "small layers inside a layer",
      "adapter_modules.*", ""),
     ("other modalities", "Other", "the paper measured language models only",
@@ -121,7 +146,7 @@ PARAMETER_OF = {end: block for _, block, _, _, parameters in KINDS for end in pa
 # Q, K and V in one matrix: half QK, half VO, so it can have neither's learning rate.
 FUSED_QKV = (
     "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv", "attn.qkv", "attn.in_proj", "self_attn.in_proj",
-    "attention.in_proj", "in_proj_weight", "in_proj_bias",
+    "attention.in_proj", "in_proj_weight", "in_proj_bias", "w_qkv", "wqkv", "linear_qkv", "linear_qkv_down_proj",
 )  # fmt: skip
 
 # What wrappers put into a name. The leaf of a module's own tensor, quantised or reparametrised too:
@@ -153,9 +178,8 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
     check_blocks(fused_qkv, block_of, unknown)
     path, is_module = path_of(name)
     ends = ends_of(path)
-    for end in [*(ends_of([*path, name.split(".")[-1]]) if is_module else []), *ends]:
-        if end in (block_of or {}):
-            return block_of[end]
+    if stated := stated_block(name, block_of):
+        return stated
     for part in path:
         if f"{part}.*" in BLOCK_OF:
             return BLOCK_OF[f"{part}.*"]
@@ -177,8 +201,28 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
         raise KeyError(f"parameter {name}: FSDP made one of several: wrap the model with use_orig_params=True")
     raise KeyError(
         f"no block type for parameter {name}: add the end of its path, "
-        f'e.g. block_of={{"{".".join(path[-2:])}": "FFN"}}, or pass unknown="Other"'
+        f'block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or pass unknown="Other"'
     )
+
+
+def stated_block(name, block_of):
+    """The block type that `block_of` gives a parameter, by the longest end of its path; None where it names none."""
+    path, is_module = path_of(name)
+    for end in [*(ends_of([*path, name.split(".")[-1]]) if is_module else []), *ends_of(path)]:
+        if end in (block_of or {}):
+            return block_of[end]
+    return None
+
+
+def guess(path):
+    """A block type for an error's hint: that of the table's names with this last part, spelled in any way."""
+    last = plain(path[-1]) if path else ""
+    near = {block for end, block in BLOCK_OF.items() if plain(end.rpartition(".")[2]) == last}
+    return f'"{near.pop()}"' if len(near) == 1 else "one of " + ", ".join(BLOCKS)
+
+
+def plain(word):
+    return word.lower().replace("_", "").rstrip("0123456789")
 
 
 def check_blocks(fused_qkv: str | None, block_of: dict[str, str] | None, unknown: str) -> None:
@@ -199,9 +243,10 @@ def path_of(name: str) -> tuple[list[str], bool]:
         if part in ADAPTERS and left and left[0] not in LEAVES:
             left = left[1:]
             is_module = not left
-        elif not part.isdigit() and not part.startswith("_") and part not in WRAPPERS:
+        elif not part.isdigit() and (not part.startswith("_") or not left) and part not in WRAPPERS:
             parts.append(part)
-    while parts and parts[-1] in LEAVES:  # "weight.original0" has two
+    # "weight.original0" has two; "weight3" is of one expert, where Transformer Engine groups them
+    while parts and (parts[-1] in LEAVES or parts[-1].rstrip("0123456789") in ("weight", "bias")):
         parts, is_module = parts[:-1], True
     return parts, is_module
 
@@ -219,61 +264,96 @@ def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, b
     A parameter with several names counts once; an output layer tied to the embedding is Emb. Two matrices whose names
     hide what they hold are Other, unless `block_of` names them: a k_proj that also gives V, since its attention has an
     o_proj and no v_proj (`fused_qkv` settles it too); and a q_proj that holds Q and a gate, twice as tall as o_proj is
-    wide. Raises what `block_type` raises.
+    wide. Raises what `block_type` raises, and ValueError where these two cannot be told: of weights that FSDP 1 or
+    ZeRO-3 has flattened, and of a list that lacks the matrix that decides.
     """
-    return typed(named_parameters(model_or_named_parameters), fused_qkv, block_of, unknown)
+    return typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=False)
 
 
 def named_parameters(model_or_named_parameters):
+    """[(name, parameter), ...]; names with a shape that is not the parameter's own: as ZeRO-3 notes it."""
     named = getattr(model_or_named_parameters, "named_parameters", None)
-    return list(named() if named else model_or_named_parameters)
+    pairs = list(named() if named else model_or_named_parameters)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError(
+                f"expected a model, or (name, parameter) pairs as model.named_parameters() gives them, got "
+                f"{type(model_or_named_parameters).__name__} of {type(pair).__name__}: pass the model itself"
+            )
+    return pairs
 
 
-def typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: False):
-    """What `blocks_of` returns, without the parameters that `skip` is true of."""
-    two_in_one = matrices_of_two(named, fused_qkv)
-    found = {}  # id -> (block, name, parameter)
+def typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=True):
+    """What `blocks_of` returns; with `frozen_apart`, what needs no gradient is "frozen", whatever its name is."""
+    check_blocks(fused_qkv, block_of, unknown)
+    named = named_parameters(model_or_named_parameters)
+    two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
+    table = {}  # id -> (block, name, parameter)
     for name, parameter in named:
-        if skip(parameter):
-            continue
-        rules = {**two_in_one.get(attention_of(name), {}), **(block_of or {})}
-        block = block_type(name, fused_qkv, rules, unknown)
-        if id(parameter) not in found or (found[id(parameter)][0] == "Head" and block == "Emb"):
-            found[id(parameter)] = (block, name, parameter)
-    table = {block: [(n, p) for b, n, p in found.values() if b == block] for block in BLOCKS}
-    return {block: members for block, members in table.items() if members}
+        special = two_in_one.get(attention_of(name))
+        if frozen_apart and not parameter.requires_grad:
+            block = "frozen"
+        elif special and not stated_block(name, block_of):
+            if special not in BLOCKS:
+                raise ValueError(f"{name}: {special}")
+            block = special
+        else:
+            block = block_type(name, fused_qkv, block_of, unknown)
+        if id(parameter) not in table or (table[id(parameter)][0] == "Head" and block == "Emb"):
+            table[id(parameter)] = (block, name, parameter)
+    blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
+    return {block: members for block, members in blocks.items() if members}
 
 
 def attention_of(name):
-    """The start of a parameter's name up to q_proj and the like, None where there is none of them."""
+    """(start of a parameter's name, q_proj or the like that follows it), (None, None) where there is none of them."""
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         before, found, _ = name.partition(f".{projection}.")
         if found:
-            return before
-    return None
+            return before, projection
+    return None, None
 
 
-def matrices_of_two(named, fused_qkv):
-    """{attention: rules for `block_type`} where the shapes beside a q_proj or a k_proj say that it holds two things."""
-    rows, columns = {}, {}  # attention -> {projection: size}
+def matrices_of_two(named, fused_qkv, whole_model):
+    """{(attention, projection): block type} of each q_proj and k_proj that holds two things, as its neighbours say.
+
+    In place of a type, what is missing to know it: shapes, or in a list the matrix that decides.
+    """
+    rows, columns, flat = {}, {}, {}  # attention -> {projection: size}
     for name, parameter in named:
-        attention, shape = attention_of(name), tuple(getattr(parameter, "shape", ()))
+        attention, projection = attention_of(name)
         path = [part for part in path_of(name)[0] if part != "linear"]
-        if attention is None or len(shape) != 2 or path[-1] not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        shape = tuple(getattr(parameter, "ds_shape", getattr(parameter, "shape", ())))  # ZeRO-3 empties the other
+        adapter = not set(ADAPTERS).isdisjoint(name.split("."))
+        if attention is None or path[-1] != projection or (len(shape) != 2 and (adapter or name[-7:] != ".weight")):
             continue
+        if len(shape) != 2:
+            flat.setdefault(attention, set()).add(projection)
         if "lora_A" not in name:
-            rows.setdefault(attention, {})[path[-1]] = shape[0]
+            rows.setdefault(attention, {})[projection] = shape[0] if shape else 0
         if "lora_B" not in name:
-            columns.setdefault(attention, {})[path[-1]] = shape[1]
-    found = {}
+            columns.setdefault(attention, {})[projection] = shape[-1] if shape else 0
+    special = {}
     for attention, height in rows.items():
+        width = columns.get(attention, {})
         if {"k_proj", "o_proj"} <= height.keys() and "v_proj" not in height:
-            rule = fused_qkv or "Other"
-            found.setdefault(attention, {}).update({"k_proj": rule, "k_proj.linear": rule})
-        plain = {"q_proj", "k_proj", "o_proj"} <= height.keys()  # MLA, whose heads differ in width, has no k_proj
-        if plain and height["q_proj"] == 2 * columns[attention].get("o_proj", 0):
-            found.setdefault(attention, {}).update({"q_proj": "Other", "q_proj.linear": "Other"})
-    return found
+            no_v = "Other" if whole_model else NEIGHBOUR.format("v_proj", "V")
+            special[attention, "k_proj"] = fused_qkv or no_v
+        if {"q_proj", "k_proj", "o_proj"} <= height.keys():  # MLA, whose heads differ in width, has no k_proj
+            if flat.get(attention, set()) & {"q_proj", "o_proj"}:
+                special[attention, "q_proj"] = FLATTENED
+            elif height["q_proj"] == 2 * width.get("o_proj", 0):
+                special[attention, "q_proj"] = "Other"
+        elif not whole_model and "o_proj" not in height and height.get("q_proj", 0) > width.get("q_proj", 0) > 0:
+            special[attention, "q_proj"] = NEIGHBOUR.format("o_proj", "a gate")
+    return special
+
+
+FLATTENED = (
+    "its shape is gone (FSDP 1 or ZeRO-3 flattens weights), and it may hold a gate: make the groups before wrapping, "
+    'or state block_of={"q_proj": "QK"}'
+)
+NEIGHBOUR = "the list has no {} beside it, and it may hold {} too: pass the whole model, or state it in block_of"
 
 
 def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str, float] | None = None,
@@ -288,8 +368,8 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     fused_qkv, block_of, unknown: see `block_type`.
 
     A group also carries `block` and `lr_mult`, so that a schedule can set
-    `group["lr"] = schedule(step) * group["lr_mult"]`. Parameters that need no gradient are left out, whatever their
-    names, and a block that has no others gets no group.
+    `group["lr"] = schedule(step) * group["lr_mult"]`, and `members`, which `load_state` compares. Parameters that need
+    no gradient are left out, whatever their names, and a block that has no others gets no group.
     Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV and for a
     multiplier that is negative or not finite.
     """
@@ -300,8 +380,7 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{argument}[{block!r}]={value}: expected a finite number, at least 0")
     lr_mult = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
-    named = named_parameters(model_or_named_parameters)
-    table = typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: not parameter.requires_grad)
+    table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     return [
         {
             "params": [p for _, p in members],
@@ -309,9 +388,42 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
             "lr_mult": lr_mult[block],
             "lr": lr * lr_mult[block],
             "weight_decay": weight_decay * (wd_mult or {}).get(block, 1.0),
+            "members": checksum(" ".join(".".join(without_wrappers(name)) for name, _ in members)),
         }
         for block, members in table.items()
+        if block != "frozen"
     ]
+
+
+def without_wrappers(name):
+    return [part for part in name.split(".") if not part.startswith("_") and part not in WRAPPERS]
+
+
+def checksum(text):
+    """The same number in every process, as `hash` is not."""
+    number = 0
+    for char in text:
+        number = (number * 1_000_003 + ord(char)) % (2**61 - 1)
+    return number
+
+
+def load_state(optimizer: object, state: dict) -> None:
+    """`optimizer.load_state_dict(state)` for groups of `param_groups`: moments come back, the groups' settings stay.
+
+    Without it the saved learning rates, `lr_mult` and weight decay replace those that were asked for, and torch gives
+    moments to parameters by their position in the groups. Raises ValueError where a group has other members than when
+    the state was saved.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):  # torch compares the numbers
+        if saved.get("members", group.get("members")) != group.get("members"):
+            raise ValueError(
+                f"group {group.get('block')} has other parameters than in the saved state, and moments go by position: "
+                "expected the model, block_of and fused_qkv of the run that saved it"
+            )
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, asked in zip(optimizer.param_groups, settings, strict=True):
+        group.update(asked)
 
 
 def layer_of(name: str) -> int | None:
@@ -322,11 +434,9 @@ def layer_of(name: str) -> int | None:
 def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = None,
                     block_of: dict[str, str] | None = None, unknown: str = "error") -> str:  # fmt: skip
     """The split as a table: tensors, parameters, examples of each block, frozen ones last. Raises like blocks_of."""
-    named = named_parameters(model_or_named_parameters)
-    table = typed(named, fused_qkv, block_of, unknown, skip=lambda parameter: not parameter.requires_grad)
-    frozen = {id(p): (name, p) for name, p in named if not p.requires_grad}
+    table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     rows = [("block", "rate", "tensors", "parameters", "examples")]
-    for block, members in [*table.items(), *([("frozen", list(frozen.values()))] if frozen else [])]:
+    for block, members in table.items():
         ends = list(dict.fromkeys(".".join(path_of(name)[0][-2:]) for name, _ in members))
         examples = ", ".join(ends[:3]) + (f" and {len(ends) - 3} more" if ends[3:] else "")
         rate = "-" if block == "frozen" else f"{LR_MULT.get(block, 1.0):g}x"

@@ -239,6 +239,13 @@ def attention(prefix="model.layers.0.self_attn.", end=".weight", **shapes):
     return [(f"{prefix}{name}{end}", nn.Parameter(torch.empty(s, device="meta"))) for name, s in shapes.items()]
 
 
+class Whole(list):
+    """The same as a whole model gives them."""
+
+    def named_parameters(self):
+        return iter(self)
+
+
 def blocks_by_end(named, **options):
     return {
         name.split("self_attn.")[1].removesuffix(".weight"): block
@@ -268,12 +275,195 @@ def test_a_query_projection_that_holds_a_gate_too():
 
 def test_keys_and_values_in_one_matrix():
     """Gemma 4's attention_k_eq_v: the v_proj is not there, and V is K's matrix."""
-    shared = attention(q_proj=(32, 16), k_proj=(8, 16), o_proj=(16, 32))
+    shared = Whole(attention(q_proj=(32, 16), k_proj=(8, 16), o_proj=(16, 32)))
     assert blocks_by_end(shared) == dict(q_proj="QK", k_proj="Other", o_proj="VO")
     assert blocks_by_end(shared, fused_qkv="VO")["k_proj"] == "VO"
     assert blocks_by_end(shared, block_of={"self_attn.k_proj": "QK"})["k_proj"] == "QK"
     part = attention(end=".lora_A.default.weight", q_proj=(4, 16), k_proj=(4, 16))  # as a list of what is trained
     assert set(blocks_of(part)) == {"QK"}
+
+
+@pytest.mark.parametrize(
+    "left_out, options",
+    [
+        ("v_proj", {"fused_qkv": "VO"}),  # a k_proj that may give V too
+        ("o_proj", {"block_of": {"q_proj": "QK"}}),  # a q_proj taller than wide, which may hold a gate
+        ("v_proj", {"block_of": {"k_proj.weight": "QK"}}),
+    ],
+)
+def test_a_list_that_lacks_the_matrix_that_decides_is_refused(left_out, options):
+    """As with v_proj or o_proj frozen and `filter(requires_grad)` of the rest."""
+    part = [pair for pair in attention(**PLAIN_ATTENTION) if left_out not in pair[0]]
+    for function in (blocks_of, describe_blocks, lambda named: param_groups(named, lr=1.0)):
+        with pytest.raises(ValueError, match=f"no {left_out} beside it.* pass the whole model"):
+            function(part)
+    assert set(blocks_by_end(part, **options).values()) <= {"QK", "VO"}
+    square = attention(q_proj=(16, 16), k_proj=(8, 16), v_proj=(8, 16))  # no gate fits: no question
+    assert blocks_by_end(square)["q_proj"] == "QK"
+
+
+@pytest.mark.parametrize("gone", [["q_proj"], ["o_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]])
+@pytest.mark.parametrize("shape", [(0,), (512,)], ids=["ZeRO-3", "FSDP1"])
+def test_shapes_that_sharding_took_away_are_not_guessed(gone, shape):
+    gated = attention(**{**PLAIN_ATTENTION, "q_proj": (64, 16)})
+    flat = [(n, nn.Parameter(torch.empty(shape)) if n.split(".")[-2] in gone else p) for n, p in gated]
+    for named in (flat, Whole(flat)):
+        with pytest.raises(ValueError, match=r"q_proj\.weight: its shape is gone .* before wrapping"):
+            param_groups(named, lr=1.0)
+    assert blocks_by_end(flat, block_of={"q_proj": "Other"})["q_proj"] == "Other"
+    for (_, empty), (_, parameter) in zip(flat, gated, strict=True):
+        empty.ds_shape = parameter.shape  # what ZeRO-3 notes
+    assert blocks_by_end(flat) == dict(q_proj="Other", k_proj="QK", v_proj="VO", o_proj="VO")
+
+
+def test_biases_and_adapters_have_no_shape_to_miss():
+    biases = attention(end=".bias", **{name: (shape[0],) for name, shape in PLAIN_ATTENTION.items()})
+    dora = attention(end=".lora_magnitude_vector.default.weight", q_proj=(32,), o_proj=(16,))
+    assert blocks_by_end(attention(**PLAIN_ATTENTION) + biases + dora)["q_proj"] == "QK"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: dict(m.named_parameters()),
+     lambda m: [nn.Parameter(torch.zeros(2, 3))], lambda m: param_groups(m, lr=1.0)],
+    ids=["parameters()", "list", "dict", "two rows", "groups"],
+)  # fmt: skip
+def test_parameters_without_names_are_refused(wrong):
+    for function in (blocks_of, describe_blocks, lambda named: param_groups(named, lr=1.0)):
+        with pytest.raises(
+            ValueError, match=r"expected a model, or \(name, parameter\) pairs .* pass the model itself"
+        ):
+            function(wrong(tiny()))
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("encoder.attn.Q_Proj.weight", '"QK"'), ("h.0.mlp.upproj.weight", '"FFN"'), ("x.value_proj2.bias", '"VO"'),
+     ("x.attn.tables.weight", "one of Emb, QK"), ("x.dense.weight", "one of Emb, QK")],
+)  # fmt: skip
+def test_a_hint_guesses_from_the_name_or_not_at_all(name, hint):
+    end = ".".join(name.split(".")[-3:-1])
+    with pytest.raises(KeyError) as error:
+        block_type(name)
+    assert f'block_of={{"{end}": {hint}' in error.value.args[0]
+
+
+# The models of other trainers, by the names in their sources
+
+LLAMA_LIKE = "feed_forward.w1 feed_forward.w2 feed_forward.w3"
+TRAINERS = {
+    "litgpt": dict(
+        fused="transformer.h.0.attn.qkv", Emb="transformer.wte", Head="lm_head", VO="transformer.h.0.attn.proj",
+        QK="h.0.attn.q_a_proj h.0.attn.q_b_proj",
+        FFN="h.0.mlp.fc h.0.mlp.proj h.0.mlp.fc_1 h.0.mlp.fc_2 h.0.mlp.experts.3.fc_1 h.0.mlp.experts.3.proj "
+        "h.0.mlp.shared_experts.fc_2 h.0.mlp.shared_experts.proj",
+        Norm="h.0.norm_1 h.0.norm_2 h.0.attn.norm_q h.0.attn.norm_k h.0.post_attention_norm transformer.ln_f",
+        Other="h.0.mlp.gate h.0.attn.kv_a_proj_with_mqa",
+    ),
+    "nanochat": dict(
+        Emb="transformer.wte value_embeds.3", QK="transformer.h.0.attn.c_q transformer.h.0.attn.c_k",
+        VO="transformer.h.0.attn.c_v transformer.h.0.attn.c_proj", Head="lm_head",
+        FFN="transformer.h.0.mlp.c_fc transformer.h.0.mlp.c_proj",
+        Other="transformer.h.1.attn.ve_gate smear_gate =resid_lambdas =x0_lambdas =smear_lambda =backout_lambda",
+    ),
+    "torchtitan": dict(
+        fused="layers.0.attention.qkv_linear.wqkv", Emb="tok_embeddings", Head="lm_head output",
+        QK="layers.0.attention.qkv_linear.wq layers.0.attention.qkv_linear.wk layers.0.attention.wq_a "
+        "layers.0.attention.wq_b", VO="layers.0.attention.qkv_linear.wv layers.0.attention.wo",
+        FFN=f"{LLAMA_LIKE} =layers.1.moe.routed_experts.inner_experts.w1_EFD layers.1.moe.shared_experts.w2",
+        Norm="layers.0.attention_norm layers.0.ffn_norm norm layers.0.attention.q_norm layers.0.attention.kv_norm",
+        Other="layers.1.moe.router.gate layers.0.attention.wkv_a layers.0.attention.wkv_b",
+    ),
+    "OLMo-core": dict(
+        fused="blocks.0.attention.w_qkv", Emb="embeddings", QK="blocks.0.attention.w_q blocks.0.attention.w_k",
+        VO="blocks.0.attention.w_v blocks.0.attention.w_out", Head="lm_head.w_out", Norm="blocks.0.feed_forward_norm "
+        "lm_head.norm blocks.0.attention.q_norm", FFN=f"{LLAMA_LIKE} =blocks.1.feed_forward_moe.experts.mlp.w3 "
+        "blocks.1.feed_forward_moe.shared_mlp.w1",
+        Other="blocks.0.attention.w_g blocks.1.feed_forward_moe.router =blocks.0.attention.sq =lm_head.sz "
+        "=blocks.0.attn_alpha =blocks.0.feed_forward.sw3",
+    ),
+    "Megatron-LM": dict(
+        fused="decoder.layers.0.self_attention.linear_qkv", Head="output_layer",
+        Emb="embedding.word_embeddings embedding.position_embeddings embedding.tokentype_embeddings",
+        QK="decoder.layers.0.cross_attention.linear_q decoder.layers.0.self_attention.linear_q_up_proj",
+        VO="decoder.layers.0.self_attention.linear_proj",
+        FFN="decoder.layers.0.mlp.linear_fc1 decoder.layers.0.mlp.linear_fc2 =d.0.mlp.experts.linear_fc1.weight3 "
+        "d.0.mlp.experts.local_experts.2.linear_fc2 d.0.mlp.shared_experts.linear_fc1",
+        Norm="decoder.final_layernorm decoder.layers.0.pre_mlp_layernorm =d.0.mlp.linear_fc1.layer_norm_weight",
+        Other="decoder.layers.0.mlp.router decoder.layers.0.self_attention.linear_kv_down_proj "
+        "=decoder.layers.0.mlp.shared_experts.gate_weight mtp.layers.0.eh_proj",
+    ),
+    "GPT-NeoX": dict(
+        fused="sequential.2.attention.query_key_value", Emb="sequential.0.word_embeddings",
+        VO="sequential.2.attention.dense",
+        FFN="sequential.2.mlp.linear1 sequential.2.mlp.linear2 sequential.2.mlp.dense_h_to_4h",
+        Norm="sequential.2.input_layernorm sequential.45.norm", Head="sequential.46.final_linear", QK="",
+        Other="rm_linear",
+    ),
+    "llama2.c": dict(
+        Emb="tok_embeddings", QK="layers.0.attention.wq layers.0.attention.wk", FFN=LLAMA_LIKE, Head="output",
+        VO="layers.0.attention.wv layers.0.attention.wo", Norm="layers.0.attention_norm layers.0.ffn_norm norm",
+        Other="",
+    ),
+    "modded-nanogpt": dict(
+        Emb="embed =value_embeds bigram_embed", QK="=qk_bank", VO="=vo_bank", FFN="=mlp_bank", Head="lm_head", Norm="",
+        Other="smear_gate =ve_gate_bank =post_lambdas =resid_lambdas =scalars =mudd_w1 =mudd_b2 =_mudd_gate_scale",
+    ),
+    "nn.TransformerEncoderLayer": dict(
+        fused="layers.0.self_attn.in_proj_weight", Emb="", QK="",
+        VO="layers.0.multihead_attn.out_proj self_attn.out_proj",
+        FFN="linear1 linear2 encoder.layers.0.linear1 decoder.layers.0.linear2",
+        Norm="norm1 layers.0.norm3", Head="", Other="",
+    ),
+    "T5": dict(
+        Emb="shared decoder.embed_tokens",
+        QK="encoder.block.0.layer.0.SelfAttention.q block.0.layer.1.EncDecAttention.k",
+        VO="encoder.block.0.layer.0.SelfAttention.v block.0.layer.1.EncDecAttention.o", Head="lm_head",
+        FFN="block.0.layer.1.DenseReluDense.wi_0 block.0.layer.1.DenseReluDense.wo", Norm="encoder.final_layer_norm",
+        Other="encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_names_of_other_trainers(trainer):
+    names = dict(TRAINERS[trainer])
+    fused = names.pop("fused", "")
+    if fused:
+        with pytest.raises(ValueError, match="holds Q, K and V"):
+            block_type(fused if fused.endswith("in_proj_weight") else f"{fused}.weight")
+    for block, ends in names.items():
+        for end in ends.split():
+            assert block_type(end[1:] if end.startswith("=") else f"{end}.weight") == block, end
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_torchs_own_layers_split(stack):
+    model = nn.TransformerDecoderLayer(8, 2, 16)
+    model = nn.TransformerDecoder(model, 2) if stack else model
+    table = blocks_of(model, fused_qkv="QK")
+    assert_partition(model, table)
+    layers = 2 if stack else 1
+    assert tensors(table) == {"QK": 4 * layers, "VO": 4 * layers, "FFN": 4 * layers, "Norm": 6 * layers}
+
+
+HEADS = (
+    "LlamaForSequenceClassification LlamaForTokenClassification LlamaForQuestionAnswering GPT2DoubleHeadsModel "
+    "BertForSequenceClassification BertForPreTraining RobertaForSequenceClassification ElectraForPreTraining "
+    "DistilBertForSequenceClassification XLNetForSequenceClassification BartForSequenceClassification "
+    "BartForConditionalGeneration T5ForConditionalGeneration MT5ForConditionalGeneration MBartForConditionalGeneration "
+    "LongT5ForConditionalGeneration MarianMTModel PegasusForConditionalGeneration"
+)
+
+
+@pytest.mark.parametrize("name", HEADS.split())
+def test_heads_of_tasks_and_encoder_decoders_split(name):
+    cls = getattr(transformers, name)
+    with torch.device("meta"):
+        model = cls(cls.config_class(num_hidden_layers=1, encoder_layers=1, decoder_layers=1, num_layers=1))
+    table = blocks_of(model, fused_qkv="QK")
+    assert_partition(model, table)
+    assert {"Emb", "QK", "VO", "FFN", "Norm"} <= set(table) | ({"VO"} if "GPT2" in name else set())
 
 
 @pytest.mark.parametrize(
