@@ -414,7 +414,7 @@ def load_state(optimizer: object, state: dict) -> None:
     moments to parameters by their position in the groups. Raises ValueError where a group has other members than when
     the state was saved.
     """
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):  # torch compares the numbers
+    for group, saved in zip(optimizer.param_groups, state.get("param_groups", ()), strict=False):  # torch counts them
         if saved.get("members", group.get("members")) != group.get("members"):
             raise ValueError(
                 f"group {group.get('block')} has other parameters than in the saved state, and moments go by position: "

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from blockwise import UserError, first_line, warn
+from blockwise.blocks import load_state
 from blockwise.files import remove, sha256, sync_folder, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
 from blockwise.sharded_files import read_shards, shard_like, write_shards, write_tensors
@@ -325,7 +326,6 @@ def load_optimizer(optimizer, state):
         for part, part_state in state.items():
             load_optimizer(getattr(optimizer, part), part_state)
         return
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     params = (p for group in optimizer.param_groups for p in group["params"])
     numbers = (number for group in state["param_groups"] for number in group["params"])
     param_of = dict(zip(numbers, params, strict=True))
@@ -333,6 +333,4 @@ def load_optimizer(optimizer, state):
         number: {name: shard_like(value, param_of[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
-    optimizer.load_state_dict(state | {"state": divided})
-    for group, group_settings in zip(optimizer.param_groups, settings, strict=True):
-        group.update(group_settings)
+    load_state(optimizer, state | {"state": divided})

@@ -57,6 +57,26 @@ def learning_rate(schedule, step, *, peak, floor, warmup, end, decay=1 / 3, base
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
 
 
+def rate_lambdas(groups, schedule="cosine", *, floor, warmup, end, decay=1 / 3):
+    """For torch's LambdaLR over the groups of `param_groups`: every group from its own peak down to one common floor.
+
+        scheduler = LambdaLR(optimizer, rate_lambdas(optimizer.param_groups, floor=6e-5, warmup=100, end=1000))
+
+    The paper's rule, which the floors of other schedulers (eta_min, min_lr) do not give: they scale, or pull together,
+    the groups in other ways. groups: their `lr` are the peaks; floor: a learning rate; the rest: see `learning_rate`.
+    Raises ValueError for a floor above a peak.
+    """
+    peaks = [group["lr"] for group in groups]
+    if any(0 < peak < floor for peak in peaks):
+        raise ValueError(f"floor={floor}: expected at most the lowest peak, {min(peak for peak in peaks if peak)}")
+
+    def share_of(peak):
+        times = {"peak": peak, "floor": floor, "warmup": warmup, "end": end, "decay": decay}
+        return lambda step: learning_rate(schedule, step, **times) / peak if peak else 0.0
+
+    return [share_of(peak) for peak in peaks]
+
+
 def line(step, start, end, high, low):
     """From `high` at step `start` to `low` at step `end`."""
     share = (end - step) / (end - start)

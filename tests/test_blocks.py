@@ -23,9 +23,11 @@ from blockwise.blocks import (
     block_type,
     blocks_of,
     describe_blocks,
+    load_state,
     main,
     param_groups,
 )
+from blockwise.schedules import rate_lambdas
 from model import ModelConfig, Transformer
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -698,6 +700,110 @@ def test_what_is_frozen_needs_no_name_and_leaves_no_empty_group():
 def test_multipliers_that_are_no_rates_raise(table, value):
     with pytest.raises(ValueError, match=rf"{table}\['Emb'\]={value}: expected a finite number"):
         param_groups(tiny(), lr=1e-3, **{table: {"QK": 0.0, "Emb": value}})
+
+
+def trained(**options):
+    """AdamW over the groups of a tiny model, one step in."""
+    model = tiny("llama", tie=False)
+    backward(model)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=0.1, **options))
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_loaded_state_leaves_the_rates_as_asked():
+    (_, first), (_, second) = trained(), trained(lr_mult={"Emb": 20.0, "VO": 1.0}, wd_mult={"Norm": 0.0})
+    for p in second.state.values():
+        p["exp_avg"].zero_()
+    load_state(second, first.state_dict())
+    asked = {group["block"]: (group["lr_mult"], group["lr"], group["weight_decay"]) for group in second.param_groups}
+    assert (asked["Emb"], asked["VO"], asked["Norm"]) == ((20.0, 2e-2, 0.1), (1.0, 1e-3, 0.1), (1.0, 1e-3, 0.0))
+    pairs = zip(first.state.values(), second.state.values(), strict=True)
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) and a["exp_avg"].any() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"block_of": {"v_proj": "QK", "k_proj": "VO"}}, {"block_of": {"q_proj": "FFN"}}, {"lr_mult": {"Emb": 2}}],
+)
+def test_a_state_of_other_groups_is_refused(options):
+    """k_proj and v_proj have equal shapes: torch would exchange their moments, as it goes by position."""
+    (_, first), (_, second) = trained(), trained(**options)
+    saved = copy.deepcopy(first.state_dict())
+    if "lr_mult" in options:
+        load_state(second, saved)
+        for group in saved["param_groups"]:
+            del group["members"]  # as before it was noted
+        return load_state(second, saved)
+    before = copy.deepcopy(second.state_dict())
+    with pytest.raises(ValueError, match="group QK has other parameters than in the saved state"):
+        load_state(second, saved)
+    assert str(before) == str(second.state_dict())
+
+
+def test_wrappers_do_not_change_the_members():
+    model = tiny("llama")
+    members = [group["members"] for group in param_groups(model, lr=1.0)]
+    wrapped = [(f"module._orig_mod.{name}", p) for name, p in model.named_parameters()]
+    assert [group["members"] for group in param_groups(wrapped, lr=1.0)] == members
+    assert members == [group["members"] for group in param_groups(tiny("llama"), lr=2.0)]
+
+
+# Schedules of others
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_rate_lambdas_take_every_group_to_one_floor(schedule):
+    _, optimizer = trained(lr_mult={"VO": 0.0})
+    lambdas = rate_lambdas(optimizer.param_groups, schedule, floor=1e-4, warmup=3, end=20)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambdas)
+    rates = []
+    for _ in range(25):
+        rates.append({group["block"]: group["lr"] for group in optimizer.param_groups})
+        optimizer.step()
+        scheduler.step()
+    for block, mult in {**LR_MULT, "VO": 0.0}.items():
+        series = [row[block] for row in rates]
+        assert max(series) == pytest.approx(1e-3 * mult), block
+        assert series[20:] == pytest.approx([1e-4 if mult else 0.0] * 5), block
+        assert series[0] == pytest.approx(1e-3 * mult / 4), block
+
+
+def test_rate_lambdas_refuse_a_floor_above_a_peak():
+    _, optimizer = trained()
+    with pytest.raises(ValueError, match=r"floor=0.002: expected at most the lowest peak, 0.001"):
+        rate_lambdas(optimizer.param_groups, floor=2e-3, warmup=3, end=20)
+
+
+KEEP, LOSE = "keep the ratios", "lose them"
+SCHEDULERS = {
+    "LambdaLR": (KEEP, lambda s, o: s.LambdaLR(o, lambda step: 1 - step / 101)),
+    "CosineAnnealingLR": (KEEP, lambda s, o: s.CosineAnnealingLR(o, 100)),
+    "LinearLR": (KEEP, lambda s, o: s.LinearLR(o, 1, 0.1, 100)),
+    "ExponentialLR": (KEEP, lambda s, o: s.ExponentialLR(o, 0.98)),
+    "PolynomialLR": (KEEP, lambda s, o: s.PolynomialLR(o, 101)),
+    "CosineAnnealingLR(eta_min)": (LOSE, lambda s, o: s.CosineAnnealingLR(o, 100, eta_min=6e-5)),
+    "OneCycleLR": (LOSE, lambda s, o: s.OneCycleLR(o, max_lr=1e-3, total_steps=101)),
+    "CyclicLR": (LOSE, lambda s, o: s.CyclicLR(o, 1e-4, 1e-3, step_size_up=50, cycle_momentum=False)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_page_says_which_schedulers_keep_the_ratios(name):
+    expected, make = SCHEDULERS[name]
+    _, optimizer = trained()
+    scheduler, worst = make(torch.optim.lr_scheduler, optimizer), 1.0
+    for _ in range(90):
+        optimizer.step()
+        scheduler.step()
+        rates = {group["block"]: group["lr"] for group in optimizer.param_groups}
+        worst = max(
+            worst, *(max(r / rates["Norm"] / LR_MULT[b], LR_MULT[b] * rates["Norm"] / r) for b, r in rates.items())
+        )
+    assert (worst < 1.01) == (expected == KEEP)
+    page = (ROOT / "docs" / "huggingface.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    assert row.split("|")[2].strip().startswith("yes" if expected == KEEP else "no")
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
