@@ -43,7 +43,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     for folder, blockwise in (("a", True), ("b", False)):
         (tmp_path / folder).mkdir()
         make_run(tmp_path / folder / "run$1", [5, 4, 3.0], blockwise)
-    status, out, err = curves(tmp_path / "a" / "run$1", "--baseline", tmp_path / "b" / "run$1")
+    status, out, err = curves(tmp_path / "a" / "run$1", f"--baseline={tmp_path / 'b' / 'run$1'}")
     assert status == 0 and "a/run$1:" in out and "b/run$1:" in out, err
 
 
@@ -75,7 +75,7 @@ def test_without_baselines_nothing_is_claimed(tmp_path):
 def test_an_unfinished_run_is_not_judged(tmp_path):
     bw = make_run(tmp_path / "bw", [5, 4, 3.0], True, max_iters=900)
     adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
-    _, out, _ = curves(bw, "--baseline", adamw)
+    _, out, _ = curves(bw, f"--baseline={adamw}")
     assert "stopped at 200 of 900" in out and "gap not measured" in out
 
 
@@ -129,7 +129,7 @@ def test_plotting_needs_no_torch(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport plot\n"
         f"for words in (['curves', {str(folder)!r}], ['lr', '--out={tmp_path / 'lr.png'}']):\n"
-        "    sys.argv = ['plot.py', *words]\n    plot.main()\nassert 'torch' not in sys.modules\n"
+        "    plot.main(words)\nassert 'torch' not in sys.modules\n"
     )
     assert finish(start(script=str(script)))[0] == 0
 
