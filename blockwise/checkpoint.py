@@ -17,11 +17,12 @@ A checkpoint is one dict of plain data and tensors, which `load_checkpoint` comp
     layers, auto_mult, eigenvector, ema                                 one feature each; see its class in training/
 """
 
+import fcntl
 import json
 import os
 import re
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -85,12 +86,13 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False, sharing=Non
     stated = {"step": state["step"], "val_loss": val_loss, "config": state["config"]}
     state = {"version": VERSION, **state}
     try:
-        if not on_master(committed_before, manifest, val_loss):
-            if sharing:
-                files = write_shards(unfinished, state, sharing)
-                on_master(commit_folder, unfinished, manifest, stated | {"files": files})
-            else:
-                write_manifest(manifest, stated | write_tensors(data, state))
+        with nullcontext() if sharing else one_at_a_time(out_dir):
+            if not on_master(committed_before, manifest, val_loss):
+                if sharing:
+                    files = write_shards(unfinished, state, sharing)
+                    on_master(commit_folder, unfinished, manifest, stated | {"files": files})
+                else:
+                    write_manifest(manifest, stated | write_tensors(data, state))
     except (OSError, UserError) as error:
         for path in (unfinished, data) if is_master and not manifest.exists() else ():
             with suppress(OSError):
@@ -98,6 +100,18 @@ def save_checkpoint(out_dir, state, val_loss, keep, keep_best=False, sharing=Non
         raise SaveError(f"{data} could not be written: {error}".split("\n")[0]) from None
     if is_master:
         prune(out_dir, keep, keep_best)
+
+
+@contextmanager
+def one_at_a_time(out_dir):
+    """Inside, no other process of the run saves: after an error any rank may, while rank 0 is saving."""
+    handle = os.open(out_dir, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def commit_folder(unfinished, manifest, stated):
@@ -279,6 +293,8 @@ def load_checkpoint(path, mapped=False, on_disk=()):
             saved = read_shards(path, on_disk)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped and saved.get("eigenvector"):  # a run holds it for longer than pruning leaves the file
+                saved["eigenvector"] = {name: part.clone() for name, part in saved["eigenvector"].items()}
         architecture, config = saved["model_config"], saved["config"]
         if (version := saved.get("version", 1)) > VERSION:
             raise UserError(f"{path} is of version {version}, this project reads versions up to {VERSION}: update it")

@@ -96,12 +96,14 @@ def take_tensors(tree, tensors, names=None, path=()):
 
 
 def put_tensors(tree, tensor):
-    """The tree with tensor(name) in place of each {"tensor": name}."""
+    """A new tree with tensor(name) in place of each {"tensor": name}; numbers in tensors are copied."""
     if isinstance(tree, dict):
         if tree.keys() == {NAME}:
             return tensor(tree[NAME])
         return {key: put_tensors(value, tensor) for key, value in tree.items()}
-    return [put_tensors(value, tensor) for value in tree] if isinstance(tree, list) else tree
+    if isinstance(tree, list):
+        return [put_tensors(value, tensor) for value in tree]
+    return tree.clone() if isinstance(tree, torch.Tensor) else tree
 
 
 def read_shards(folder, on_disk=()):

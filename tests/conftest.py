@@ -224,6 +224,23 @@ def losses(words):
     return {step: (row.get("train/loss"), row.get("val/loss")) for step, row in metrics(words).items()}
 
 
+def assert_same(a, b):
+    """Two trees of plain data and tensors, bit by bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_same(*pair)
+    else:
+        assert a == b
+
+
 # Of a prepared data set
 
 

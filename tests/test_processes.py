@@ -94,16 +94,20 @@ def killing(source, target):
 os.replace = killing
 sys.argv = ["train.py"] + sys.argv[1:]
 sys.path.insert(0, {root!r})
+import blockwise.training.output as output
+if {background}:
+    output.Output.in_background = True
 runpy.run_path("train.py", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("n", [1, 3, 4])  # before the first save's rename, the second's, and its manifest's
 def test_killed_in_the_middle_of_a_save(small, tmp_path, n):
+    """The first save is written by a thread, while the training goes on, as on CUDA; the last one is waited for."""
     straight = (*small, f"--out_dir={tmp_path / 'straight'}")
     run(*straight)
     script = tmp_path / "killing.py"
-    script.write_text(KILL_IN_SAVE.format(n=n, root=str(ROOT)))
+    script.write_text(KILL_IN_SAVE.format(n=n, root=str(ROOT), background=n < 4))
     status, _, _ = finish(Fork(*small, script=str(script)))
     assert status == -signal.SIGKILL
     run(*small, "--init_from=auto")
@@ -265,6 +269,21 @@ def test_nan_on_one_rank_stops_or_skips_on_all(small, tmp_path, policy):
     else:
         assert status == 1 and list(rows) == [0, 1, 2, 3]  # the launcher's own status
         assert err.count("exitcode  : 3") == 2 and err.count("stopped before taking this step") == 1
+
+
+def test_an_exception_on_one_rank_saves_there(small, tmp_path):
+    """Rank 1 alone fails, in step 3, and says so; what it has saved continues exactly."""
+    script = tmp_path / "failing.py"
+    action = "if len(calls) == 8: raise ValueError('here alone')"
+    script.write_text(RANK_1.format(root=str(ROOT), action=action))
+    straight = (*small, "--max_iters=4", f"--out_dir={tmp_path / 'straight'}")
+    assert finish(Fork(*straight, processes=2))[0] == 0
+    process = Fork(*small, script=str(script), processes=2)
+    status, _, err = finish(process)
+    assert status == 1 and "ValueError in step 3: saved the state before that step" in err, err
+    assert (out_dir(small) / "ckpt_00000003.json").exists()
+    assert finish(Fork(*small, "--init_from=resume", "--max_iters=4", processes=2))[0] == 0
+    assert losses(small) == losses(straight)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import ROOT, SMALL, Fork, finish, losses, metrics, out_dir, run
+from conftest import ROOT, SMALL, Fork, assert_same, finish, losses, metrics, out_dir, run
 
 import export
 import measure
@@ -132,23 +132,6 @@ def test_four_processes_of_which_one_holds_nothing(small, tmp_path):
     assert second["step"] == 2 and len(list((out_dir(words) / "ckpt_00000002").glob("shard_*.pt"))) == 4
     assert_same(first["model"], second["model"])
     run(*more, "--max_iters=3")
-
-
-def assert_same(a, b):
-    """Two trees of plain data and tensors, bit by bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b)
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for pair in zip(a, b, strict=True):
-            assert_same(*pair)
-    else:
-        assert a == b
 
 
 @pytest.fixture

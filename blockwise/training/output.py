@@ -1,8 +1,10 @@
 """What a run leaves behind: metrics, console, checkpoints. Every process has an Output; rank 0's alone writes."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -17,7 +19,7 @@ from blockwise.checkpoint import (
 )
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
-from blockwise.training.sharding import gathered
+from blockwise.training.sharding import gathered, is_sharded
 from blockwise.training.start import writes_nothing
 
 
@@ -26,9 +28,15 @@ class Output:
 
     def __init__(self, config, start, progress, world):
         self.config, self.progress, self.world, self.is_master = config, progress, world, world.is_master
-        self.logger = None
-        if not world.is_master or writes_nothing(config):
-            return
+        self.logger, self.writes = None, not writes_nothing(config)
+        self.thread, self.writing = ThreadPoolExecutor(1), None
+        if self.writes and world.is_master:
+            self.begin(start)
+        progress.wandb_id = world.on_master(lambda: progress.wandb_id)  # after an error any rank may save
+
+    def begin(self, start):
+        """Make out_dir the run's: what an earlier run or a kill left there is moved or deleted; open the log."""
+        config, progress = self.config, self.progress
         if start.checkpoint:
             quarantine_after(config.out_dir, progress.step)
             remove_unfinished(config.out_dir)
@@ -40,6 +48,11 @@ class Output:
         self.logger = Logger(asdict(config), progress.step, progress.wandb_id)
         progress.wandb_id = self.logger.wandb_id
 
+    @property
+    def in_background(self):
+        """Whether a thread writes checkpoints from copies. On a CPU the memory would hold the state twice meanwhile."""
+        return self.world.device.type == "cuda"
+
     def log(self, row, eta=None):
         """One row of a step, to metrics.jsonl, wandb and the console. eta: seconds left, None: not known."""
         if self.logger:
@@ -47,20 +60,35 @@ class Output:
         print0(console_line(row, self.config.max_iters, eta, self.progress.skipped))
 
     def save(self, state, val_loss, must=False, without_peers=False):
-        """Write a checkpoint; all processes call it together. must: a failure ends the run; else it is a warning.
+        """Write a checkpoint; all processes call it together. Returns whether this process writes any.
 
-        state: what the checkpoint holds, as each process has it. without_peers: this process may be the only one here,
-        and its state is complete.
+        state: what the checkpoint holds, as each process has it. must: a failure ends the run, and the file is there
+        on return; else it is a warning, and on CUDA a thread writes the file from a copy. without_peers: this process
+        may be the only one here, and its state is complete.
         """
-        known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
-        kept = self.config.keep_checkpoints, not self.config.always_save_checkpoint
+        self.wait_for_checkpoint()
         sharing = self.world if self.config.checkpoint_format == "sharded" and not without_peers else None
         if self.logger and not self.logger.flush():
             warn(f"{self.config.out_dir}: rows of metrics.jsonl are not on the disk, the checkpoint of this step is")
-        state = state if sharing else gathered(state, self.world)
+        background = self.in_background and not must and not sharing
+        state = state if sharing else gathered(state, self.world, copy=background)
+        if not (sharing or self.logger or (without_peers and self.writes)):
+            return False
+        val_loss = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        kept = self.config.keep_checkpoints, not self.config.always_save_checkpoint
+        self.writing = partial(save_checkpoint, self.config.out_dir, state, val_loss, *kept, sharing)
+        if background:
+            self.writing = self.thread.submit(self.writing).result
+        else:
+            self.wait_for_checkpoint(must)
+        return True
+
+    def wait_for_checkpoint(self, must=False):
+        """Return once the checkpoint is written that the last save began. Raises SaveError if must, else it warns."""
         try:
-            if sharing or self.logger or without_peers:
-                save_checkpoint(self.config.out_dir, state, known, *kept, sharing)
+            write, self.writing = self.writing, None
+            if write:
+                write()
         except SaveError as error:
             if must:
                 raise
@@ -76,19 +104,21 @@ class Output:
         except SaveError:
             raise
         except Exception as error:
-            if self.config.parallel == "fsdp":  # what this process alone has met, no other one would gather for
+            if is_sharded(self.config, self.world):  # the other processes would have to save their shares too
                 raise
             try:
-                if found := state():
-                    self.save(found, None, must=True, without_peers=True)
-                    warn(f"{type(error).__name__} in step {found['step']}: saved the state before that step")
+                if (current := state()) and self.save(current, None, must=True, without_peers=True):
+                    warn(f"{type(error).__name__} in step {current['step']}: saved the state before that step")
             except Exception as second:
                 warn(f"{type(error).__name__}, and no checkpoint could be saved: {second}")
             raise
+        finally:
+            self.wait_for_checkpoint()
 
     def report_not_finite(self, step, loss, grad_norm):
         if not self.is_master:
             return
+        self.wait_for_checkpoint()
         path = newest_checkpoint(self.config.out_dir)
         advice = "a lower learning_rate or longer warmup_iters"
         if self.config.dtype == "float16":

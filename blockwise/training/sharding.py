@@ -46,14 +46,24 @@ def full_tensor(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gathered(state, world):
+def gathered(state, world, copy=False):
     """A checkpoint's nested dicts and lists with sharded tensors in full, on rank 0's CPU; elsewhere None for them.
 
-    One tensor at a time, so that no device ever holds more than one in full.
+    One tensor at a time, so that no device ever holds more than one in full. copy: all other tensors are copied to the
+    CPU too, and training may change them from here on.
     """
     tensors, full = {}, {}
     tree = take_tensors(state, tensors)
     for name, tensor in tensors.items():
-        whole = full_tensor(tensor)
-        full[name] = whole if whole is tensor else whole.cpu() if world.is_master else None
+        full[name] = full_tensor(tensor)
+        if full[name] is not tensor or copy:
+            full[name] = copy_to_host(full[name]) if world.is_master else None
+    if copy and world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
     return put_tensors(tree, full.get)
+
+
+def copy_to_host(tensor):
+    """From a GPU into pinned memory, which torch keeps for the next checkpoint; the copy may still be under way."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor.detach(), non_blocking=True)
