@@ -3,6 +3,7 @@
     python compare.py config/study_cpu.py --plan                  # what would run, and what it costs
     python compare.py config/study_cpu.py                         # run it; the same command resumes it
     python compare.py config/study_cpu.py --seeds=1,2,3,4,5 --out_dir=out/more_seeds
+    python compare.py --report out/study_cpu docs/studies/*       # report.md and study.json again; nothing is run
 
 A study's file sets keys of train.py, which all runs share, and the keys of a study below. Every run is train.py in a
 process of its own. Into out_dir go study.json, report.md and figures, and the runs themselves into out_dir/runs.
@@ -18,7 +19,7 @@ from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest
 from blockwise.study.plan import Study, StudyConfig, check_args
-from blockwise.study.report import print_plan, write
+from blockwise.study.report import again, print_plan, write
 from blockwise.study.runner import run_all
 from configurator import configure
 
@@ -51,6 +52,10 @@ def draw(folder):
 
 
 def main(argv):
+    if argv[:1] == ["--report"]:
+        for folder in argv[1:]:
+            again(folder)
+        return 0
     check_args(argv)
     config, _, flags = configure(StudyConfig, argv, __doc__, FLAGS)
     study = Study(config, parse)

@@ -38,7 +38,7 @@ from blockwise.checkpoint import load_optimizer
 from blockwise.distributed import World
 from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
-from blockwise.loader import eval_starts, micro_seed
+from blockwise.loader import eval_batches, eval_starts, micro_seed
 from blockwise.lr_multipliers import LRMultipliers
 from blockwise.optimizers import keep_state, optimizer_for
 from blockwise.qk_clip import clip_qk
@@ -190,7 +190,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
             # Evaluate and save
             losses = {}
             if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
-                score = partial(evaluate, eval_model, data.val, config, world, precision, stop)
+                full = last and config.full_eval
+                score = partial(evaluate, eval_model, data.val, config, world, precision, stop, full=full)
                 losses = score() | ema.evaluate(score)
                 if last and config.test_loss:
                     losses |= {key.replace("val/", "test/"): value for key, value in score(half=1).items()}
@@ -278,26 +279,28 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
 
 @torch.no_grad()
-def evaluate(model, split, config, world, precision, stop, half=0):
+def evaluate(model, split, config, world, precision, stop, half=0, full=False):
     """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop.
 
-    Of a mixture also those of each part, on sequences of its own. half: with test_loss, which half of the text.
+    Of a mixture also those of each part, on sequences of its own. half: with test_loss, which half of the text; full:
+    over all of it, in as many batches as that takes.
     """
     losses, half = [], half if config.test_loss else None
     model.eval()
     for part in split.parts:
-        starts, total = eval_starts(part, config.eval_iters * config.batch_size, config.block_size, half), 0.0
-        for first in range(0, config.eval_iters, world.size):
+        batches = eval_batches(part, config.batch_size, config.block_size, half) if full else config.eval_iters
+        starts, total = eval_starts(part, batches * config.batch_size, config.block_size, half), 0.0
+        for first in range(0, batches, world.size):
             if world.any(stop):
                 model.train()
                 return {}
             number = first + world.rank
-            begin = min(number, config.eval_iters - 1) * config.batch_size  # all have a pass, or FSDP would wait
+            begin = min(number, batches - 1) * config.batch_size  # all have a pass, or FSDP would wait
             x, y = part.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
             with precision:
                 loss = model(to_device(x, world.device), to_device(y, world.device)).item()
-            total += loss if number < config.eval_iters else 0.0
-        losses.append(world.sum(total)[0] / config.eval_iters)
+            total += loss if number < batches else 0.0
+        losses.append(world.sum(total)[0] / batches)
     model.train()
     return split.val_row(losses)
 

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 # A spike: a training loss so many nats above the median of so many logged steps before it
 SPIKE_HEIGHT, SPIKE_ROWS = 0.3, 20
@@ -51,9 +51,7 @@ def mean_curve(curves):
     result = []
     for step in common:
         values = [table[step] for table in tables]
-        mean = sum(values) / len(values)
-        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
-        result.append((step, mean, spread))
+        result.append((step, mean(values), stdev(values) if len(values) > 1 else 0.0))
     return result
 
 
@@ -89,8 +87,11 @@ def speedups(curves, double):
     """Speedup over a baseline with twice the steps, read on the mean curves of the seeds that both have, or None.
 
     curves, double: {seed: [(step, loss), ...]} of finished runs. Returns {"ratio", "from", "to", "loss", "seeds",
-    "low", "high", "unread"}; low and high are over single seeds, of which `unread` gave no reading.
+    "low", "high", "unread"}; low and high end the 95 % interval of the seeds' geometric mean, None for fewer than two;
+    `unread` seeds gave no reading.
     """
+    from scipy.stats import t
+
     seeds = [seed for seed in curves if seed in double]
     if not seeds:
         return None
@@ -99,6 +100,9 @@ def speedups(curves, double):
     if read is None:
         return None
     single = [speedup(curves[seed], double[seed]) for seed in seeds]
-    ratios = [one[0] for one in single if one]
-    extremes = {"low": min(ratios, default=None), "high": max(ratios, default=None), "unread": single.count(None)}
-    return dict(zip(("ratio", "from", "to", "loss"), read, strict=True), seeds=len(seeds), **extremes)
+    logs, low, high = [math.log(one[0]) for one in single if one], None, None
+    if len(logs) > 1:
+        half = t.ppf(0.975, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+        low, high = (math.exp(mean(logs) + side * float(half)) for side in (-1, 1))
+    interval = {"low": low, "high": high, "unread": single.count(None)}
+    return dict(zip(("ratio", "from", "to", "loss"), read, strict=True), seeds=len(seeds), **interval)

@@ -275,6 +275,12 @@ def eval_starts(split, sequences, block_size, half=None):
     return np.linspace(begin, end - block_size - 1, sequences).astype(np.int64)
 
 
+def eval_batches(split, batch_size, block_size, half=None):
+    """Batches of `eval_starts` that cover every token of the split, or of that half of it."""
+    tokens = split.tokens if half is None else split.tokens // 2 + half * (split.tokens % 2)
+    return max(1, -(-(tokens - 1) // (block_size * batch_size)))
+
+
 def micro_seed(seed, step, micro):
     """Seed of the dropout of one micro-step, from its address."""
     return int(np.random.SeedSequence((seed, step, micro, 1)).generate_state(1)[0])

@@ -128,6 +128,7 @@ class TrainConfig(Keys):
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step", Range(0)] = 2000
     eval_iters: Annotated[int, "batches per evaluation, which covers eval_iters * batch_size fixed sequences", Range(1)] = 200
     test_loss: Annotated[bool, "second half of the validation text kept apart for a test/loss, measured at the last step; val/loss, by which one chooses, is then the first half's"] = False
+    full_eval: Annotated[bool, "last evaluation over the whole validation text, with test_loss over the whole of each half, instead of eval_iters batches"] = False
     eval_only: Annotated[bool, "one evaluation only: print the loss and stop; a run in out_dir stays as it is"] = False
     log_interval: Annotated[int, "steps between logged rows", Range(0)] = 1
     always_save_checkpoint: Annotated[bool, "checkpoint after every evaluation; False: only if the loss improved, and the best is kept as well as the newest"] = True
@@ -156,6 +157,7 @@ class TrainConfig(Keys):
     parallel: Annotated[Literal["auto", "ddp", "fsdp"], "several processes; ddp: each holds the whole model; fsdp: each holds a share of weights, gradients and optimizer state (auto: ddp)"] = "auto"
     backend: Annotated[Literal["auto", "nccl", "gloo"], "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
     seed: Annotated[int, "random seed", Range(0)] = 1337
+    data_seed: Annotated[int | None, "seed of the order of the training text, apart from weights and dropout (None: seed)", Range(0)] = None
     nan_policy: Annotated[Literal["stop", "skip"], "reaction to a loss or gradient norm that is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
     deterministic: Annotated[bool, "bitwise reproducibility on CUDA too, at a cost in speed; on a CPU it always holds"] = False
     profile: Annotated[bool, "torch.profiler trace of a few steps, written into out_dir"] = False

@@ -2,21 +2,24 @@
 
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import norm, t, ttest_1samp, ttest_rel
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
-from blockwise.study.rules import (
+from blockwise.study.rules import best_of_k, coordinate, halving, quadratic_best, refined_grid, sobol, sweep
+from blockwise.study.verdict import (
+    bad_starts,
+    holm,
+    judge,
+    look_levels,
     paired_test,
-    refined_grid,
-    required_runs,
-    search,
+    power,
+    seeds_needed,
     sentence,
-    sign,
     spread,
-    sweep,
     verdict,
-)
+)  # fmt: skip
 
 
 def valley(best):
@@ -59,21 +62,11 @@ def test_divergence_sends_the_sweep_down():
     assert finish([1.0, 2.0], lambda rate: math.inf, extensions=3) == ([0.125, 0.25, 0.5, 1.0, 2.0], 0.125)
 
 
-def test_seeds_come_once_the_best_is_known():
-    losses = {((rate,), 5): valley(2)(rate) for rate in (1.0, 2.0)}
-    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == ([((1.0,), 5), ((2.0,), 5), ((4.0,), 5)], None)
-    losses[(4.0,), 5] = valley(2)(4.0)
-    runs, best = required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6)
-    assert best == (2.0,) and runs[3:] == [((2.0,), 6), ((2.0,), 7)]
-    losses |= {((2.0,), 6): 99.0, ((2.0,), 7): 99.0}  # other seeds do not change what the sweep chose
-    assert required_runs([1.0, 2.0, 4.0], [5, 6, 7], losses, 6) == (runs, (2.0,))
-
-
 def tune(loss, start, axes, grid=(1.0, 2.0, 4.0)):
     """(points, best) of a search whose losses come as they are asked for."""
     losses = {}
     while True:
-        points, best = search(grid, start, axes, losses, 6)
+        points, best = coordinate(grid, start, axes, losses, 6)
         if best is not None:
             return points, best
         missing = [point for point in points if point not in losses]
@@ -115,62 +108,160 @@ def test_refined_grid():
 
 
 def test_paired_by_hand():
-    """Differences -0.1, -0.2, -0.3: mean -0.2, deviation 0.1, standard error 0.1 / sqrt(3)."""
-    test = paired_test({1: 2.9, 2: 2.8, 3: 2.7}, {1: 3.0, 2: 3.0, 3: 3.0})
-    half = t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
-    assert test["seeds"] == 3 and test["gap"] == pytest.approx(-0.2)
-    assert (test["low"], test["high"]) == (pytest.approx(-0.2 - half), pytest.approx(-0.2 + half))
-    assert test["p"] == pytest.approx(2 * t.cdf(-0.2 / (0.1 / math.sqrt(3)), 2))
-    assert sign(test) == 0 and "no difference seen" in sentence("ours", "adamw", test)
+    """Differences -0.1, -0.2, -0.4: Walsh averages -0.4, -0.3, -0.25, -0.2, -0.15, -0.1, with a median of -0.225."""
+    losses, baseline = {1: 2.9, 2: 2.8, 3: 2.6}, {1: 3.0, 2: 3.0, 3: 3.0}
+    test, reference = paired_test(losses, baseline, 0.01), ttest_rel(list(losses.values()), list(baseline.values()))
+    assert test["seeds"] == 3 and test["gap"] == pytest.approx(-0.7 / 3) and test["median"] == pytest.approx(-0.225)
+    assert (test["low"], test["high"]) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert test["narrow"] == pytest.approx(list(reference.confidence_interval(0.9)))
+    assert test["p"] == pytest.approx(reference.pvalue)
+    shifted = ttest_1samp([-0.1, -0.2, -0.4], -0.01)
+    assert test["p_beyond"] == pytest.approx(shifted.pvalue)
 
 
 def test_pairing_is_by_seed_and_leaves_out_what_diverged():
-    ours, theirs = {1: 2.0, 2: 3.0, 3: math.inf, 4: 2.0}, {2: 3.1, 1: 2.1, 3: 2.0}
-    test = paired_test(ours, theirs)
+    test = paired_test({1: 2.0, 2: 3.0, 3: math.inf, 4: 2.0}, {2: 3.1, 1: 2.1, 3: 2.0}, 0.01)
     assert test["seeds"] == 2 and test["gap"] == pytest.approx(-0.1)
-    assert sign(test) == -1 and "lower" in sentence("ours", "adamw", test)
 
 
-def test_what_one_seed_and_none_can_say():
-    one = paired_test({1: 2.0}, {1: 2.1})
-    assert sign(one) is None and "no verdict" in sentence("ours", "adamw", one)
-    none = paired_test({1: math.inf}, {1: 2.1})
-    assert none["gap"] is None and "without diverging: no verdict" in sentence("ours", "adamw", none)
-    assert "no verdict, because" in verdict("ours", "adamw", [one, none])
+def judged(differences, margin=0.01, **others):
+    """The test of an arm with these differences to a baseline, beside other arms with theirs."""
+    seeds = range(len(differences))
+    arms = {"adamw": dict.fromkeys(seeds, 3.0), "ours": {s: 3.0 + d for s, d in zip(seeds, differences, strict=True)}}
+    arms |= {arm: {s: 3.0 + d for s, d in zip(seeds, own, strict=True)} for arm, own in others.items()}
+    return judge(arms, "adamw", margin)["ours"]
 
 
-def test_equal_differences_have_no_spread_to_divide_by():
-    same = paired_test({1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0})
-    assert (same["gap"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
-    assert sign(same) == 0
-    lower = paired_test({1: 2.0, 2: 3.0}, {1: 2.5, 2: 3.5})
-    assert lower["p"] == 0 and sign(lower) == -1
-
-
-def test_spread():
-    assert spread({1: 1.0, 2: 3.0, 3: math.inf}) == (2.0, pytest.approx(math.sqrt(2)))
-    assert spread({1: 1.0}) == (1.0, None) and spread({}) == (None, None)
+def around(gap, half=0.001, n=8):
+    return [gap + (-1) ** i * half for i in range(n)]
 
 
 @pytest.mark.parametrize(
-    "signs,words",
+    "differences,expected",
     [
-        ([-1, -1], "ours ended lower than adamw in all 2 comparisons, by 0.1000 to 0.2000"),
-        ([1, 1], "ours ended higher than adamw in all 2 comparisons"),
-        ([0, 0], "ours and adamw: no difference seen in any of 2 comparisons."),
-        ([-1, 1, 0, 0], "lower in 1, higher in 1, no difference seen in 2 of 4 comparisons."),
-        ([-1, None], "lower than adamw in one comparison, by 0.1000 to 0.1000 nats per token (1 more could not"),
-        ([0], "ours and adamw: no difference seen (gap"),
+        (around(-0.05), "lower by more than 0.01"),
+        (around(+0.05), "higher by more than 0.01"),
+        (around(-0.011, 0.003), "lower"),  # below 0 for certain, but perhaps by less than the margin
+        (around(+0.011, 0.003), "higher"),
+        (around(-0.001), "equivalent within 0.01"),
+        (around(-0.005), "equivalent within 0.01"),  # lower too, but not worth it
+        (around(-0.037, 0.05), "undecided"),
+        ([-0.3], "no verdict"),
     ],
 )
-def test_verdict(signs, words):
-    tests = []
-    for i, one in enumerate(signs):
-        gap = 0.1 * (i + 1) * (one or 1)
-        half = None if one is None else 0.05 if one else 1.0
-        low, high = (None, None) if half is None else (gap - half, gap + half)
-        tests.append({"gap": gap, "low": low, "high": high, "p": 0.5, "seeds": 3})
-    assert words in verdict("ours", "adamw", tests)
+def test_words(differences, expected):
+    test = judged(differences)
+    assert test["word"] == expected
+    assert expected in sentence("ours", "adamw", test)
+
+
+def test_the_margin_decides_what_equivalent_means():
+    assert judged(around(-0.005), margin=0.0045)["word"] == "lower"
+    assert judged(around(-0.02), margin=0.03)["word"] == "equivalent within 0.03"
+
+
+def test_holm_over_the_arms():
+    """0.01, 0.02 and 0.04 become 0.03, 0.04 and 0.04; a verdict that one arm alone would get may be lost."""
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
+    assert judged(around(-0.05, 0.05))["word"] == "lower"
+    noise = around(0.0, 0.05)
+    assert judged(around(-0.05, 0.05), a=noise, b=noise, c=noise)["word"] == "undecided"
+
+
+def test_undecided_says_what_the_power_was():
+    text = sentence("ours", "adamw", judged(around(-0.0368, 0.047, 4)))
+    assert "the power for a gap of this size was" in text and "seeds would have 80%" in text
+    assert (seeds_needed(0.037, 0.047), seeds_needed(0.02, 0.02), seeds_needed(0.01, 0.01)) == (15, 10, 10)
+
+
+@pytest.mark.parametrize("gap,deviation,seeds", [(0.037, 0.047, 3), (0.02, 0.02, 10), (0.01, 0.01, 6)])
+def test_power_by_simulation(gap, deviation, seeds):
+    rng = np.random.default_rng(0)
+    simulated = ttest_1samp(rng.normal(gap, deviation, (20_000, seeds)), 0, axis=1).pvalue < 0.05
+    assert power(gap, deviation, seeds) == pytest.approx(simulated.mean(), abs=0.01)
+
+
+def test_looks_err_together_as_often_as_one():
+    """O'Brien and Fleming's published bounds; by simulation, one of the looks sees something in 5 % of all studies."""
+    assert look_levels((8,)) == [0.05]
+    assert look_levels((8, 16)) == pytest.approx([0.0052, 0.0480], abs=2e-4)
+    levels = look_levels((8, 16, 32))
+    sums = np.cumsum(np.random.default_rng(0).normal(size=(100_000, 32)), axis=1)
+    z = np.abs(sums[:, [7, 15, 31]]) / np.sqrt([8, 16, 32])
+    assert (2 * norm.sf(z) < levels).any(axis=1).mean() == pytest.approx(0.05, abs=0.003)
+
+
+def test_what_one_seed_and_none_can_say():
+    assert "one seed ran" in sentence("ours", "adamw", judged([-0.1]))
+    none = judged([math.inf])
+    assert none["gap"] is None and "no pair of runs ended without diverging" in sentence("ours", "adamw", none)
+    assert judge({"adamw": None, "ours": {1: 2.0}}, "adamw", 0.01) == {"ours": None}
+    assert "not complete" in sentence("ours", "adamw", None)
+
+
+def test_equal_differences_have_no_spread_to_divide_by():
+    same, lower = judged([0.0, 0.0]), judged([-0.5, -0.5])
+    assert (same["gap"], same["low"], same["high"], same["p"], same["word"]) == (0, 0, 0, 1, "equivalent within 0.01")
+    assert lower["p"] == 0 and lower["word"] == "lower by more than 0.01"
+
+
+def test_spread_and_bad_starts():
+    assert spread({1: 1.0, 2: 3.0, 3: math.inf}) == (2.0, pytest.approx(math.sqrt(2)))
+    assert spread({1: 1.0}) == (1.0, None) and spread({}) == (None, None)
+    assert bad_starts({1: 3.0, 2: 3.04, 3: 3.1, 4: math.inf, 5: 2.0}) == 2 and bad_starts({}) == 0
+
+
+def test_a_verdict_over_several_comparisons_counts_the_words():
+    tests = [judged(around(-0.05)), judged(around(-0.06)), judged(around(0.0, 0.05)), None]
+    text = verdict("ours", "adamw", tests)
+    assert "lower by more than 0.01 in 2, " in text and "undecided in 1" in text and "of 4 comparisons" in text
+    assert "not complete in 1" in text
+
+
+def test_sobol_points_are_the_same_for_every_arm():
+    """By number and by quantile, whatever else the space holds that an arm does not have."""
+    quantiles = sobol(["learning_rate", "beta2", "lr_mult.Emb"], 24, 7)
+    assert len(quantiles) == 24 == len({q["beta2"] for q in quantiles})
+    assert quantiles[:5] == sobol(["learning_rate", "beta2", "lr_mult.Emb"], 5, 7)
+    assert quantiles != sobol(["learning_rate", "beta2", "lr_mult.Emb"], 24, 8)
+    for key in quantiles[0]:  # even: each quarter of the range has its share
+        assert all(5 <= sum(low <= q[key] < low + 0.25 for q in quantiles) <= 7 for low in (0, 0.25, 0.5, 0.75))
+
+
+def test_halving_keeps_the_best():
+    """Of 8 points 3 go on, of 3 one: by the mean over all seeds at that budget, in rungs with seeds of their own."""
+    rungs, losses = [(0.25, 2, 3), (1.0, 1, 2), (1.0, 2, 1)], {}
+    points, asked = [(float(i),) for i in range(8)], []
+    short = {point: abs(point[0] - 5) for point in points}
+    whole = {(5.0,): [2.0, 1.0, 1.0], (4.0,): [1.0, 3.0, 3.0], (6.0,): [math.inf, 0.0, 0.0]}
+    while True:
+        runs, best = halving(points, rungs, 11, losses)
+        if best:
+            break
+        new = [run for run in runs if run not in losses]
+        asked.append(len(new))
+        losses |= {(p, s, b): short[p] if b < 1 else whole[p][s - 13] for p, s, b in new}
+    assert asked == [16, 3, 4] and best == (5.0,)
+    assert {seed for _, seed, budget in runs if budget < 1} == {11, 12}
+    assert {(p, s) for p, s, b in runs if b == 1} == {
+        *(((x,), 13) for x in (4.0, 5.0, 6.0)), *(((x,), s) for x in (4.0, 5.0) for s in (14, 15)),
+    }  # fmt: skip
+
+
+def test_the_best_of_k():
+    assert best_of_k([3.0, 1.0, 2.0]) == {1: 2.0, 2: 1.0, 3: 1.0}  # two of three hold the best in two draws of three
+    assert best_of_k([1.0, *[2.0] * 7]) == {1: 2.0, 2: 2.0, 4: 1.0, 8: 1.0}
+    assert best_of_k([math.inf, math.inf, 1.0]) == {1: math.inf, 2: 1.0, 3: 1.0}
+
+
+def test_the_lowest_point_of_a_quadratic():
+    rng = np.random.default_rng(0)
+    places = rng.random((32, 2))
+    losses = 3 + 4 * (places[:, 0] - 0.3) ** 2 + 2 * (places[:, 1] - 1.2) ** 2
+    losses[5] = math.inf
+    (x, y), loss = quadratic_best(places.tolist(), losses.tolist())
+    assert (x, y) == pytest.approx((0.3, 1.0)) and loss == pytest.approx(3 + 2 * 0.2**2)
+    assert quadratic_best(places[:5].tolist(), losses[:5].tolist()) is None
 
 
 def test_mean_curve_is_over_the_steps_that_all_have():
@@ -185,7 +276,9 @@ def test_speedup_is_read_on_the_mean_curve():
     ours = {1: [(0, 5.0), (100, 3.0)], 2: [(0, 5.0), (100, 3.0)]}
     double = {1: [(0, 5.0), (100, 3.0), (200, 2.0)], 2: [(0, 5.0), (100, 4.0), (200, 3.0)]}
     read = speedups(ours, double)
-    assert (read["ratio"], read["low"], read["high"]) == (1.5, 1.0, 2.0) and read["loss"] == 3.0
+    half = t.ppf(0.975, 1) * math.log(2) / 2  # of the seeds' logarithms, 0 and log 2
+    assert read["ratio"] == 1.5 and read["loss"] == 3.0
+    assert (read["low"], read["high"]) == pytest.approx([math.sqrt(2) * math.exp(x) for x in (-half, half)])
     assert speedups(ours, {}) is None
 
 

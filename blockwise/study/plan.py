@@ -5,19 +5,22 @@ import math
 import re
 import shlex
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from blockwise import UserError, warn
 from blockwise.keys import Range
 from blockwise.settings import TrainConfig
 from blockwise.study.identity import run_name
-from blockwise.study.rules import refined_grid, required_runs
+from blockwise.study.rules import coordinate, halving, refined_grid, round_digits, sobol
+from blockwise.study.space import MULT, RATE, Axis, applied, check_key, shortened
+from blockwise.study.verdict import judge, look_levels
 
 TWICE = " (2x steps)"  # ends the name of the baseline's runs with twice the steps
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
-COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval", "test_loss")
+COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval", "test_loss", "full_eval")
 SET_BY_STUDY = ("--learning_rate=", "--seed=", "--init_from=", "--out_dir=")
 
 
@@ -29,9 +32,16 @@ class StudyConfig(TrainConfig):
     arms: Annotated[dict[str, str], "name: arguments of train.py (files and --key=value) that define this way to train"] = field(default_factory=dict)
     baseline: Annotated[str, "the arm with which the others are compared"] = "adamw"
     learning_rates: Annotated[dict[str, list[float]], "arm: its first grid; one whose best lies at an end is extended"] = field(default_factory=dict)
-    tune: Annotated[dict[str, list[float]], "key of train.py: its values; each arm is tuned over these too, one key after the other, from where its own arguments are"] = field(default_factory=dict)
+    search: Annotated[Literal["coordinate", "sobol"], "coordinate: the rate, then one key of `tune` after the other; sobol: the same `points` quasi-random points of `space` for every arm, halved by `rungs`"] = "coordinate"
+    tune: Annotated[dict[str, list[float]], "key of train.py, or lr_mult.BLOCK: its values; each arm is tuned over these too, one key after the other, from where its own arguments are"] = field(default_factory=dict)
+    space: Annotated[dict[str, list[float | str]], 'sobol: key of train.py: [LOW, HIGH], or [LOW, HIGH, "log"]; of a beta the log of 1 - beta. learning_rate is a factor on the middle of the arm\'s own grid, lr_mult.Emb, or lr_mult.Emb+Head for both at once, one on its own multipliers; an arm with blockwise=False has no multipliers'] = field(default_factory=dict)
+    points: Annotated[int, "sobol: points of every arm, however many keys it has"] = 16
+    rungs: Annotated[list[list[float]], "sobol: [share of the steps, further seeds, points kept] of each round; the best go on to the next"] = field(default_factory=lambda: [[1.0, 1, 1]])
     untuned: Annotated[list[str], "arms that are taken as they are, at the one learning rate that they have"] = field(default_factory=list)
-    seeds: Annotated[list[int], "the first makes the sweep, all run at each arm's best learning rate"] = field(default_factory=lambda: [1, 2, 3])
+    seeds: Annotated[list[int], "of the verdict: all run at each arm's best"] = field(default_factory=lambda: [1, 2, 3])
+    search_seed: Annotated[int | None, "the search's first seed, which must not be one of `seeds` (None: 1001 with sobol, with coordinate the first of `seeds`, which then counts in the verdict too)"] = None
+    looks: Annotated[list[int], "numbers of seeds after which one looks, such as 8,16,32: an arm whose verdict is clear by the stricter bound of its look has no more (none: all seeds, one look)"] = field(default_factory=list)
+    margin: Annotated[float, "nats: a gap below it is worth nothing"] = 0.01
     conditions: Annotated[dict[str, str], "name: arguments; the whole comparison is repeated under each (none: once)"] = field(default_factory=dict)
     floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's arguments (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
@@ -48,6 +58,10 @@ class StudyConfig(TrainConfig):
         if self.twice:
             often = 0 < self.eval_interval <= self.max_iters / 5
             self.check("eval_interval", often, f"1 to {self.max_iters // 5}, to read a speedup from the curves")
+        self.check("margin", self.margin >= 0, "at least 0")
+        looks = self.looks
+        rising = looks == sorted(set(looks)) and all(2 <= n <= len(self.seeds) for n in looks)
+        self.check("looks", rising, f"rising numbers from 2 to the {len(self.seeds)} of seeds")
         divides = self.gradient_accumulation_steps % self.processes == 0
         self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
 
@@ -64,6 +78,7 @@ class Run:
     folder: Path = field(compare=False, repr=False)
     values: tuple = ()  # of the tuned keys
     keys: tuple = field(default=(), compare=False, repr=False)
+    budget: float = 1.0  # share of the study's steps
 
     @property
     def point(self):
@@ -72,7 +87,8 @@ class Run:
     @property
     def label(self):
         where = f" ({self.comparison})" if self.comparison else ""
-        return f"{self.arm} at {shown_point(self.point, self.keys)}, seed {self.seed}{where}"
+        short = "" if self.budget == 1 else f", {self.config.max_iters} steps"
+        return f"{self.arm} at {shown_point(self.point, self.keys)}, seed {self.seed}{short}{where}"
 
 
 class Study:
@@ -87,6 +103,11 @@ class Study:
         self.folder = Path(config.out_dir)
         self.results = {}  # folder of a run -> its result; one that failed is tried again by the next call
         check(config)
+        by_coordinates = config.search == "coordinate"
+        default_seed = config.seeds[0] if by_coordinates else 1001
+        self.search_seed = default_seed if config.search_seed is None else config.search_seed
+        self.axes = {} if by_coordinates else {key: Axis.of(key, words) for key, words in config.space.items()}
+        self.quantiles = sobol(self.axes, config.points, self.search_seed) if self.axes else []
         floors = config.floors or {
             "absolute floor": f"--min_lr_ratio=None --min_lr={config.min_lr}",
             "relative floor": "--min_lr_ratio=0.05",
@@ -103,47 +124,114 @@ class Study:
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
-                for key in self.tuned_keys(arm):
-                    if getattr(settings, key) is None:
+                for key in self.keys(comparison, arm) if config.search == "coordinate" else ():
+                    if not key.startswith(MULT) and getattr(settings, key) is None:
                         raise UserError(f"arm {arm!r}: {key} is not set; expected a value from which to tune it")
             check_common({arm: self.settings[comparison, arm] for arm in config.arms})
 
-    def tuned_keys(self, arm):
-        return () if arm in self.config.untuned else tuple(self.config.tune)
+    def keys(self, comparison, arm):
+        """The keys over which this arm is tuned, besides its learning rate."""
+        if arm in self.config.untuned:
+            return ()
+        keys = self.config.tune if self.config.search == "coordinate" else self.axes.keys() - {RATE}
+        blockwise = self.settings[comparison, arm].blockwise
+        return tuple(key for key in self.axes or keys if key in keys and (blockwise or not key.startswith(MULT)))
 
     def start(self, comparison, arm):
-        """The arm's own values of its tuned keys, from which the tuning begins."""
-        return [getattr(self.settings[comparison, arm], key) for key in self.tuned_keys(arm)]
+        """The arm's own values of these keys, from which a search by coordinates begins."""
+        settings = self.settings[comparison, arm]
+        return [1.0 if key.startswith(MULT) else getattr(settings, key) for key in self.keys(comparison, arm)]
 
-    def run_of(self, comparison, arm, point, seed):
-        """point: (learning rate, value of each tuned key)."""
-        settings, keys, (rate, *values) = self.settings[comparison, arm], self.tuned_keys(arm), point
-        tuned = {key: type(getattr(settings, key))(value) for key, value in zip(keys, values, strict=True)}
-        config = replace(settings, learning_rate=rate, seed=seed, init_from="auto", wandb_run_name=arm, **tuned)
+    def points(self, comparison, arm):
+        """An arm's points of the shared sequence; the one at its own rate where it has nothing to tune."""
+        centre, keys = middle(self.config.learning_rates[arm]), self.keys(comparison, arm)
+        if arm in self.config.untuned:
+            return [(centre,)]
+        factors = [self.axes[RATE].value(q[RATE]) if RATE in q else 1.0 for q in self.quantiles]
+        values = [tuple(self.axes[key].value(q[key]) for key in keys) for q in self.quantiles]
+        return [(round_digits(centre * f), *rest) for f, rest in zip(factors, values, strict=True)]
+
+    @cache  # noqa: B019 (a study lives as long as its process)
+    def run_of(self, comparison, arm, point, seed, budget=1.0):
+        """point: (learning rate, value of each key of the arm); budget: share of the study's steps."""
+        keys, (rate, *values) = self.keys(comparison, arm), point
+        settings = shortened(self.settings[comparison, arm], budget)
+        settings = applied(settings, {RATE: rate, **dict(zip(keys, values, strict=True))})
+        config = replace(settings, seed=seed, init_from="auto", wandb_run_name=arm)
         folder = self.folder / "runs" / run_name(config)
-        return Run(comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys)
+        return Run(
+            comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys, budget
+        )
 
-    def arm(self, comparison, arm):
-        """(runs that this arm needs so far, {(point, seed): loss} of those that are done, its best point or None).
+    def required(self, comparison, arm, losses):
+        """([(point, seed, budget), ...] that the arm's search needs, its best point or None)."""
+        config = self.config
+        if arm.endswith(TWICE):
+            runs, _, best = self.searched(comparison, arm.removesuffix(TWICE))
+            grid = best and refined_grid(best[0], {run.rate for run in runs})
+        elif config.search == "sobol":
+            rungs = [(float(share), int(seeds), int(keep)) for share, seeds, keep in config.rungs]
+            points = self.points(comparison, arm)
+            return ([], points[0]) if len(points) == 1 else halving(points, rungs, self.search_seed, losses)
+        else:
+            grid, best = config.learning_rates[arm], ()
+        if best is None:
+            return [], None
+        extensions = 0 if arm in config.untuned else config.extensions
+        axes, known = [config.tune[key] for key in self.keys(comparison, arm)], {run[0]: x for run, x in losses.items()}
+        points, best = coordinate(grid, self.start(comparison, arm), axes, known, extensions)
+        return [(point, self.search_seed, 1.0) for point in points], best
+
+    def searched(self, comparison, arm):
+        """(runs of the arm's search so far, {(point, seed, budget): loss} of those that are done, best point or None).
 
         A run that failed has no loss, and no further runs are derived from it.
         """
-        grid, best = self.config.learning_rates.get(arm), None
-        if arm.endswith(TWICE):
-            runs, _, best = self.arm(comparison, arm.removesuffix(TWICE))
-            if best is None:
-                return [], {}, None
-            grid = refined_grid(best[0], {run.rate for run in runs})
-        losses, axes = {}, [self.config.tune[key] for key in self.tuned_keys(arm)]
-        extensions = 0 if arm in self.config.untuned else self.config.extensions
+        losses = {}
         while True:  # each result may ask for more runs, whose results may be there already
-            pairs, best = required_runs(grid, self.config.seeds, losses, extensions, self.start(comparison, arm), axes)
-            runs = [self.run_of(comparison, arm, point, seed) for point, seed in pairs]
-            results = {(run.point, run.seed): self.result(run) for run in runs}
-            found = {key: loss_of(r) for key, r in results.items() if r and r["status"] != "failed"}
+            required, best = self.required(comparison, arm, losses)
+            runs = [self.run_of(comparison, arm, *run) for run in required]
+            results = {run: self.result(found) for run, found in zip(required, runs, strict=True)}
+            found = {run: loss_of(r) for run, r in results.items() if r and r["status"] != "failed"}
             if found.keys() == losses.keys():
                 return runs, losses, best
             losses = found
+
+    def at_best(self, comparison, arm, seeds):
+        """The runs of the verdict: an arm's best point with these seeds; none while that is not known."""
+        best = self.searched(comparison, arm)[2]
+        return [] if best is None else [self.run_of(comparison, arm, best, seed) for seed in seeds]
+
+    def losses(self, comparison, arm, seeds):
+        """{seed: loss that counts} of the verdict's runs, None unless all of them are done."""
+        runs = self.at_best(comparison, arm, seeds)
+        results = {run.seed: self.result(run) for run in runs}
+        done = runs and all(r and r["status"] != "failed" for r in results.values())
+        return {seed: reported(r) for seed, r in results.items()} if done else None
+
+    def seeds_of(self, comparison):
+        """{arm: the seeds of its verdict so far}: by `looks`, an arm that is still undecided has those of the next."""
+        config, arms = self.config, [arm for c, arm in self.settings if c == comparison]
+        looks = tuple(config.looks or [len(config.seeds)])
+        at = dict.fromkeys(arms, 0)
+        while True:
+            at |= {arm: max(at.values()) for arm in arms if arm.removesuffix(TWICE) == config.baseline}
+            seeds = {arm: config.seeds[: looks[look]] for arm, look in at.items()}
+            losses = {arm: self.losses(comparison, arm, seeds[arm]) for arm in config.arms} if len(looks) > 1 else {}
+            if not losses or None in losses.values():
+                return seeds
+            levels = {arm: look_levels(looks)[look] for arm, look in at.items()}
+            tests = judge(losses, config.baseline, config.margin, levels)
+            more = [arm for arm, test in tests.items() if test["word"] == "undecided" and at[arm] + 1 < len(looks)]
+            if not more:
+                return seeds
+            at |= {arm: at[arm] + 1 for arm in more}
+
+    def arm(self, comparison, arm):
+        """(every run that this arm needs so far, its best point or None, its runs of the verdict)."""
+        runs, _, best = self.searched(comparison, arm)
+        final = self.at_best(comparison, arm, self.seeds_of(comparison)[arm])
+        return list(dict.fromkeys([*runs, *final])), best, final
 
     def result(self, run):
         """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", "seconds", "spikes"}, or None: not done.
@@ -173,14 +261,24 @@ class Study:
         return [run for run in self.runs() if not self.result(run)]
 
     def future_tokens(self):
-        """Tokens of the runs that will be needed but cannot be named yet, if no grid grows any further."""
+        """Tokens of the runs that will be needed but cannot be named yet, if no grid grows and no look asks for more."""
         tokens = 0
         for (comparison, arm), settings in self.settings.items():
-            runs, _, best = self.arm(comparison, arm)
-            missing = 0 if best is not None else len(self.config.seeds) - 1
+            runs, best, _ = self.arm(comparison, arm)
+            missing = 0.0 if best is not None else len(self.seeds_of(comparison)[arm])
+            missing -= best is None and self.search_seed in self.config.seeds
             missing += 3 if arm.endswith(TWICE) and not runs else 0
-            tokens += missing * tokens_of(settings)
+            if best is None and self.config.search == "sobol":
+                missing += sum(share * runs for share, runs in self.rung_sizes()) - sum(run.budget for run in runs)
+            tokens += round(missing * tokens_of(settings))
         return tokens
+
+    def rung_sizes(self):
+        """(share of the steps, runs) of each rung."""
+        points = self.config.points
+        for share, seeds, keep in self.config.rungs:
+            yield share, points * seeds
+            points = keep
 
 
 def check(config):
@@ -201,19 +299,34 @@ def check(config):
     for arm in config.untuned:
         known = len(config.learning_rates.get(arm, [])) == 1
         config.check("untuned", known, "arms with one learning rate each")
-    numbers = {f.name for f in fields(TrainConfig) if type(f.default) in (int, float)} | {
-        "weight_decay",
-        "beta1",
-        "beta2",
-    }
     for key, values in config.tune.items():
-        if key not in numbers - {"learning_rate", "seed"}:
-            raise UserError(f"tune has {key!r}: expected a key of train.py that is a number, other than learning_rate")
-        if len(set(values)) < max(len(values), 2):
-            raise UserError(f"tune.{key}={values}: expected at least two values, none twice")
-    config.check("twice", not (config.twice and config.tune), "False where keys are tuned")
+        check_key(key, "tune")
+        if key == RATE or len(set(values)) < max(len(values), 2):
+            raise UserError(f"tune.{key}={values}: expected another key than {RATE}, at least two values, none twice")
+    config.check("twice", not (config.twice and (config.tune or config.looks)), "False with tune or looks")
     seeds = config.seeds
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
+    if config.search == "coordinate":
+        config.check("space", not config.space, "none with search=coordinate, which has tune")
+    else:
+        check_sobol(config)
+
+
+def check_sobol(config):
+    """Raises UserError for a Sobol search that cannot be made."""
+    config.check("tune", not config.tune, "none with search=sobol, which has space")
+    config.check("twice", not config.twice, "False with search=sobol, whose rungs give the speedup")
+    config.check("space", config.space, "at least one key with its range")
+    config.check("points", config.points >= 2, "at least 2")
+    points = config.points
+    for rung in config.rungs or [[]]:
+        holds = len(rung) == 3 and 0 < rung[0] <= 1 and rung[1] >= 1 and 1 <= rung[2] <= points
+        holds = holds and all(float(number).is_integer() for number in rung[1:])
+        config.check("rungs", holds, "[share of the steps, seeds, points kept] each, of ever fewer points")
+        points = rung[2]
+    first = 1001 if config.search_seed is None else config.search_seed
+    searched = range(first, first + sum(int(rung[1]) for rung in config.rungs))
+    config.check("search_seed", not set(searched) & set(config.seeds), f"none of the search's {searched} in seeds")
 
 
 def check_common(arms):
@@ -246,6 +359,11 @@ def check_args(args, where=""):
 
 def tokens_of(config):
     return config.max_iters * config.tokens_per_step
+
+
+def middle(grid):
+    """The middle of a grid of rates: their geometric mean."""
+    return round_digits(math.exp(sum(map(math.log, grid)) / len(grid)))
 
 
 def loss_of(result):

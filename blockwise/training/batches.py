@@ -19,6 +19,7 @@ class TrainBatches:
     def __init__(self, config, split, world, ahead=None):
         """ahead: fetch the next batch in a thread (None: on CUDA)."""
         self.config, self.split, self.world = config, split, world
+        self.seed = config.seed if config.data_seed is None else config.data_seed
         self.micro_steps = config.gradient_accumulation_steps // world.size
         cuda = world.device.type == "cuda"
         self.worker = ThreadPoolExecutor(1) if (cuda if ahead is None else ahead) else None
@@ -44,14 +45,14 @@ class TrainBatches:
         if not isinstance(self.split, MixedSplit):
             return {}
         config, micros = self.config, range(self.config.gradient_accumulation_steps)
-        address = (self.split, config.seed, step)
+        address = (self.split, self.seed, step)
         starts = [train_starts(*address, micro, config.batch_size, config.block_size) for micro in micros]
         return self.split.share_row(np.concatenate(starts))
 
     def fetch(self, step, micro):
         config, device = self.config, self.world.device
         share = micro * self.world.size + self.world.rank
-        batch = train_batch(self.split, config.seed, step, share, config.batch_size, config.block_size)
+        batch = train_batch(self.split, self.seed, step, share, config.batch_size, config.block_size)
         if not self.stream:
             return [z.to(device) for z in batch]
         with torch.cuda.stream(self.stream):
