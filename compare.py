@@ -18,7 +18,8 @@ from blockwise.layer_warmup import layer_schedule
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest
-from blockwise.study.plan import Study, StudyConfig, check_args
+from blockwise.study.config import StudyConfig, check_args
+from blockwise.study.plan import Study
 from blockwise.study.report import again, print_plan, write
 from blockwise.study.runner import run_all
 from configurator import configure

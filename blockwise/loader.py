@@ -268,8 +268,7 @@ def eval_starts(split, sequences, block_size, half=None):
 
     half: 0 or 1, of that half of the split alone. Raises UserError for one that holds no sequence.
     """
-    begin = split.tokens // 2 if half == 1 else 0
-    end = split.tokens // 2 if half == 0 else split.tokens
+    begin, end = {None: (0, split.tokens), 0: (0, split.tokens // 2), 1: (split.tokens // 2, split.tokens)}[half]
     if end - begin < block_size + 1:
         raise UserError(f"test_loss=True: half of {split.path} has fewer than block_size + 1 = {block_size + 1} tokens")
     return np.linspace(begin, end - block_size - 1, sequences).astype(np.int64)
@@ -277,8 +276,8 @@ def eval_starts(split, sequences, block_size, half=None):
 
 def eval_batches(split, batch_size, block_size, half=None):
     """Batches of `eval_starts` that cover every token of the split, or of that half of it."""
-    tokens = split.tokens if half is None else split.tokens // 2 + half * (split.tokens % 2)
-    return max(1, -(-(tokens - 1) // (block_size * batch_size)))
+    tokens = split.tokens if half is None else split.tokens - split.tokens // 2
+    return -(-(tokens - 1) // (block_size * batch_size))
 
 
 def micro_seed(seed, step, micro):

@@ -107,6 +107,28 @@ def test_losses_of_the_two_halves(small, data_dir, tmp_path):
     assert rows[8]["val/loss"] != rows[8]["test/loss"]
 
 
+def test_the_last_evaluation_may_cover_the_whole_text(small, data_dir, tmp_path):
+    """That is all that full_eval changes; the loss is that of as many batches as the text holds."""
+    batches = -(-(len(ids_of(data_dir / "tiny", "val")) - 1) // 32)  # of 2 sequences of 16
+    full, many = (
+        (*small, f"--out_dir={tmp_path / key}", key) for key in ("--full_eval=True", f"--eval_iters={batches}")
+    )
+    for words in (small, full, many):
+        run(*words)
+    whole = losses(full)
+    assert whole[8][1] == losses(many)[8][1] != losses(small)[8][1]
+    assert {**whole, 8: None} == {**losses(small), 8: None}
+
+
+def test_the_order_of_the_text_has_a_seed_of_its_own(small, tmp_path):
+    """data_seed at the seed's value changes no bit; another one changes the batches and leaves the start as it was."""
+    same, other = ((*small, f"--out_dir={tmp_path / str(n)}", f"--data_seed={n}") for n in (1337, 5))
+    for words in (small, same, other):
+        run(*words)
+    assert losses(small) == losses(same) != losses(other)
+    assert metrics(small)[0]["val/loss"] == metrics(other)[0]["val/loss"]
+
+
 def test_same_seed_same_bits_other_seed_other_bits(small, tmp_path):
     again = (*small, f"--out_dir={tmp_path / 'again'}")
     other = (*small, f"--out_dir={tmp_path / 'other'}", "--seed=7")

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import mean, median
 
 from blockwise import UserError, print0
-from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS, speedups
+from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS
 from blockwise.files import write_text
 from blockwise.study.plan import TWICE, floor_of, shown_point, tokens_of
-from blockwise.study.rules import best_of_k, quadratic_best
-from blockwise.study.space import NEAR_END, RATE, Axis
-from blockwise.study.verdict import ALPHA, BAD_START, bad_starts, judge, look_levels, sentence, spread, verdict
+from blockwise.study.space import RATE
+from blockwise.study.summary import facts, five, judged
+from blockwise.study.verdict import ALPHA, BAD_START, sentence
 
 
 def print_plan(study):
@@ -69,191 +69,6 @@ def middle_of(config, arm):
 
 def extended(study):
     return f"is extended, by up to {study['extensions']} rates" if study["extensions"] else "is left as it is"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# study.json: the facts of the runs, and what follows from them
-
-
-def facts(study):
-    """What study.json holds of the runs, before anything is concluded from it."""
-    results = {run: study.result(run) or {"status": "not run"} for run in study.runs()}
-    return {
-        "places": {comparison: facts_of(study, comparison) for comparison in study.comparisons},  # by its first name
-        "runs": [
-            {"run": run.label, "folder": str(run.folder), "floor": run.config.resolved().min_lr}
-            | {key: result.get(key) for key in ("status", "loss", "test", "seconds", "spikes")}
-            for run, result in results.items()
-        ],
-        "tokens": sorted({tokens_of(study.settings[c, study.config.baseline]) for c in study.comparisons}),
-        "study": asdict(study.config) | {"search_seed": study.search_seed},
-        "commits": sorted({commit for run in results if (commit := commit_of(run))}),
-    }
-
-
-def facts_of(study, comparison):
-    """{arm: what its runs gave in this comparison}"""
-    config, arms, seeds = study.config, {}, study.seeds_of(comparison)
-    for arm in [a for c, a in study.settings if c == comparison]:
-        searched, _, best = study.searched(comparison, arm)
-        losses, final = study.losses(comparison, arm, seeds[arm]), study.at_best(comparison, arm, seeds[arm])
-        done = {str(run.seed): result for run in final if (result := study.result(run)) and result["loss"] is not None}
-        middle, deviation = spread(losses or {})
-        arms[arm] = {
-            "role": "baseline" if arm == config.baseline else "twice" if arm.endswith(TWICE) else "arm",
-            "sweep": sweep_of(study, searched, best),
-            "best": best and best[0],
-            "tuned": dict(zip(study.keys(comparison, arm), best[1:], strict=True)) if best else {},
-            "search": [
-                {"point": list(run.point), "seed": run.seed, "budget": run.budget} | point_of(study, [run])
-                for run in searched
-            ],
-            "losses": {str(seed): loss if math.isfinite(loss) else None for seed, loss in (losses or {}).items()},
-            "mean": middle, "deviation": deviation,
-            "spikes": {seed: result["spikes"] for seed, result in done.items()},
-            "curves": {seed: [[step, five(loss)] for step, loss in r["curve"]] for seed, r in done.items()},
-        }  # fmt: skip
-    return arms
-
-
-def five(number):
-    """Five digits, which is what a curve is good for."""
-    return float(f"{number:.5g}")
-
-
-def sweep_of(study, searched, best):
-    """One entry a learning rate: by coordinates at the best of the other keys; of all points of a Sobol search."""
-    if study.axes:
-        points = {}
-        for run in searched:
-            if run.budget == study.config.rungs[0][0]:
-                points.setdefault(run.point, []).append(run)
-        return sorted((point_of(study, runs) for runs in points.values()), key=lambda p: p["learning_rate"])
-    runs = [run for run in searched if best is None or run.values == best[1:]]
-    return [point_of(study, [run]) for run in sorted(runs, key=lambda run: run.rate)]
-
-
-def point_of(study, runs):
-    """What is shown of one point, whose runs differ in their seed: their mean, no loss if one diverged."""
-    results = [study.result(run) or {"status": "not run", "loss": None, "spikes": None} for run in runs]
-    worst = next((r for r in results if r["status"] != "finished"), results[0])
-    loss = mean(r["loss"] for r in results) if worst["status"] == "finished" else None
-    floor = runs[0].config.resolved().min_lr
-    point = {"learning_rate": runs[0].rate, "floor": floor, "status": worst["status"], "loss": loss}
-    return point | {"spikes": worst["spikes"]}
-
-
-def commit_of(run):
-    """The project's commit with which a run was made, by its config.json."""
-    try:
-        return json.loads((run.folder / "config.json").read_text())["commit"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def judged(found):
-    """All of study.json from its facts: tests, speedups, the luck of each search, and the verdicts in words."""
-    study, looks = found["study"], tuple(found["study"].get("looks", ()))
-    margin, baseline = study.get("margin", 0.01), study["baseline"]
-    for arms in found["places"].values():
-        rivals = {arm: one for arm, one in arms.items() if one["role"] != "twice"}
-        losses = {
-            arm: {s: math.inf if x is None else x for s, x in one["losses"].items()} or None
-            for arm, one in rivals.items()
-        }
-        levels = {arm: look_levels(looks)[looks.index(len(own))] for arm, own in losses.items() if looks and own}
-        tests = judge(losses, baseline, margin, levels)
-        twice = arms.get(baseline + TWICE, {"curves": {}})["curves"]
-        for arm, one in arms.items():
-            one["ends"] = ends(one, arm, study)
-            one["bad_starts"] = bad_starts(losses.get(arm) or {})
-            one["best_of"], one["quadratic"] = luck(one, arm, study)
-            if arm in tests:
-                one["test"] = tests[arm]
-                one["speedup"] = speedups(one["curves"], twice) or speedup_by_rungs(tests[arm], arms[baseline])
-    return {"verdicts": verdicts(found)} | {key: value for key, value in found.items() if key != "verdicts"}
-
-
-def verdicts(found):
-    study, comparisons = found["study"], found["places"]
-    others = [arm for arm in study["arms"] if arm != study["baseline"]]
-    lines = [verdict(arm, study["baseline"], [arms[arm]["test"] for arms in comparisons.values()]) for arm in others]
-    if len(study["seeds"]) == 1:
-        lines = [f"One seed ran, so there is no verdict; gaps to {study['baseline']} are in the tables."]
-    near = [
-        f"{arm} ({', '.join([*filter(None, [name]), *one['ends']])})"
-        for name, arms in comparisons.items()
-        for arm, one in arms.items()
-        if one["ends"]
-    ]
-    if near:
-        lines.append(f"The best lies near an end of its range, so it may be undertuned: {listed(near)}.")
-    single = [arm for arm in study["arms"] if all(len(arms[arm]["sweep"]) <= 1 for arms in comparisons.values())]
-    if single:
-        lines.append(f"Not tuned, run at one learning rate only: {listed(single)}.")
-    return lines
-
-
-def ends(one, arm, study):
-    """["beta2 0.99", ...]: what of an arm's best lies within 10 % of an end of its range; 0 is none to go beyond."""
-    if one["best"] is None or not (one["sweep"] and len(one["sweep"]) > 1):
-        return []
-    best = {RATE: one["best"], **one.get("tuned", {})}
-    if study.get("search") == "sobol":
-        at = {key: axis.quantile(value) for key, (axis, value) in ranged(best, arm, study).items()}
-        return [f"{key} {best[key]:g}" for key, q in at.items() if not NEAR_END < q < 1 - NEAR_END]
-    ranges = {RATE: [point["learning_rate"] for point in one["sweep"]], **study.get("tune", {})}
-    return [f"{k} {v:g}" for k, v in best.items() if v and v in (min(ranges[k]), max(ranges[k]))]
-
-
-def ranged(values, arm, study):
-    """{key: (its range, the value in the range's terms)} of an arm's {key: value}, in a Sobol search."""
-    rates = study["learning_rates"][arm]
-    centre = math.exp(mean(map(math.log, rates)))
-    axes = {key: Axis.of(key, words) for key, words in study["space"].items() if key in values}
-    return {key: (axis, values[key] / (centre if key == RATE else 1)) for key, axis in axes.items()}
-
-
-def luck(one, arm, study):
-    """({k: median best of k points}, the lowest point of a quadratic or None) of what an arm's first rung found."""
-    rows = one.get("search", one["sweep"])
-    points = {}
-    for row in rows:
-        if row.get("budget", 1) == rows[0].get("budget", 1):
-            point = tuple(row.get("point", [row["learning_rate"]]))
-            points.setdefault(point, []).append(math.inf if row["loss"] is None else row["loss"])
-    losses = [mean(values) for values in points.values()]
-    if study.get("search") != "sobol" or len(points) < 2:
-        return best_of_k(losses), None
-    named = [dict(zip((RATE, *one["tuned"]), point, strict=True)) for point in points]
-    places = [ranged(values, arm, study) for values in named] if one["tuned"] or RATE in study["space"] else []
-    fit = quadratic_best([[axis.quantile(v) for axis, v in place.values()] for place in places], losses)
-    if fit is None:
-        return best_of_k(losses), None
-    centre = math.exp(mean(map(math.log, study["learning_rates"][arm])))
-    low = {
-        k: axis.value(q) * (centre if k == RATE else 1)
-        for (k, (axis, _)), q in zip(places[0].items(), fit[0], strict=True)
-    }
-    return best_of_k(losses), {"point": low, "loss": fit[1]}
-
-
-def speedup_by_rungs(test, baseline):
-    """How many times fewer steps an arm needs, by what the baseline gained from a shorter budget.
-
-    {"ratio", "low", "high", "seeds"} from the gap and its interval, straight in log steps; None without such a rung.
-    """
-    budgets = {}
-    for row in baseline.get("search", ()):
-        if row["loss"] is not None:
-            budgets.setdefault(row.get("budget", 1), {}).setdefault(tuple(row["point"]), []).append(row["loss"])
-    lowest = {budget: min(map(mean, points.values())) for budget, points in budgets.items()}
-    short = max((budget for budget in lowest if budget < 1), default=None)
-    if not test or test["low"] is None or short is None or 1 not in lowest or lowest[short] <= lowest[1]:
-        return None
-    slope = (lowest[short] - lowest[1]) / -math.log(short)
-    ratio, high, low = (math.exp(-test[key] / slope) for key in ("gap", "low", "high"))
-    return {"ratio": ratio, "low": low, "high": high, "seeds": test["seeds"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,10 +142,6 @@ def about(found):
         f"{SPIKE_DEVIATIONS} standard deviations, above the median of the {SPIKE_ROWS} logged steps before it; "
         "steps in a row are one spike."
     )
-
-
-def listed(names, most=12):
-    return ", ".join(names) if len(names) <= most else f"{len(names)} arms, as the tables show"
 
 
 def search_line(arm, one):

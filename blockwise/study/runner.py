@@ -14,7 +14,7 @@ from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import InUse, remove, write_text
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig, by_hand
-from blockwise.study.plan import tokens_of
+from blockwise.study.config import tokens_of
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
