@@ -345,7 +345,8 @@ PER_BLOCK = ("--block_beta2.Emb=0.999", "--block_beta2.QK=0.5")
 @pytest.mark.parametrize("optimizer", ["adamw", "adam_mini"])
 def test_the_preconditioner_is_the_one_that_trained(optimizer, keys):
     """measure.py's optimizer has training's preconditioner, for every rule and with a beta2 per block."""
-    words = ("--model_type=llama", "--n_layer=1", "--n_head=2", "--n_embd=8", "--vocab_size=16", "--block_size=4")
+    words = ["--model_type=llama", "--n_layer=1", "--n_head=2", "--n_embd=8", "--vocab_size=64", "--block_size=4"]
+    words += ["--batch_size=1", "--gradient_accumulation_steps=1"]  # few tokens a step: `relative` sets beta2 too
     config = configure(TrainConfig, [*words, f"--optimizer={optimizer}", *keys], "")[0].resolved()
     models = [Transformer(ModelConfig.of(config)) for _ in range(2)]
     trained = train.make_optimizer(config, models[0], config.lr_mult)
