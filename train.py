@@ -1,7 +1,7 @@
 """Train GPT-2 or LLaMA with one learning rate per block type.
 
-    python train.py config/demo.py                        # a LLaMA on a laptop, in a minute or two
-    python train.py config/demo.py --blockwise=False      # the plain AdamW baseline
+    python train.py config/demo.py                                                  # a LLaMA on a laptop
+    python train.py config/demo.py --blockwise=False --out_dir=out/demo/one_rate    # the plain AdamW baseline
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_small.py --learning_rate=6e-4 --lr_mult.Emb=12
 
 Any number of config files and --key=value; order counts, later wins.
@@ -9,7 +9,7 @@ Any number of config files and --key=value; order counts, later wins.
 
 import sys
 
-from blockwise import exit_on_user_error
+from blockwise import exit_on_user_error, print0
 from blockwise.settings import TrainConfig
 from blockwise.signals import StopRequest, end_with_launcher
 from configurator import configure
@@ -24,56 +24,60 @@ if __name__ == "__main__":  # before torch is loaded: --help answers at once, an
     with exit_on_user_error():
         config, given, flags = configure(TrainConfig, sys.argv[1:], __doc__, FLAGS)
 
-import json
 import math
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import nn
 
-from blockwise import print0
 from blockwise.blocks import param_groups
-from blockwise.checkpoint import load_optimizer
 from blockwise.distributed import World
-from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
-from blockwise.loader import eval_batches, eval_starts, micro_seed
 from blockwise.lr_multipliers import LRMultipliers
 from blockwise.optimizers import keep_state, optimizer_for
 from blockwise.qk_clip import clip_qk
 from blockwise.schedules import block_rate, due
-from blockwise.training.batches import TrainBatches
-from blockwise.training.block_stats import BlockStats
-from blockwise.training.ema import EMA
-from blockwise.training.live_curvature import LiveCurvature
-from blockwise.training.machine import for_this_machine, out_of_memory_is_a_mistake, set_up_torch, to_device
-from blockwise.training.output import Output
-from blockwise.training.parallel import parallelize
-from blockwise.training.profiler import Profiler
-from blockwise.training.progress import Progress
-from blockwise.training.sharding import full_tensor, shard_and_move
-from blockwise.training.start import find_start
-from blockwise.training.summary import dry_run, print_summary
-from blockwise.training.throughput import Throughput
+from blockwise.training import (
+    EMA,
+    BlockStats,
+    LiveCurvature,
+    Output,
+    Precision,
+    Profiler,
+    Progress,
+    Throughput,
+    TrainBatches,
+    checkpoint_of,
+    dry_run,
+    eval_batches,
+    find_start,
+    for_this_machine,
+    out_of_memory_is_a_mistake,
+    parallelize,
+    print_config,
+    print_summary,
+    set_up_torch,
+    shard_and_move,
+    total_norm,
+)
 from model import ModelConfig, Transformer
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main(config, given, flags, stop):
-    """Returns the exit status. given: keys that the user set; stop: true once the run is to save and end."""
+    """Returns the exit status. given: keys that the user set; stop: becomes true when a signal asks to end."""
     compile_may_fail = config.compile == "auto"
     config = for_this_machine(config)
     if "print_config" in flags:
-        print0(json.dumps(asdict(config.resolved_without_data()), indent=1))
+        print_config(config)
         return 0
     with World.start(config.device, config.backend) as world, out_of_memory_is_a_mistake(config, world.device):
         return train(config, given, flags, stop, world, compile_may_fail)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The experiment: AdamW with one group, hence one learning rate and one weight decay, per block type
+# The experiment: AdamW with one group, hence one learning rate and one weight decay, per block type. Blocks differ in
+# sharpness by orders of magnitude; one rate for all is limited by the sharpest, and the flat ones could go faster.
 
 
 def make_optimizer(config, model, lr_mult):
@@ -85,18 +89,43 @@ def make_optimizer(config, model, lr_mult):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Run:
+    """What a step reads and changes."""
+
+    config: TrainConfig
+    world: World
+    raw_model: Transformer
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    batches: TrainBatches
+    progress: Progress
+    ema: EMA
+    throughput: Throughput
+    stop: object  # becomes true when a signal asks the run to save and exit
+    model: nn.Module | None = None  # what trains: raw_model, compiled, under DDP
+    eval_model: nn.Module | None = None  # the same without DDP
+
+    def loss(self, model, step, micro):
+        """Loss of this process's micro-step `micro`. Data and dropout follow from its address: a resume is exact."""
+        x, y = self.batches(step, micro)  # (B, T) each
+        torch.manual_seed(self.batches.seed(step, micro))
+        with self.precision.autocast:
+            return model(x, y)
+
+
 def train(config, given, flags, stop, world, compile_may_fail):
     # Where the run starts: its checkpoint, pretrained weights or nothing; its config and its data follow from that
     start = find_start(config, given, flags, world)
-    config, data, checkpoint = start.config, start.data, start.checkpoint
+    config, data = start.config, start.data
     model_config = ModelConfig.of(config, doc_end=data.end_of_text if config.doc_mask else None)
-    progress = Progress.of(checkpoint)
-    layers = LayerWarmup(config, checkpoint)
-    lr_mult = LRMultipliers(config, checkpoint)
-    plans = [data.note, layers.describe(progress.step), lr_mult.describe()]
+    progress = Progress.of(start.checkpoint)
+    layers = LayerWarmup(config, start.checkpoint)
+    lr_mult = LRMultipliers(config, start.checkpoint)
+    notes = [data.note, layers.describe(progress.step), lr_mult.describe()]
     if "dry_run" in flags:
         make_model = partial(Transformer, activation_checkpointing=config.activation_checkpointing)
-        world.on_master(dry_run, config, make_model, model_config, data, lr_mult.final(), plans, world)
+        world.on_master(dry_run, config, make_model, model_config, data, lr_mult.final(), notes, world)
         return 0
     if progress.step > config.max_iters and not config.eval_only:
         print0(f"{start.path} is past max_iters={config.max_iters}: nothing to do")
@@ -104,166 +133,81 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     # The model and its optimizer
     set_up_torch(config)
-    if checkpoint:
-        raw_model = Transformer.from_checkpoint(checkpoint, model_config)
-    elif start.pretrained:
-        raw_model = Transformer.from_pretrained(start.pretrained, model_config)
-    else:
-        raw_model = Transformer(model_config)
-        layers.lock(raw_model)
+    raw_model = start.model(Transformer, model_config)
     raw_model.activation_checkpointing = config.activation_checkpointing
-    layers.activate(raw_model, progress.step)
+    layers.begin(raw_model, progress.step)
     shard_and_move(raw_model, config, world)
     optimizer = make_optimizer(config, raw_model, lr_mult.at(progress.step))
-    scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "float16")
-    if checkpoint:
-        if checkpoint["config"]["optimizer"] == config.optimizer:
-            load_optimizer(optimizer, checkpoint["optimizer"])
-        else:
-            print0(f"  optimizer state not restored: the checkpoint was written by {checkpoint['config']['optimizer']}")
-        if checkpoint["scaler"]:  # empty where float16 was off
-            scaler.load_state_dict(checkpoint["scaler"])
+    precision = Precision(config, world.device)
+    start.restore(optimizer, precision)
 
-    # What is measured, logged and saved; from here on out_dir changes
-    ema = EMA(config, raw_model, checkpoint)
-    live = LiveCurvature(config, raw_model, data.train, world, checkpoint)
+    # What is measured, logged and saved; nothing before this line writes to out_dir
+    ema = EMA(raw_model, config.ema_decay, start.checkpoint)
+    curvature = LiveCurvature(config, raw_model, data.train, world, start.checkpoint)
     output = Output(config, start, progress, world)
-    print_summary(config, raw_model, lr_mult.at(progress.step), plans, world)
+    print_summary(config, raw_model, lr_mult.at(progress.step), notes, world)
     profiler = Profiler(config, world)
-    throughput = Throughput(config, world, raw_model, progress.step)
-    del checkpoint, start.checkpoint
-
-    micro_steps = config.gradient_accumulation_steps // world.size
+    throughput = Throughput(raw_model, world, config.dtype, config.tokens_per_step, progress.step, config.max_iters)
     batches = TrainBatches(config, data.train, world)
-    precision = autocast(world.device, getattr(torch, config.dtype))
-    updating = False  # in the middle of an update there is no state to save
+    start.checkpoint = None  # frees what was read
 
-    def loss_of(model, step, micro):
-        """Loss of this process's micro-step `micro`. Its data and its dropout follow from its address alone."""
-        x, y = batches(step, micro)  # (B, T) each
-        torch.manual_seed(micro_seed(config.seed, step, micro * world.size + world.rank))
-        with precision:
-            return model(x, y)
-
-    def first_pass(model):
-        loss_of(model, progress.step, 0).backward()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():  # an evaluation has a graph of its own
-            loss_of(model.eval(), progress.step, 0)
-        model.train()
-
-    def state():
-        """The checkpoint of this moment, as this process has it."""
-        return None if updating else {
-            "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "model_config": asdict(model_config), "config": asdict(config),
-            "tokenizer": data.tokenizer, "data": data.identity,
-            **progress.state_dict(), **layers.state_dict(), **lr_mult.state_dict(), **live.state_dict(),
-            **ema.state_dict(),
-        }  # fmt: skip
-
-    eval_model, model = parallelize(raw_model, config, world, first_pass, compile_may_fail)
-    start_step, stopping, status = progress.step, world.any(stop), 0
+    run = Run(config, world, raw_model, optimizer, precision, batches, progress, ema, throughput, stop)
+    parallelize(run, compile_may_fail)
+    state = partial(checkpoint_of, run, data, model_config, layers, lr_mult, curvature)
+    if config.eval_only:
+        if losses := validate(run, data.val, last=progress.step == config.max_iters):
+            output.log(progress.begin(progress.step) | losses)
+            print0(f"validation loss {losses['val/loss']}")
+        output.finish(0)
+        return 0
 
     # The loop. Its last pass only evaluates and saves.
+    stopping, status = world.any(stop), 0
     with output.saving_on_error(state):
-        for step in range(start_step, max(start_step, config.max_iters) + 1):
+        for step in range(progress.step, config.max_iters + 1):
             last = step == config.max_iters
-            progress.step = step
-            row = {"step": step, "tokens": progress.tokens}
+            row = progress.begin(step)
 
-            # Architecture warm-up: more layers
+            # Architecture warm-up: more layers, which keep what the optimizer knows of the others
             if layers.grow_at(raw_model, step):
                 print0(f"step {step}: {layers.describe(step)}")
                 layers.activate(raw_model, step)
-                old, optimizer = optimizer, make_optimizer(config, raw_model, lr_mult.at(step))
-                keep_state(optimizer, old)
-                del model, eval_model, old  # the old DDP's hooks go with it
-                eval_model, model = parallelize(raw_model, config, world, first_pass, compile_may_fail)
+                run.optimizer = keep_state(make_optimizer(config, raw_model, lr_mult.at(step)), run.optimizer)
+                parallelize(run, compile_may_fail)
 
             # lr_mult=auto: the multipliers follow from the sharpness of every block
-            if lr_mult.measure_at(step) and not (stopping or config.eval_only):
-                row |= lr_mult.measure(partial(live.sharpness, optimizer=optimizer), partial(world.any, stop))
+            if lr_mult.measure_at(step) and not stopping:
+                row |= lr_mult.measure(partial(curvature.sharpness, optimizer=run.optimizer), partial(world.any, stop))
                 stopping = lr_mult.measured is None
                 print0(f"step {step}: {lr_mult.describe()}")
 
             # Evaluate and save
             losses = {}
-            if not stopping and (last or step == 0 or due(step, config.eval_interval) or config.eval_only):
-                full = last and config.full_eval
-                score = partial(evaluate, eval_model, data.val, config, world, precision, stop, full=full)
-                losses = score() | ema.evaluate(score)
-                if last and config.test_loss:
-                    losses |= {key.replace("val/", "test/"): value for key, value in score(half=1).items()}
+            if not stopping and (last or step == 0 or due(step, config.eval_interval)):
+                losses = validate(run, data.val, last)
                 stopping = world.any(stop)
-            val_loss = losses.get("val/loss")
-            improved = progress.note_validation(val_loss)
-            worth_saving = val_loss is not None and step > 0 and (improved or config.always_save_checkpoint)
-            worth_saving |= step == 0 and config.keep_checkpoints == -1
-            if (last or stopping or worth_saving) and not config.eval_only:
-                output.save(state(), val_loss, must=last or stopping)
+            output.save_if_due(state, losses.get("val/loss"), must=last or stopping)
             row |= losses
-            if last or stopping or config.eval_only:
+            if last or stopping:
                 if losses:
                     output.log(row)
-                if losses and config.eval_only:
-                    print0(f"validation loss {val_loss}")
                 break
 
-            # Every block's learning rate
+            # Every block's learning rate: one schedule, times the block's multiplier
             multipliers = lr_mult.at(step)
-            for group in optimizer.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr_mult"] = multipliers[group["block"]]
                 group["lr"] = block_rate(config, step, group["lr_mult"])
 
             # The curvature of the loss where this step starts
-            row = live.measure(step, optimizer) | row
+            row = curvature.measure(step, run.optimizer) | row
 
-            # Forward and backward
-            throughput.start()
-            step_loss = 0.0
-            for micro in range(micro_steps):
-                model.require_backward_grad_sync = micro == micro_steps - 1  # DDP reads it in the forward pass
-                loss = loss_of(model, step, micro) / micro_steps
-                scaler.scale(loss).backward()
-                step_loss += loss.detach()
-            scaler.unscale_(optimizer)
-            grads = [p.grad for p in raw_model.parameters() if p.grad is not None]
-            grad_norm = full_tensor(get_total_norm(grads))
-
-            # What all ranks know: the mean loss, and whether any of them was asked to stop
-            loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(stop)))
-            stopping = stop_requests > 0
-            overflow = scaler.is_enabled() and scaler.get_scale() > 1  # a bad norm then asks for a smaller scale only
-            finite = math.isfinite(loss) and (overflow or math.isfinite(grad_norm))
-
-            # The update; each block's gradient and update are measured where they are logged
-            logging = due(step, config.log_interval) or row.keys() > {"step", "tokens"} or not finite
-            stats = BlockStats(optimizer, raw_model) if logging else None
-            total_norm = grad_norm.item() if logging else None
-            updating = True
-            if finite:
-                if config.grad_clip > 0:
-                    clip_grads_with_norm_(raw_model.parameters(), config.grad_clip, grad_norm)
-                scaler.step(optimizer)
-                ema.update()
-            if config.qk_clip:
-                clip_qk(raw_model, config.qk_clip if finite else math.inf, world.all_reduce_max)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            progress.note_step(finite, throughput.tokens_per_step)
-            progress.step, updating = step + 1, False
+            step_row, stopping = train_step(run, step, due(step, config.log_interval) or len(row) > 2)
             profiler.step()
-
-            # One row a step
-            throughput.stop(step)
-            if logging:
-                row |= {"train/loss": loss, "grad_norm": total_norm} | stats.row(updated=finite) | throughput.row()
-                row |= batches.shares(step)
-                output.log(row, throughput.eta)
-            del grads, stats  # or old gradients, and a copy of the weights, live on through the next step
-            if not finite and progress.gives_up(config.nan_policy):
-                output.report_not_finite(step, loss, total_norm)
+            if step_row:
+                output.log(row | step_row, throughput.eta)
+            if progress.gives_up(config.nan_policy):
+                output.report_not_finite(row | step_row)
                 status = 3
                 break
 
@@ -275,33 +219,79 @@ def train(config, given, flags, stop, world, compile_may_fail):
     return status
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def train_step(run, step, logging):
+    """One update of the weights. Returns (its row, {} if it is not logged; whether a process was asked to stop)."""
+    config, world, optimizer, precision = run.config, run.world, run.optimizer, run.precision
+    micro_steps = config.gradient_accumulation_steps // world.size
+
+    # Forward and backward. Gradients add up over micro-steps: each loss is divided, so that their sum is a mean
+    run.throughput.start()
+    step_loss = 0.0
+    for micro in range(micro_steps):
+        run.model.require_backward_grad_sync = micro == micro_steps - 1  # DDP reads it in the forward pass
+        loss = run.loss(run.model, step, micro) / micro_steps
+        precision.backward(loss)
+        step_loss += loss.detach()
+    precision.unscale(optimizer)
+    grad_norm = total_norm([p.grad for p in run.raw_model.parameters() if p.grad is not None])
+
+    # What all processes know: the mean loss, and whether any of them was asked to stop
+    loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(run.stop)))
+    finite = math.isfinite(loss) and (precision.may_overflow or math.isfinite(grad_norm))
+    logging = logging or not finite
+    stats = BlockStats(optimizer, run.raw_model) if logging else None  # before the weights change
+
+    # The update
+    run.progress.updating = True
+    if finite:
+        if config.grad_clip > 0:
+            nn.utils.clip_grads_with_norm_(run.raw_model.parameters(), config.grad_clip, grad_norm)
+        precision.step(optimizer)  # in float16 an overflow only lowers the loss scale
+        run.ema.update()
+    if config.qk_clip:
+        clip_qk(run.raw_model, config.qk_clip if finite else math.inf, world.all_reduce_max)
+    precision.update()
+    optimizer.zero_grad(set_to_none=True)
+    run.progress.end(finite, config.tokens_per_step)
+
+    # One row a step
+    row = {"train/loss": loss, "grad_norm": grad_norm.item()} | stats.row(updated=finite) if logging else {}
+    run.throughput.stop(step)
+    if logging:
+        row |= run.throughput.row() | run.batches.shares(step)
+    return row, stop_requests > 0
+
+
+def validate(run, split, last):
+    """val/loss, also of the averaged weights, and at the end of a run test/loss; {} if a process was asked to stop."""
+    score = partial(evaluate, run, split, full=last and run.config.full_eval)
+    losses = score() | run.ema.evaluate(score)
+    if last and run.config.test_loss:
+        losses |= {key.replace("val/", "test/"): value for key, value in score(half=1).items()}
+    return losses
 
 
 @torch.no_grad()
-def evaluate(model, split, config, world, precision, stop, half=0, full=False):
-    """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if any process is asked to stop.
+def evaluate(run, split, half=0, full=False):
+    """val/loss, the mean loss over the fixed sequences, and bits per byte; {} if a process was asked to stop.
 
     Of a mixture also those of each part, on sequences of its own. half: with test_loss, which half of the text; full:
     over all of it, in as many batches as that takes.
     """
-    losses, half = [], half if config.test_loss else None
-    model.eval()
+    world, losses = run.world, []
+    run.eval_model.eval()
     for part in split.parts:
-        batches = eval_batches(part, config.batch_size, config.block_size, half) if full else config.eval_iters
-        starts, total = eval_starts(part, batches * config.batch_size, config.block_size, half), 0.0
-        for first in range(0, batches, world.size):
-            if world.any(stop):
-                model.train()
+        total = number = 0.0
+        for x, y, counts in eval_batches(part, run.config, world, half, full):  # (B, T) each
+            if world.any(run.stop):
+                run.eval_model.train()
                 return {}
-            number = first + world.rank
-            begin = min(number, batches - 1) * config.batch_size  # all have a pass, or FSDP would wait
-            x, y = part.sequences(starts[begin : begin + config.batch_size], config.block_size)  # (B, T) each
-            with precision:
-                loss = model(to_device(x, world.device), to_device(y, world.device)).item()
-            total += loss if number < batches else 0.0
-        losses.append(world.sum(total)[0] / batches)
-    model.train()
+            with run.precision.autocast:
+                loss = run.eval_model(x, y).item()
+            total, number = total + (loss if counts else 0.0), number + counts
+        total, number = world.sum(total, number)
+        losses.append(total / number)
+    run.eval_model.train()
     return split.val_row(losses)
 
 

@@ -58,6 +58,7 @@ class LayerWarmup:
 
     def __init__(self, config, checkpoint):
         """A run that is resumed keeps the schedule that it began with. Raises what `layer_schedule` raises."""
+        self.is_new = not checkpoint
         self.schedule = checkpoint["layers"] if checkpoint else layer_schedule(config)
 
     def grow_at(self, model, step):
@@ -67,10 +68,11 @@ class LayerWarmup:
     def activate(self, model, step):
         model.set_active_layers(active_layers_at(self.schedule, step))
 
-    def lock(self, model):
-        """Make a new model's locked layers the identity."""
-        for block in model.blocks[active_layers_at(self.schedule, 0) :]:
+    def begin(self, model, step):
+        """Activate the layers of this step; in a new run the locked ones begin as the identity."""
+        for block in model.blocks[active_layers_at(self.schedule, 0) :] if self.is_new else ():
             make_identity(block)
+        self.activate(model, step)
 
     def describe(self, step=0):
         """The schedule from a step on: '2 of 4 layers active, 3 from step 60, 4 from step 80'."""

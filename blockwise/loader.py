@@ -274,7 +274,7 @@ def eval_starts(split, sequences, block_size, half=None):
     return np.linspace(begin, end - block_size - 1, sequences).astype(np.int64)
 
 
-def eval_batches(split, batch_size, block_size, half=None):
+def full_batches(split, batch_size, block_size, half=None):
     """Batches of `eval_starts` that cover every token of the split, or of that half of it."""
     tokens = split.tokens if half is None else split.tokens - split.tokens // 2
     return -(-(tokens - 1) // (block_size * batch_size))

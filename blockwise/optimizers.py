@@ -54,12 +54,13 @@ def build_optimizer(name, groups, betas, head_width=None):
 
 
 def keep_state(optimizer, old):
-    """Give an optimizer the state that `old`, one of the same kind over fewer parameters, has of them."""
+    """`optimizer`, with the state that `old`, one of the same kind over fewer parameters, has of these."""
     if isinstance(optimizer, MuonWithAdamW):
         keep_state(optimizer.muon, old.muon)
         keep_state(optimizer.adamw, old.adamw)
     else:
         optimizer.state.update(old.state)
+    return optimizer
 
 
 def adamw(groups, betas):

@@ -1,7 +1,6 @@
 """ema_decay: the average by hand, its evaluation, an exact resume, and the commands that take it."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def test_the_average_by_hand():
     values = [1.0, 3.0, -2.0, 5.0]
     with torch.no_grad():
         model.weight.fill_(values[0])
-        ema, expected = EMA(SimpleNamespace(ema_decay=0.2), model, None), values[0]
+        ema, expected = EMA(model, 0.2, None), values[0]
         for n, value in enumerate(values[1:]):
             model.weight.fill_(value)
             ema.update()

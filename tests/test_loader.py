@@ -17,7 +17,7 @@ from conftest import losses, metrics, run
 import train
 from blockwise import UserError, loader
 from blockwise.data.writing import write_dataset
-from blockwise.loader import Dataset, Split, eval_batches, eval_starts, micro_seed, train_batch
+from blockwise.loader import Dataset, Split, full_batches, eval_starts, micro_seed, train_batch
 from blockwise.tokenizer import BYTES
 from blockwise.training.batches import TrainBatches
 
@@ -183,7 +183,7 @@ def test_halves_of_the_validation_text_share_no_token():
 def test_batches_that_cover_the_whole_text(tokens, half):
     """Every token of the text is read, in the fewest batches of 4 sequences that can do it."""
     split = Split(Path("nowhere"), tokens, 256)
-    batches = eval_batches(split, 4, 8, half)
+    batches = full_batches(split, 4, 8, half)
     starts = eval_starts(split, 4 * batches, 8, half)
     first, last = {None: (0, tokens), 0: (0, tokens // 2), 1: (tokens // 2, tokens)}[half]
     assert {t for start in starts for t in range(start, start + 9)} == set(range(first, last))

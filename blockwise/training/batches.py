@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from blockwise.data.mixture import MixedSplit
-from blockwise.loader import train_batch, train_starts
+from blockwise.loader import eval_starts, full_batches, micro_seed, train_batch, train_starts
+from blockwise.training.machine import to_device
 
 
 class TrainBatches:
@@ -40,6 +41,10 @@ class TrainBatches:
         self.pending = self.worker.submit(self.fetch, *self.address)
         return x, y
 
+    def seed(self, step, micro):
+        """Seed of the dropout of this process's micro-step."""
+        return micro_seed(self.config.seed, step, micro * self.world.size + self.world.rank)
+
     def shares(self, step):
         """share/NAME of each part of a mixture, in the sequences of this step on all processes; else {}."""
         if not isinstance(self.split, MixedSplit):
@@ -59,3 +64,19 @@ class TrainBatches:
             moved = torch.stack(batch, out=self.pinned).to(device, non_blocking=True)  # (2, B, T)
         self.stream.synchronize()  # this thread alone waits, before it fills the buffer again
         return moved.unbind()
+
+
+def eval_batches(split, config, world, half, full):
+    """This process's share of the fixed validation sequences: x and y (B, T), and whether the batch counts.
+
+    Every process has as many batches, or FSDP would deadlock; some then have one twice.
+    half: with test_loss, which half of the text; full: all of it, in as many batches as that takes.
+    """
+    half = half if config.test_loss else None
+    batches = full_batches(split, config.batch_size, config.block_size, half) if full else config.eval_iters
+    starts = eval_starts(split, batches * config.batch_size, config.block_size, half)
+    for first in range(0, batches, world.size):
+        number = first + world.rank
+        begin = min(number, batches - 1) * config.batch_size
+        x, y = split.sequences(starts[begin : begin + config.batch_size], config.block_size)
+        yield to_device(x, world.device), to_device(y, world.device), number < batches

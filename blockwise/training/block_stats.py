@@ -19,7 +19,7 @@ class BlockStats:
             if p in block_of:
                 self.blocks[block_of[p]].append(p)
         self.before = {block: [p.detach().clone() for p in params] for block, params in self.blocks.items()}
-        self.grad_norms = [norm([p.grad for p in params]) for params in self.blocks.values()]
+        self.grad_norms = [total_norm([p.grad for p in params]) for params in self.blocks.values()]
 
     def row(self, updated):
         """lr/BLOCK, grad_norm/BLOCK and, where an update was made, update_rms/BLOCK: RMS of update over RMS of weights.
@@ -29,13 +29,13 @@ class BlockStats:
         keys, found = [f"grad_norm/{block}" for block in self.blocks], list(self.grad_norms)
         for block, params in self.blocks.items() if updated else ():
             old = self.before[block]
-            change = norm([p.detach() - q for p, q in zip(params, old, strict=True)])
+            change = total_norm([p.detach() - q for p, q in zip(params, old, strict=True)])
             keys.append(f"update_rms/{block}")
-            found.append(change / norm(old))
+            found.append(change / total_norm(old))
         row = {f"lr/{block}": rate for block, rate in self.rates.items()}
         return row | dict(zip(keys, torch.stack(found).tolist(), strict=True))
 
 
-def norm(tensors):
-    """The norm of all of them as one vector, alike on all processes that share them."""
+def total_norm(tensors):
+    """Norm of all of them as one vector, alike on all processes that share them."""
     return full_tensor(get_total_norm(tensors))

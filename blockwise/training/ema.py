@@ -12,9 +12,9 @@ class EMA:
     """e <- d e + (1 - d) p after each update, d = min(ema_decay, (1 + n) / (10 + n)) for update n, so that the average
     of a short run is not of its random start."""
 
-    def __init__(self, config, model, checkpoint):
+    def __init__(self, model, decay, checkpoint):
         """Continues the checkpoint's average; where it has none, the average begins at the weights."""
-        self.decay, self.model, self.weights, self.updates = config.ema_decay, model, {}, 0
+        self.decay, self.model, self.weights, self.updates = decay, model, {}, 0
         if self.decay > 0:
             saved = (checkpoint and checkpoint["ema"]) or {}
             self.updates = saved.get("updates", 0)

@@ -23,8 +23,25 @@ from blockwise.training.sharding import gathered, is_sharded
 from blockwise.training.start import writes_nothing
 
 
+def checkpoint_of(run, data, model_config, *features):
+    """The checkpoint of this moment, as this process has it; None while weights are half updated."""
+    if run.progress.updating:
+        return None
+    state = {
+        "model": run.raw_model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "model_config": asdict(model_config),
+        "config": asdict(run.config),
+        "tokenizer": data.tokenizer,
+        "data": data.identity,
+    }
+    for feature in (run.precision, run.progress, run.ema, *features):
+        state |= feature.state_dict()
+    return state
+
+
 class Output:
-    """Made once nothing can be the user's mistake any more: from here on out_dir changes."""
+    """Made once nothing can be the user's mistake any more: nothing before it writes to out_dir."""
 
     def __init__(self, config, start, progress, world):
         self.config, self.progress, self.world, self.is_master = config, progress, world, world.is_master
@@ -58,6 +75,14 @@ class Output:
         if self.logger:
             self.logger.log({"step": row["step"]} | row)
         print0(console_line(row, self.config.max_iters, eta, self.progress.skipped))
+
+    def save_if_due(self, state, val_loss, must):
+        """After an evaluation, or without one (val_loss is None); state: a function that returns the checkpoint."""
+        step, config = self.progress.step, self.config
+        improved = self.progress.note_validation(val_loss)
+        due = val_loss is not None and step > 0 and (improved or config.always_save_checkpoint)
+        if must or due or (step == 0 and config.keep_checkpoints == -1):
+            self.save(state(), val_loss, must)
 
     def save(self, state, val_loss, must=False, without_peers=False):
         """Write a checkpoint; all processes call it together. Returns whether this process writes any.
@@ -115,10 +140,12 @@ class Output:
         finally:
             self.wait_for_checkpoint()
 
-    def report_not_finite(self, step, loss, grad_norm):
+    def report_not_finite(self, row):
+        """row: of the step whose loss or gradient norm is not finite."""
         if not self.is_master:
             return
         self.wait_for_checkpoint()
+        step, loss, grad_norm = row["step"], row["train/loss"], row["grad_norm"]
         path = newest_checkpoint(self.config.out_dir)
         advice = "a lower learning_rate or longer warmup_iters"
         if self.config.dtype == "float16":

@@ -12,13 +12,15 @@ from blockwise.training.machine import is_out_of_memory, out_of_memory_message
 from blockwise.training.sharding import is_sharded
 
 
-def parallelize(model, config, world, first_pass, compile_may_fail):
-    """(what evaluates, what trains): `model` compiled if the config says so, and that under DDP on several processes.
+def parallelize(run, compile_may_fail):
+    """Set run.eval_model, raw_model compiled if the config says so, and run.model, that under DDP on several processes.
 
-    first_pass: runs a forward and backward pass of a model, drops the gradients, and evaluates; it is tried here,
-    before a step that counts. compile_may_fail: continue in eager mode where the compiler fails, with a warning.
+    A forward and backward pass, and an evaluation, are tried here, before a step that counts. compile_may_fail:
+    continue in eager mode where the compiler fails, with a warning.
     Raises UserError on every process if the memory of one does not hold that pass.
     """
+    model, config, world = run.raw_model, run.config, run.world
+    run.model = run.eval_model = None  # frees an old DDP wrapper and its hooks
     fast, parallel = model, None
     sharded = is_sharded(config, world)
     if config.compile:
@@ -28,7 +30,7 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
         else:
             fast = compiled_by_block(model) if config.arch_warmup else torch.compile(model)
         parallel = distributed(fast, config, world)
-        if failure := trial(parallel, first_pass, config, world, compile_may_fail):
+        if failure := trial(run, parallel, compile_may_fail):
             if world.is_master:
                 warn(f"torch.compile failed, continuing without it: {failure}")
             for module in (model, *model.blocks) if sharded else ():
@@ -38,10 +40,19 @@ def parallelize(model, config, world, first_pass, compile_may_fail):
     if parallel is None:
         parallel = distributed(model, config, world)
         if world.device.type == "cuda":
-            trial(parallel, first_pass, config, world, may_fail=False)
+            trial(run, parallel, may_fail=False)
     if world.size > 1:
-        first_pass(parallel)  # DDP settles the order of its sums after the first backward: not in a step that counts
-    return fast, parallel
+        first_pass(run, parallel)  # DDP settles the order of its sums in the first backward: not in a step that counts
+    run.eval_model, run.model = fast, parallel
+
+
+def first_pass(run, model):
+    """Forward, backward and evaluation of `model`, which leave nothing behind."""
+    run.loss(model, run.progress.step, 0).backward()
+    run.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():  # an evaluation has a graph of its own
+        run.loss(model.eval(), run.progress.step, 0)
+    model.train()
 
 
 def distributed(model, config, world):
@@ -75,7 +86,7 @@ def compile_blocks(model):
     return model
 
 
-def trial(model, first_pass, config, world, may_fail):
+def trial(run, model, may_fail):
     """Why a first pass without communication failed, in one line; "" where it succeeded on every process.
 
     No process waits for one that fails, but under FSDP, which communicates in every pass.
@@ -84,15 +95,15 @@ def trial(model, first_pass, config, world, may_fail):
     failure, reason, short = None, "", False
     try:
         with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
-            first_pass(model)
+            first_pass(run, model)
     except Exception as error:
         reason, short = first_line(error), is_out_of_memory(error)
         if not may_fail:  # else the error would keep alive what the frames hold that it came through
             failure = error
-    failed, out_of_memory = world.sum(float(bool(reason)), float(short))
+    failed, out_of_memory = run.world.sum(float(bool(reason)), float(short))
     if out_of_memory:
         failure = None
-        raise UserError(out_of_memory_message(config, world.device))
+        raise UserError(out_of_memory_message(run.config, run.world.device))
     if failed and not may_fail:
         raise failure or RuntimeError("the first pass failed on another rank")
     return reason or ("it failed on another rank" if failed else "")

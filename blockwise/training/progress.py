@@ -15,6 +15,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     wandb_id: str | None = None
+    updating = False  # true while weights are half updated: no checkpoint then
 
     @classmethod
     def of(cls, checkpoint):
@@ -28,11 +29,17 @@ class Progress:
             self.best_val_loss = loss
         return improved
 
-    def note_step(self, finite, tokens):
+    def begin(self, step):
+        """The row of a step that begins."""
+        self.step = step
+        return {"step": step, "tokens": self.tokens}
+
+    def end(self, finite, tokens):
         """Count a step of so many tokens; finite: whether its update was made."""
         self.tokens += tokens
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.step, self.updating = self.step + 1, False
 
     def gives_up(self, nan_policy):
         """Whether the run ends after a step that was not finite."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from blockwise import UserError, print0
-from blockwise.checkpoint import checkpoint_files, load_checkpoint, newest_checkpoint
+from blockwise.checkpoint import checkpoint_files, load_checkpoint, load_optimizer, newest_checkpoint
 from blockwise.data.identity import check_checkpoint, check_pretrained
 from blockwise.data.mixture import open_dataset
 from blockwise.files import FolderLock
@@ -27,6 +27,22 @@ class Start:
     pretrained: Pretrained | None = None
     lock: FolderLock | None = None
     other_validation: bool = False
+
+    def model(self, Model, model_config):
+        """A Model, of the class of model.py, with the weights that the run starts from."""
+        if self.checkpoint:
+            return Model.from_checkpoint(self.checkpoint, model_config)
+        return Model.from_pretrained(self.pretrained, model_config) if self.pretrained else Model(model_config)
+
+    def restore(self, optimizer, precision):
+        """Give a resumed run's optimizer and loss scale the checkpoint's state."""
+        if not self.checkpoint:
+            return
+        if (saved := self.checkpoint["config"]["optimizer"]) == self.config.optimizer:
+            load_optimizer(optimizer, self.checkpoint["optimizer"])
+        else:
+            print0(f"  optimizer state not restored: the checkpoint was written by {saved}")
+        precision.load_state_dict(self.checkpoint)
 
 
 def find_start(config, given, flags, world):

@@ -19,12 +19,16 @@ def groups_of(config, model, lr_mult):
     return param_groups(model, config.learning_rate, lr_mult, config.weight_decay, config.wd_mult)
 
 
-def print_summary(config, model, lr_mult, plans, world):
-    """The first things that one wants from a log: block types, and what a step is. plans: further lines."""
+def print_config(config):
+    print0(json.dumps(asdict(config.resolved_without_data()), indent=1))
+
+
+def print_summary(config, model, lr_mult, notes, world):
+    """The first things that one wants from a log: block types, and what a step is. notes: further lines."""
     groups = groups_of(config, model, lr_mult)
     print_groups(config, groups)
-    for plan in filter(None, plans):
-        print0(plan)
+    for note in filter(None, notes):
+        print0(note)
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     micro_steps = config.gradient_accumulation_steps // world.size
     print0(
@@ -54,7 +58,7 @@ def state_sizes(config, groups):
     return f"{state} (adamw: {mb(state_bytes(adamw, groups))})"
 
 
-def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
+def dry_run(config, make_model, model_config, data, lr_mult, notes, world):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is.
 
     make_model: model_config, or another -> the model, on the default device. Rank 0 alone calls it.
@@ -72,8 +76,8 @@ def dry_run(config, make_model, model_config, data, lr_mult, plans, world):
         print_memory(config, make_model, model_config, groups, world)
     except Exception as error:  # nothing of the run depends on it
         print0(f"memory: not estimated ({first_line(error)})")
-    for plan in filter(None, plans):
-        print0(plan)
+    for note in filter(None, notes):
+        print0(note)
     data.verify()
     print0(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
 

@@ -12,11 +12,11 @@ ETA_AFTER = 10  # steps that the time left is not judged by
 class Throughput:
     """`start` and `stop` enclose what counts of a step; `row` gives the figures since the row before."""
 
-    def __init__(self, config, world, model, first_step):
+    def __init__(self, model, world, dtype, tokens_per_step, first_step, last_step):
         self.device, self.model, self.size = world.device, model, world.size
-        self.tokens_per_step = config.tokens_per_step
-        self.peak = peak_flops(world.device, getattr(torch, config.dtype))
-        self.eta_from, self.max_iters = first_step + ETA_AFTER, config.max_iters
+        self.tokens_per_step = tokens_per_step
+        self.peak = peak_flops(world.device, getattr(torch, dtype))
+        self.eta_from, self.last_step = first_step + ETA_AFTER, last_step
         self.seconds, self.steps = 0.0, 0
         self.eta_start = self.eta = None
 
@@ -29,7 +29,7 @@ class Throughput:
         if step == self.eta_from:
             self.eta_start = now
         elif step > self.eta_from:
-            self.eta = (now - self.eta_start) / (step - self.eta_from) * (self.max_iters - step - 1)
+            self.eta = (now - self.eta_start) / (step - self.eta_from) * (self.last_step - step - 1)
 
     def row(self):
         """tokens_per_s, step_ms, mfu (None where the device's peak is not known), mem_mb."""
