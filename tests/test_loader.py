@@ -17,7 +17,7 @@ from conftest import losses, metrics, run
 import train
 from blockwise import UserError, loader
 from blockwise.data.writing import write_dataset
-from blockwise.loader import Dataset, Split, full_batches, eval_starts, micro_seed, train_batch
+from blockwise.loader import Dataset, Split, eval_starts, full_batches, micro_seed, train_batch
 from blockwise.tokenizer import BYTES
 from blockwise.training.batches import TrainBatches
 
