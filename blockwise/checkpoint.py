@@ -61,13 +61,18 @@ def step_of(path):
     return int(path.stem.removeprefix("ckpt_"))
 
 
+def stated_by(manifest):
+    """What a manifest states, {} for one that is missing or damaged."""
+    with suppress(OSError, ValueError):
+        stated = json.loads(manifest.read_text())
+        return stated if isinstance(stated, dict) else {}
+    return {}
+
+
 def data_of(manifest):
     """Path of what a manifest commits: a folder, or else a .pt file; a damaged manifest commits what is there."""
-    folder = manifest.with_suffix("")
-    try:
-        sharded = "files" in json.loads(manifest.read_text())
-    except (OSError, ValueError, TypeError):
-        sharded = folder.is_dir()
+    folder, stated = manifest.with_suffix(""), stated_by(manifest)
+    sharded = "files" in stated if stated else folder.is_dir()
     return folder if sharded else manifest.with_suffix(".pt")
 
 
@@ -128,10 +133,15 @@ def committed_before(manifest, val_loss):
     """Whether a step's checkpoint is there. If so, its manifest gets the validation loss if that is known now."""
     if not manifest.exists():
         return False
-    stated = json.loads(manifest.read_text())
-    if val_loss is not None and stated["val_loss"] != val_loss:
-        write_manifest(manifest, stated | {"val_loss": val_loss})
+    if val_loss is not None:
+        state_val_loss(manifest, val_loss)
     return True
+
+
+def state_val_loss(manifest, val_loss):
+    stated = stated_by(manifest)
+    if stated.get("val_loss", val_loss) != val_loss:  # a damaged manifest stays as it is
+        write_manifest(manifest, stated | {"val_loss": val_loss})
 
 
 def write_manifest(path, stated):
@@ -144,9 +154,8 @@ def prune(out_dir, keep, keep_best):
     committed = manifests(out_dir)
     to_keep = set(committed[-keep:])
     if keep_best:
-        losses = {path: val_loss_of(path) for path in committed}
-        scored = [path for path in committed if losses[path] is not None]
-        to_keep |= set(sorted(scored, key=losses.get)[:1])
+        losses = {path: stated_by(path).get("val_loss") for path in committed}
+        to_keep |= set(sorted((path for path in committed if losses[path] is not None), key=losses.get)[:1])
     for path in committed:
         if path not in to_keep:
             with suppress(OSError):  # the manifest first: without it the rest is no checkpoint
@@ -157,50 +166,30 @@ def prune(out_dir, keep, keep_best):
                 remove(data)
 
 
-def val_loss_of(manifest):
-    try:
-        return json.loads(manifest.read_text())["val_loss"]
-    except (ValueError, KeyError, OSError):
-        return None
-
-
 def forget_val_losses(out_dir):
     """Make every committed checkpoint's validation loss unknown: it is of other text than what follows."""
     for manifest in manifests(out_dir):
-        with suppress(ValueError, KeyError):  # a damaged one says nothing anyway
-            write_manifest(manifest, json.loads(manifest.read_text()) | {"val_loss": None})
+        state_val_loss(manifest, None)
 
 
 def newest_checkpoint(out_dir):
     """Path of the newest checkpoint whose bytes are what its manifest states, or None if there is none at all.
 
-    Damaged ones are skipped with a warning each. Raises UserError if all are damaged, or one cannot be read.
+    Damaged ones are skipped with a warning each. Without any manifest, it is the newest .pt or folder that is complete.
+    Raises UserError if all are damaged, or one cannot be read.
     """
-    committed = manifests(out_dir)
-    if not committed:
-        return newest_uncommitted(out_dir)
-    newest = next(valid(reversed(committed)), None)
-    if newest is None:
-        raise UserError(
-            f"every checkpoint in {out_dir} is damaged; --init_from=scratch starts a new run and keeps the files"
-        )
-    return newest
-
-
-def newest_uncommitted(out_dir):
-    """Path of the newest .pt file or sharded folder where there are no manifests, None if there is none.
-
-    Raises UserError if none is whole.
-    """
-    found = checkpoint_files(out_dir)
-    for data in reversed(found):
+    committed, files = manifests(out_dir), checkpoint_files(out_dir)
+    if newest := next(valid(reversed(committed)), None):
+        return newest
+    otherwise = "--init_from=scratch starts a new run and keeps the files"
+    if committed:
+        raise UserError(f"every checkpoint in {out_dir} is damaged; {otherwise}")
+    for data in reversed(files):
         if is_whole(data):
-            warn(f"{data} has no manifest beside it ({data.stem}.json); it is whole, and is used")
+            warn(f"{data} has no manifest beside it ({data.stem}.json); it is complete, and is used")
             return data
-    if found:
-        raise UserError(
-            f"{found[-1]} is incomplete and has no manifest; --init_from=scratch starts a new run and keeps the file"
-        )
+    if files:
+        raise UserError(f"{files[-1]} is incomplete and has no manifest; {otherwise}")
     return None
 
 
@@ -215,10 +204,9 @@ def is_whole(data):
 
 def require_checkpoint(out_dir):
     """The same for a command that needs a run: raises UserError also if there is none."""
-    path = newest_checkpoint(out_dir)
-    if path is None:
-        raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
-    return path
+    if path := newest_checkpoint(out_dir):
+        return path
+    raise UserError(f"no checkpoint in out_dir={out_dir}: expected the out_dir of a run of train.py")
 
 
 def valid_checkpoints(out_dir):
@@ -242,15 +230,14 @@ def problem_of(data, manifest):
         stated = json.loads(readable(manifest).read_text())
         files = {data / name: of_file for name, of_file in stated.get("files", {}).items()} or {data: stated}
         for path, of_file in files.items():
-            name, whose = ("it", "its") if path == data else (path.name, f"{path.name}'s")
             length = readable(path).stat().st_size
             if length != of_file["bytes"]:
-                raise ValueError(f"{name} has {length} bytes instead of {of_file['bytes']}")
+                return f"{path.name} has {length} bytes instead of {of_file['bytes']}"
             if sha256(path) != of_file["sha256"]:
-                raise ValueError(f"{whose} sha256 is not the one in its manifest")
+                return f"the sha256 of {path.name} is not the one in its manifest"
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
         return first_line(error)
     return None
 
@@ -316,11 +303,8 @@ def load_checkpoint(path, mapped=False, on_disk=()):
 
 
 def config_of(path):
-    """The run's config of a checkpoint, by the manifest beside it, which is small, or else by the checkpoint itself."""
-    try:
-        return json.loads(path.with_suffix(".json").read_text())["config"]
-    except (OSError, ValueError, KeyError):
-        return load_checkpoint(path)["config"]
+    """The run's config, from the manifest beside a checkpoint, which is small, or else from the checkpoint itself."""
+    return stated_by(path.with_suffix(".json")).get("config") or load_checkpoint(path)["config"]
 
 
 def weights_of(checkpoint, ema=False):
