@@ -109,7 +109,7 @@ class Run:
     def loss(self, model, step, micro):
         """Loss of this process's micro-step `micro`. Data and dropout follow from its address: a resume is exact."""
         x, y = self.batches(step, micro)  # (B, T) each
-        torch.manual_seed(self.batches.seed(step, micro))
+        torch.manual_seed(self.batches.dropout_seed(step, micro))
         with self.precision.autocast:
             return model(x, y)
 

@@ -41,7 +41,7 @@ class TrainBatches:
         self.pending = self.worker.submit(self.fetch, *self.address)
         return x, y
 
-    def seed(self, step, micro):
+    def dropout_seed(self, step, micro):
         """Seed of the dropout of this process's micro-step."""
         return micro_seed(self.config.seed, step, micro * self.world.size + self.world.rank)
 
