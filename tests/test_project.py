@@ -94,6 +94,14 @@ def test_files_and_functions_are_short(path):
             assert node.end_lineno - node.lineno < most, node.name
 
 
+def test_a_training_step_is_read_at_a_glance():
+    tree = ast.parse((ROOT / "train.py").read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name, most in {"train_step": 45, "train": 120, "evaluate": 25}.items():
+        assert functions[name].end_lineno - functions[name].lineno < most
+    assert sum(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body) <= 24
+
+
 def test_entry_points_do_not_import_each_other():
     entries = {"train", "sample", "export", "plot", "compare", "measure"}
     for name in entries | {"model", "configurator"}:
