@@ -32,7 +32,7 @@ from blockwise import UserError, first_line, warn
 from blockwise.blocks import load_state
 from blockwise.files import remove, sha256, sync_folder, write_text
 from blockwise.settings import ARCHITECTURE, TRAINING_ONLY, TrainConfig
-from blockwise.sharded_files import read_shards, shard_like, write_shards, write_tensors
+from blockwise.sharded_files import load_mapped, read_shards, shard_like, write_shards, write_tensors
 
 VERSION = 2  # 1: checkpoints without a version
 INNER_MANIFEST = "manifest.json"
@@ -279,7 +279,7 @@ def load_checkpoint(path, mapped=False, on_disk=()):
         if path.is_dir():
             saved = read_shards(path, on_disk)
         else:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            saved = load_mapped(path) if mapped else torch.load(path, map_location="cpu", weights_only=True)
             if mapped and saved.get("eigenvector"):  # a run holds it for longer than pruning leaves the file
                 saved["eigenvector"] = {name: part.clone() for name, part in saved["eigenvector"].items()}
         architecture, config = saved["model_config"], saved["config"]

@@ -1,5 +1,10 @@
-"""What every writer of files here needs: a lock on a folder, a write that is whole or did not happen, a sha256."""
+"""Writing files: a lock on a folder, a write that is whole or did not happen, a sha256.
 
+What a network or container file system may lack (locks, fsync, renaming over a file, free space) is done without, with
+a warning where a promise depends on it.
+"""
+
+import errno
 import fcntl
 import hashlib
 import os
@@ -7,7 +12,10 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from blockwise import UserError
+from blockwise import UserError, warn
+
+# Answers of a file system that lacks the call, unlike those of a broken or a full disk
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV}
 
 
 class InUse(UserError):
@@ -26,7 +34,10 @@ class FolderLock:
         self.file = None
 
     def acquire(self):
-        """Makes the folder if need be. Raises InUse if another process has it, UserError if it cannot be written."""
+        """Make the folder if need be. Raises InUse if another process has it, UserError if it cannot be written.
+
+        Where the file system has no locks there is a warning instead of one.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.folder / ".lock", "a+")  # noqa: SIM115
@@ -34,7 +45,9 @@ class FolderLock:
         except BlockingIOError:
             raise InUse(f"{self.label} {self.in_use}") from None
         except OSError as error:
-            raise UserError(f"{self.label} cannot be written: {error.strerror}") from None
+            if not self.file or error.errno not in UNSUPPORTED:
+                raise UserError(f"{self.label} cannot be written: {cause(error)}") from None
+            warn(f"{self.label} has no file locks ({error.strerror}): make sure that no other process writes there")
 
     def release(self):
         self.file.close()
@@ -56,8 +69,8 @@ def atomic_write(path):
     try:
         yield file
         file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
+        sync(file.fileno())
+        replace(temporary, path)
         sync_folder(path.parent)
     finally:
         with suppress(OSError):
@@ -100,13 +113,59 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def sync_folder(folder):
-    """Put a rename on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(handle):
+    """Put a file on the disk, as far as the file system can."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_folder(folder):
+    """Put a rename on the disk, as far as the file system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that one may write into and not list
+        return
+    try:
+        sync(handle)
     finally:
         os.close(handle)
+
+
+def replace(old, new):
+    """Rename a file over another, by way of deleting that one where the file system cannot (SFTP)."""
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED | {errno.EEXIST, errno.EPERM} or not os.path.isfile(new):
+            raise
+        os.remove(new)
+        os.replace(old, new)
+
+
+def free_space(folder):
+    """Bytes that the file system says are free, None where it does not say (FUSE of object stores: 0 of 0)."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return None
+    return usage.free if usage.total else None
+
+
+def cause(error):
+    """What an OSError is about, in a line: the path that the system refuses, where it names one, and why."""
+    path = error.filename
+    if path is None:
+        return error.strerror
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which does not exist"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{path} is not a folder"
+    return f"{path}: {error.strerror}"
 
 
 def sha256(path):

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from blockwise import UserError
-from blockwise.files import sha256
+from blockwise import UserError, warn
+from blockwise.files import UNSUPPORTED, sha256
 
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 TEXT_BYTES = np.array([*b"\t\n\r", *range(32, 127)], dtype=np.uint8)
@@ -50,14 +50,25 @@ class Split:
     dtype: str = "uint16"
     bytes: int | None = None
     sha256: str | None = None  # as meta.json states it
+    in_memory: Any = None  # ids, where the file system cannot map files
 
     @cached_property
     def file(self) -> Any:
         return open(self.path, "rb")
 
     def ids(self):
+        """All token ids, (tokens,)."""
         # Mapped again for every batch: a lasting map keeps each page it ever touched in the process's memory.
-        return np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r")
+        if self.in_memory is None:
+            try:
+                return np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r")
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                warn(f"{self.path} cannot be mapped ({error.strerror}): reading it into memory")
+                self.file.seek(0)
+                self.in_memory = np.frombuffer(self.file.read(), dtype=DTYPES[self.dtype])
+        return self.in_memory
 
     @property
     def parts(self):

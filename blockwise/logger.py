@@ -3,14 +3,21 @@
 import json
 import math
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from blockwise import first_line, warn
-from blockwise.files import atomic_write
+from blockwise.files import atomic_write, sync
+
+RETRY_S = 10  # seconds until rows that could not be written are tried again
 
 
 class MetricsFile:
-    """One row a line, flushed when written. On a full disk rows wait in memory, and no half row stays behind."""
+    """One row a line, flushed when written, and no half row stays behind.
+
+    On a full disk, or where the handle has gone stale (a restarted NFS server), rows wait in memory: nothing else does.
+    """
 
     def __init__(self, path, start_step):
         """Keeps the rows before `start_step`; cuts those from it on, and a torn last line.
@@ -35,28 +42,45 @@ class MetricsFile:
         self.path.touch()
         self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self.file.truncate(self.size)
-        self.waiting = b""
+        self.waiting, self.failed_at = [], None
 
     def write(self, row):
         """row: {key: number}; NaN and infinities become strings, since JSON has none."""
-        self.waiting += json.dumps({key: as_json(value) for key, value in row.items()}).encode() + b"\n"
-        self.flush()
+        self.waiting.append(json.dumps({key: as_json(value) for key, value in row.items()}).encode() + b"\n")
+        if self.failed_at is None or time.monotonic() > self.failed_at + RETRY_S:
+            self.flush()
 
-    def flush(self, sync=False):
-        """Write waiting rows, with `sync` down to the disk itself; returns whether that worked."""
+    def flush(self, to_disk=False):
+        """Write waiting rows, with `to_disk` down to the disk itself; returns whether that worked."""
         try:
+            if self.failed_at is not None:
+                self.reopen()
+            data = b"".join(self.waiting)
             self.file.seek(self.size)
-            if self.file.write(self.waiting) < len(self.waiting):
+            if self.file.write(data) < len(data):
                 raise OSError("no space left")
-            self.size += len(self.waiting)
-            self.waiting = b""
-            if sync:
-                os.fsync(self.file.fileno())
+            self.size += len(data)
+            self.waiting = []
+            if to_disk:
+                sync(self.file.fileno())
         except OSError as error:
-            self.file.truncate(self.size)
-            warn(f"{self.path} could not be written ({error}); its rows wait in memory")
+            with suppress(OSError):
+                self.file.truncate(self.size)
+            if self.failed_at is None:
+                warn(f"{self.path} could not be written ({error}); its rows wait in memory, the run goes on")
+            self.failed_at = time.monotonic()
             return False
+        if self.failed_at is not None:
+            warn(f"{self.path} can be written again")
+            self.failed_at = None
         return True
+
+    def reopen(self):
+        """Open the file anew, made if it is gone: the handle may be what is broken."""
+        with suppress(OSError):
+            self.file.close()
+        self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        self.size = min(self.size, os.fstat(self.file.fileno()).st_size)
 
 
 def as_json(value):
@@ -88,10 +112,11 @@ class Logger:
 
     def flush(self):
         """Put every row on the disk, before a checkpoint supersedes them; returns whether that worked."""
-        return self.file.flush(sync=True)
+        return self.file.flush(to_disk=True)
 
     def finish(self, exit_code=0):
-        self.flush()
+        if not self.flush():
+            warn(f"{self.file.path} lacks the last {len(self.file.waiting)} rows")
         if self.wandb:
             self.wandb.finish(exit_code=exit_code)
 

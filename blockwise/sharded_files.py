@@ -118,11 +118,21 @@ def read_shards(folder, on_disk=()):
     return {key: put_tensors(value, stored.get if key in on_disk else read) for key, value in tree.items()}
 
 
+def load_mapped(path):
+    """What torch.save wrote, its tensors pages of the file; read into memory where the file system cannot map files."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def stored_tensors(folder):
     """{name: Stored} of the tensors in a folder's shards."""
     pieces = {}
     for path in sorted(folder.glob("shard_*.pt")):
-        for name, (first, rows) in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
+        for name, (first, rows) in load_mapped(path).items():
             pieces.setdefault(name, []).append((first, partial(rows.detach)))
     shapes = {name: (last[0] + len(last[1]()), *last[1]().shape[1:]) for name, (*_, last) in pieces.items()}
     return {name: Stored(shapes[name], pieces[name]) for name in pieces}

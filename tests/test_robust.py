@@ -1,12 +1,16 @@
 """What happens around a run does not destroy it: consoles, signals, launchers, other data or versions, lost files."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +21,14 @@ import export
 import measure
 import sample
 import train
-from blockwise import UserError, checkpoint, print0
+from blockwise import UserError, checkpoint, files, loader, print0
 from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint, save_checkpoint
+from blockwise.data.shards import check_space
 from blockwise.data.writing import write_dataset
 from blockwise.distributed import launched_as
+from blockwise.files import FolderLock
+from blockwise.logger import MetricsFile
+from blockwise.sharded_files import load_mapped
 from blockwise.tokenizer import BYTES
 from blockwise.training.output import Output
 from model import Transformer
@@ -58,6 +66,156 @@ def test_a_line_that_cannot_be_printed_is_dropped_alone(tmp_path, monkeypatch):
         for text in ("before", "naïve", "after"):
             print0(text)
     assert (tmp_path / "log").read_text().splitlines() == ["before", "after"]
+
+
+# File systems that lack a guarantee: network and container ones
+
+
+def refuses(number, when=lambda *arguments: True, real=None):
+    """A call that the file system answers with this errno."""
+
+    def call(*arguments, **options):
+        if when(*arguments):
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(files.fcntl, "flock", refuses(number))
+    with FolderLock(tmp_path / "a" / "b", "out_dir=b"):
+        files.write_text(tmp_path / "a" / "b" / "x", "text")
+    assert f"warning: out_dir=b has no file locks ({os.strerror(number)})" in capsys.readouterr().err
+
+
+def test_a_lock_that_is_taken_or_broken_is_still_an_error(tmp_path, monkeypatch):
+    with FolderLock(tmp_path), pytest.raises(files.InUse, match="is in use by another process"):
+        FolderLock(tmp_path).acquire()
+    monkeypatch.setattr(files.fcntl, "flock", refuses(errno.EIO))
+    with pytest.raises(UserError, match="cannot be written: Input/output error"):
+        FolderLock(tmp_path).acquire()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_reason(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").write_text("")
+    for name, reason in {
+        "link": f"link is a link to {tmp_path / 'gone'}, which does not exist",
+        "file": "file is not a folder",
+        "file/inside": "file/inside is not a folder",
+    }.items():
+        with pytest.raises(UserError, match=f"^out_dir=o cannot be written: .*{re.escape(reason)}$"):
+            FolderLock(tmp_path / name, "out_dir=o").acquire()
+    theirs = tmp_path / "theirs" / ".lock"
+    denied = PermissionError(errno.EACCES, "Permission denied", str(theirs))
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(denied))
+    with pytest.raises(UserError, match=f"{theirs}: Permission denied"):
+        FolderLock(tmp_path / "theirs").acquire()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_what_cannot_be_synced_is_written_all_the_same(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(files.os, "fsync", refuses(number))
+    files.write_text(tmp_path / "x", "text")
+    assert contents_of(tmp_path) == {"x": "text"}
+    monkeypatch.setattr(files.os, "fsync", refuses(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        files.write_text(tmp_path / "x", "other")
+    assert contents_of(tmp_path) == {"x": "text"}
+
+
+def contents_of(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EEXIST, errno.ENOSYS])
+def test_where_nothing_can_be_renamed_over_a_file(tmp_path, monkeypatch, number):
+    real = os.replace
+    monkeypatch.setattr(files.os, "replace", refuses(number, lambda old, new: os.path.exists(new), real))
+    for text in ("first", "second"):
+        files.write_text(tmp_path / "x", text)
+    assert contents_of(tmp_path) == {"x": "second"}
+    monkeypatch.setattr(files.os, "replace", refuses(errno.EBUSY))
+    with pytest.raises(OSError, match="busy"):
+        files.write_text(tmp_path / "x", "third")
+    assert contents_of(tmp_path) == {"x": "second"}
+
+
+def test_data_that_cannot_be_mapped_is_read(small, monkeypatch, capsys):
+    path = Path(next(word for word in small if word.startswith("--data_dir="))[11:])
+    split = loader.Split(next(path.glob("*/val.bin")), tokens=0, bound=256)
+    mapped = split.ids().tolist()
+    monkeypatch.setattr(loader.np, "memmap", refuses(errno.ENODEV))
+    assert split.ids().tolist() == split.ids().tolist() == mapped
+    assert capsys.readouterr().err.count("cannot be mapped (No such device): reading it into memory") == 1
+    monkeypatch.setattr(loader.np, "memmap", refuses(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        loader.Split(split.path, tokens=0, bound=256).ids()
+
+
+def test_a_checkpoint_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
+    torch.save({"a": torch.arange(3)}, tmp_path / "x.pt")
+    real = torch.load
+
+    def load(path, mmap=False, **options):
+        if mmap:
+            raise RuntimeError(f"unable to mmap 100 bytes from file <{path}>: No such device (19)")
+        return real(path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    assert load_mapped(tmp_path / "x.pt")["a"].tolist() == [0, 1, 2]
+
+
+def test_free_space_that_nobody_knows_refuses_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    assert files.free_space(tmp_path) is None
+    check_space(tmp_path, 1 << 20, 1, 1 << 10, 256)
+    assert "(unknown free)" in capsys.readouterr().out
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))
+    with pytest.raises(UserError, match="needs about"):
+        check_space(tmp_path, 1 << 30, 1, 1 << 10, 256)
+
+
+class Stale:
+    """A handle that answers ESTALE."""
+
+    def __getattr__(self, name):
+        return refuses(errno.ESTALE)
+
+
+def test_a_stale_log_is_opened_anew(tmp_path, capsys):
+    log = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 0})
+    log.file = Stale()
+    log.write({"step": 1})
+    log.write({"step": 2})
+    assert log.flush(to_disk=True)
+    log.write({"step": 3})
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0, 1, 2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "rows wait in memory, the run goes on" in lines[0] and "written again" in lines[1]
+
+
+def test_a_log_that_is_lost_does_not_end_the_run(small, monkeypatch, capsys):
+    """Every handle on it is stale: all checkpoints are written, and the rows that are missing are told."""
+    real = MetricsFile.reopen
+    monkeypatch.setattr(MetricsFile, "reopen", lambda log: setattr(log, "file", Stale()))
+    monkeypatch.setattr(MetricsFile, "__init__", began_stale(MetricsFile.__init__))
+    assert run(*small) == 0
+    err = capsys.readouterr().err
+    assert newest_checkpoint(out_dir(small)).stem == "ckpt_00000008"
+    assert err.count("its rows wait in memory") == 1 and "metrics.jsonl lacks the last 9 rows" in err
+    monkeypatch.setattr(MetricsFile, "reopen", real)
+
+
+def began_stale(init):
+    def begin(log, *arguments):
+        init(log, *arguments)
+        log.file = Stale()
+
+    return begin
 
 
 # Signals and errors

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from blockwise import UserError
 from blockwise.data.writing import DTYPES, check_losses, dtype_of, sole_writer, write_dataset, write_ids
+from blockwise.files import cause, free_space, replace
 
 SPLITS = ("train", "val")
 COUNTS = ("documents", "bytes", "characters", "unknown", "lost")
@@ -66,7 +67,7 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
             print_read(source, total, skipped)
             shutil.rmtree(work)
         except OSError as error:
-            raise UserError(f"{work} cannot be written: {error.strerror}{again(work)}") from None
+            raise UserError(f"{work} cannot be written: {cause(error)}{again(work)}") from None
         except BrokenProcessPool:
             raise UserError(f"a worker was killed (out of memory? then use fewer --workers){again(work)}") from None
         except KeyboardInterrupt:
@@ -106,12 +107,13 @@ def check_space(work, text_bytes, workers, shard_bytes, vocab_size):
     needed = 2 * DTYPES[dtype_of(vocab_size)].itemsize * tokens
     disk = max(0, int(needed) - sum(path.stat().st_size for path in work.glob("*.bin")))
     memory = (workers + 1) * (WORKER_BYTES + 8 * shard_bytes)
-    free, installed = shutil.disk_usage(work).free, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free, installed = free_space(work), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    left = "unknown" if free is None else f"{free / 1e9:,.1f} GB"
     print(
         f"about {text_bytes / 1e9:,.3f} GB of text: needs {disk / 1e9:,.3f} GB of disk in {work.parent} "
-        f"({free / 1e9:,.1f} GB free) and {memory / 1e9:,.1f} GB of memory for {workers} workers", flush=True
+        f"({left} free) and {memory / 1e9:,.1f} GB of memory for {workers} workers", flush=True
     )  # fmt: skip
-    if disk > free:
+    if free is not None and disk > free:
         raise UserError(f"{work.parent} needs about {disk / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free")
     if memory > installed:
         raise UserError(f"--workers={workers} needs {memory / 1e9:,.1f} GB of memory: expected fewer workers")
@@ -127,7 +129,10 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, m
         print(f"going on: {len(finished)} shards are finished", flush=True)
     # A new interpreter for each: a fork of a process with threads (pyarrow's) may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, start_worker, (tokenizer,))
+    try:
+        pool = ProcessPoolExecutor(workers, context, start_worker, (tokenizer,))
+    except OSError as error:
+        raise UserError(f"processes cannot share locks here: {cause(error)} (a container needs /dev/shm)") from None
     shards, running = [], deque()  # in order: those that are finished, then (name, future or None) of the next ones
     while (name := f"{len(shards):06d}") in finished and not is_full(shards, max_tokens):
         shards.append(finished[name])
@@ -249,10 +254,10 @@ def write_shard(work, name, batch, position, with_lengths):
         manifest[split] = {**stated, **{key: counts[key] for key in COUNTS}}
         if with_lengths and split == "train":
             manifest[split]["lengths"] = lengths
-        os.replace(unfinished(path), path)
+        replace(unfinished(path), path)
     path = work / f"{name}.json"
     unfinished(path).write_text(json.dumps(manifest))
-    os.replace(unfinished(path), path)
+    replace(unfinished(path), path)
     return manifest
 
 

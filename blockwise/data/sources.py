@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from blockwise import UserError
 from blockwise.data.reading import EXPECTED, documents, form_of, import_datasets
-from blockwise.files import sha256
+from blockwise.files import free_space, sha256
 
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion of what is not in files that we read
 # Of OpenWebText, of C4
@@ -275,7 +274,8 @@ def check_download_space(source):
     at = {"repo_type": "dataset", "revision": source.revision}
     files = itertools.chain.from_iterable(source.files.values())
     todo = sum(n for name, n, _ in files if not isinstance(hub.try_to_load_from_cache(source.name, name, **at), str))
-    free = shutil.disk_usage(cache).free
-    print(f"{todo / 1e9:,.1f} GB to fetch into {cache} ({free / 1e9:,.1f} GB free; HF_HOME moves it)", flush=True)
-    if todo > free:
+    free = free_space(cache)
+    left = "unknown" if free is None else f"{free / 1e9:,.1f} GB"
+    print(f"{todo / 1e9:,.1f} GB to fetch into {cache} ({left} free; HF_HOME moves it)", flush=True)
+    if free is not None and todo > free:
         raise UserError(f"{cache} needs {todo / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free: HF_HOME moves it")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from blockwise import UserError
-from blockwise.files import FolderLock
+from blockwise.files import FolderLock, cause, replace, sync
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 WARN, REFUSE = 0.001, 0.1  # shares of a text that a tokenizer cannot spell
@@ -51,9 +50,9 @@ def write_dataset(folder, splits, tokenizer, source, text_bytes=None, **facts):
         for name, data in contents.items():
             (folder / f"{name}.tmp").write_bytes(data)
         for name in names:
-            os.replace(folder / f"{name}.tmp", folder / name)
+            replace(folder / f"{name}.tmp", folder / name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+        raise UserError(f"{folder} cannot be written: {cause(error)}") from None
     finally:
         for name in names:
             with suppress(OSError):
@@ -82,7 +81,7 @@ def write_ids(path, ids, vocab_size):
             digest.update(data)
             tokens += len(piece)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     return {"tokens": tokens, "sha256": digest.hexdigest()}
 
 
