@@ -9,9 +9,9 @@ LAUNCH  = $(BIN)/python -m torch.distributed.run --standalone --nproc_per_node=$
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[hf,experiments,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 demo: setup
@@ -29,6 +29,7 @@ study: setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15
 
 test-slow: setup

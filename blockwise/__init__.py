@@ -4,6 +4,8 @@ import os
 import sys
 from contextlib import contextmanager, suppress
 
+__version__ = "0.2.0"
+
 
 class UserError(ValueError):
     """The user's mistake: an entry point prints it as one line and exits with this status."""

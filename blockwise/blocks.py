@@ -148,6 +148,8 @@ FUSED_QKV = (
     "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv", "attn.qkv", "attn.in_proj", "self_attn.in_proj",
     "attention.in_proj", "in_proj_weight", "in_proj_bias", "w_qkv", "wqkv", "linear_qkv", "linear_qkv_down_proj",
 )  # fmt: skip
+# The two parts that blockwise.split_qkv makes of one, by the names that torch.nn.utils.parametrize gives them:
+SPLIT_QKV = {"original0": "QK", "original1": "VO"}
 
 # What wrappers put into a name. The leaf of a module's own tensor, quantised or reparametrised too:
 LEAVES = (
@@ -187,11 +189,11 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
         if end in (BLOCK_OF if is_module else PARAMETER_OF):
             return (BLOCK_OF if is_module else PARAMETER_OF)[end]
         if end in FUSED_QKV:
+            part = name.rpartition(".parametrizations.")[2].rpartition(".")[2]
+            if part in SPLIT_QKV:
+                return SPLIT_QKV[part]
             if fused_qkv is None:
-                raise ValueError(
-                    f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it, "
-                    'or say which block it counts as, e.g. fused_qkv="QK"'
-                )
+                raise fused(name)
             return fused_qkv
     if is_module and path and path[-1].lower().endswith("norm"):
         return BLOCK_OF["*norm"]
@@ -205,23 +207,31 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
     )
 
 
-def stated_block(name, block_of):
+def fused(name: str) -> ValueError:
+    return ValueError(
+        f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it by "
+        'blockwise.split_qkv.split_qkv(model), or say which block it counts as, e.g. fused_qkv="QK"'
+    )
+
+
+def stated_block(name: str, block_of: dict[str, str] | None) -> str | None:
     """The block type that `block_of` gives a parameter, by the longest end of its path; None where it names none."""
     path, is_module = path_of(name)
+    block_of = block_of or {}
     for end in [*(ends_of([*path, name.split(".")[-1]]) if is_module else []), *ends_of(path)]:
-        if end in (block_of or {}):
+        if end in block_of:
             return block_of[end]
     return None
 
 
-def guess(path):
+def guess(path: list[str]) -> str:
     """A block type for an error's hint: that of the table's names with this last part, spelled in any way."""
     last = plain(path[-1]) if path else ""
     near = {block for end, block in BLOCK_OF.items() if plain(end.rpartition(".")[2]) == last}
     return f'"{near.pop()}"' if len(near) == 1 else "one of " + ", ".join(BLOCKS)
 
 
-def plain(word):
+def plain(word: str) -> str:
     return word.lower().replace("_", "").rstrip("0123456789")
 
 
@@ -270,10 +280,10 @@ def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, b
     return typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=False)
 
 
-def named_parameters(model_or_named_parameters):
+def named_parameters(model_or_named_parameters: object) -> list[tuple]:
     """[(name, parameter), ...]; names with a shape that is not the parameter's own: as ZeRO-3 notes it."""
     named = getattr(model_or_named_parameters, "named_parameters", None)
-    pairs = list(named() if named else model_or_named_parameters)
+    pairs = list(named() if named else model_or_named_parameters)  # type: ignore[arg-type]
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(
@@ -283,12 +293,13 @@ def named_parameters(model_or_named_parameters):
     return pairs
 
 
-def typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=True):
+def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: dict[str, str] | None, unknown: str,
+          frozen_apart: bool = True) -> dict[str, list[tuple]]:  # fmt: skip
     """What `blocks_of` returns; with `frozen_apart`, what needs no gradient is "frozen", whatever its name is."""
     check_blocks(fused_qkv, block_of, unknown)
     named = named_parameters(model_or_named_parameters)
     two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
-    table = {}  # id -> (block, name, parameter)
+    table: dict[int, tuple] = {}  # id -> (block, name, parameter)
     for name, parameter in named:
         special = two_in_one.get(attention_of(name))
         if frozen_apart and not parameter.requires_grad:
@@ -299,13 +310,15 @@ def typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=
             block = special
         else:
             block = block_type(name, fused_qkv, block_of, unknown)
+            if name.endswith("original0") and block == "QK" and 1 in getattr(parameter, "shape", ()):
+                raise fused(name)  # weight_norm's scale, by the same name
         if id(parameter) not in table or (table[id(parameter)][0] == "Head" and block == "Emb"):
             table[id(parameter)] = (block, name, parameter)
     blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
     return {block: members for block, members in blocks.items() if members}
 
 
-def attention_of(name):
+def attention_of(name: str) -> tuple[str | None, str | None]:
     """(start of a parameter's name, q_proj or the like that follows it), (None, None) where there is none of them."""
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         before, found, _ = name.partition(f".{projection}.")
@@ -314,12 +327,15 @@ def attention_of(name):
     return None, None
 
 
-def matrices_of_two(named, fused_qkv, whole_model):
+def matrices_of_two(named: list[tuple], fused_qkv: str | None,
+                    whole_model: bool) -> dict[tuple[str | None, str | None], str]:  # fmt: skip
     """{(attention, projection): block type} of each q_proj and k_proj that holds two things, as its neighbours say.
 
     In place of a type, what is missing to know it: shapes, or in a list the matrix that decides.
     """
-    rows, columns, flat = {}, {}, {}  # attention -> {projection: size}
+    rows: dict[str, dict] = {}  # attention -> {projection: size}
+    columns: dict[str, dict] = {}
+    flat: dict[str, set] = {}
     for name, parameter in named:
         attention, projection = attention_of(name)
         path = [part for part in path_of(name)[0] if part != "linear"]
@@ -333,7 +349,7 @@ def matrices_of_two(named, fused_qkv, whole_model):
             rows.setdefault(attention, {})[projection] = shape[0] if shape else 0
         if "lora_B" not in name:
             columns.setdefault(attention, {})[projection] = shape[-1] if shape else 0
-    special = {}
+    special: dict[tuple[str | None, str | None], str] = {}
     for attention, height in rows.items():
         width = columns.get(attention, {})
         if {"k_proj", "o_proj"} <= height.keys() and "v_proj" not in height:
@@ -373,20 +389,20 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV and for a
     multiplier that is negative or not finite.
     """
-    for argument, table in (("lr_mult", lr_mult), ("wd_mult", wd_mult)):
-        for block, value in (table or {}).items():
+    for argument, given in (("lr_mult", lr_mult), ("wd_mult", wd_mult)):
+        for block, value in (given or {}).items():
             if block not in BLOCKS:
                 raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{argument}[{block!r}]={value}: expected a finite number, at least 0")
-    lr_mult = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
+    rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
     table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     return [
         {
             "params": [p for _, p in members],
             "block": block,
-            "lr_mult": lr_mult[block],
-            "lr": lr * lr_mult[block],
+            "lr_mult": rates[block],
+            "lr": lr * rates[block],
             "weight_decay": weight_decay * (wd_mult or {}).get(block, 1.0),
             "members": checksum(" ".join(".".join(without_wrappers(name)) for name, _ in members)),
         }
@@ -395,11 +411,11 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     ]
 
 
-def without_wrappers(name):
+def without_wrappers(name: str) -> list[str]:
     return [part for part in name.split(".") if not part.startswith("_") and part not in WRAPPERS]
 
 
-def checksum(text):
+def checksum(text: str) -> int:
     """The same number in every process, as `hash` is not."""
     number = 0
     for char in text:
@@ -446,31 +462,43 @@ def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = N
     return "\n".join("  ".join(line) for line in lines)
 
 
-HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
+HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--as=json|torchtitan|nemo|megatron] [--split_qkv]
+                                   [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
 
-Print which block type every parameter of a Hugging Face model has. Reads config.json alone, no weights."""
+Print which block type every parameter of a Hugging Face model has, or write it as another trainer reads it.
+Reads config.json alone, no weights. --split_qkv: with Q, K and V of a fused matrix split by split_qkv."""
 
 
 def main(arguments: list[str]) -> str:
     """What the command prints. Raises KeyError or ValueError for a user's mistake."""
-    options, ends, models = {}, {}, []
+    options: dict[str, str] = {}
+    ends, models = {}, []
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        key, equals, value = argument.partition("=")
         if argument in ("--help", "-h"):
             return HELP
-        if key in ("--fused_qkv", "--unknown"):
+        if argument == "--split_qkv" or (equals and key in ("--as", "--fused_qkv", "--unknown")):
             options[key[2:]] = value
         elif key.startswith("--block_of."):
             ends[key.removeprefix("--block_of.")] = value
         elif argument.startswith("-"):
-            raise ValueError(f"{argument}: expected --fused_qkv=, --unknown= or --block_of.END=")
+            raise ValueError(f"{argument}: expected --as=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END=")
         else:
             models.append(argument)
     if len(models) != 1:
         raise ValueError("expected one model: python -m blockwise.blocks MODEL_ID_OR_DIR")
-    check_blocks(options.get("fused_qkv"), ends, options.get("unknown", "error"))
+    fused_qkv, unknown = options.get("fused_qkv"), options.get("unknown", "error")
+    check_blocks(fused_qkv, ends, unknown)
     model = without_weights(models[0])
-    return f"{type(model).__name__}\n{describe_blocks(model, block_of=ends, **options)}"
+    if "split_qkv" in options:
+        from blockwise.split_qkv import split_qkv
+
+        split_qkv(model)
+    if "as" in options:
+        from blockwise.exporters import export
+
+        return export(model, options["as"], fused_qkv, ends, unknown)
+    return f"{type(model).__name__}\n{describe_blocks(model, fused_qkv, ends, unknown)}"
 
 
 def without_weights(model_id_or_folder: str) -> object:

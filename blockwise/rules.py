@@ -24,6 +24,7 @@ What the rules share, unless they say otherwise:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from blockwise import UserError
 from blockwise.blocks import LR_MULT
@@ -48,18 +49,18 @@ class Shape:
     tied: bool = False
     model_type: str = "llama"
     init_std: float = 0.02
-    block_init_std: dict = field(default_factory=dict)
+    block_init_std: dict[str, float] = field(default_factory=dict)
     beta2: float | None = BETA2
-    block_beta2: dict = field(default_factory=dict)
+    block_beta2: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config, tokens_per_step, **more):
+    def of(cls, config: Any, tokens_per_step: int, **more: Any) -> "Shape":
         """The shape of a Hugging Face model, by its config. more: further fields of this class."""
         tied = getattr(config, "tie_word_embeddings", True)
         width, depth, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
         return cls(width, depth, heads, config.vocab_size, tokens_per_step, tied, **more)
 
-    def std(self, block):
+    def std(self, block: str) -> float:
         return self.block_init_std.get(block, self.init_std)
 
 
@@ -67,13 +68,15 @@ class Shape:
 class Rates:
     """What a rule gives: values of the keys of these names; blocks that the last two lack have the default."""
 
-    lr_mult: dict
-    wd_mult: dict
-    block_beta2: dict = field(default_factory=dict)
-    block_init_std: dict = field(default_factory=dict)
+    lr_mult: dict[str, float]
+    wd_mult: dict[str, float]
+    block_beta2: dict[str, float] = field(default_factory=dict)
+    block_init_std: dict[str, float] = field(default_factory=dict)
 
 
-def rates(shape, Emb, Head, QK, VO, FFN, Norm, **more):
+def rates(
+    shape: Shape, Emb: float, Head: float, QK: float, VO: float, FFN: float, Norm: float, **more: dict[str, float]
+) -> Rates:
     """Rates by what the rules share; see the module."""
     Emb = min(Emb, Head) if shape.tied else Emb
     lr_mult = {"Emb": Emb, "QK": QK, "VO": VO, "FFN": FFN, "Norm": Norm, "Head": Head}
@@ -81,7 +84,7 @@ def rates(shape, Emb, Head, QK, VO, FFN, Norm, **more):
     return Rates(lr_mult, wd_mult, **more)
 
 
-def paper(shape):
+def paper(shape: Shape) -> Rates:
     """Emb 10, QK 8, FFN 6, VO 4, Norm 1, and Head 10 where it is untied, whatever the shape; decay 1 for all.
 
     Source: "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002), tuned on a LLaMA of 0.25 billion
@@ -91,7 +94,7 @@ def paper(shape):
     return Rates(dict(LR_MULT), dict.fromkeys(LR_MULT, 1.0))
 
 
-def fitted(shape):
+def fitted(shape: Shape) -> Rates:
     """Emb 12, Head 12, QK 4, VO 1, FFN 1, Norm 1, whatever the shape; decay 1 for all, as it was run.
 
     Source: a search over ratios at the anchor, in 500 steps (docs/studies). Range: models of one to a few million
@@ -100,7 +103,7 @@ def fitted(shape):
     return Rates(dict(FITTED), dict.fromkeys(LR_MULT, 1.0))
 
 
-def mup(shape):
+def mup(shape: Shape) -> Rates:
     """Emb 12, Norm 1, Head 12/m, VO and FFN 1/m, QK h/m; init: s of matrices m^(-1/2), QK's also h, s_Head 1/m times.
 
     Source: exponents of muP for Adam (Tensor Programs V, arXiv 2203.03466, table 3); constants from `fitted` but for
@@ -111,18 +114,18 @@ def mup(shape):
     return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
 
 
-def widths(shape):
+def widths(shape: Shape) -> tuple[float, float]:
     """m and h."""
     return shape.width / WIDTH, (HEAD_WIDTH * shape.heads / shape.width) ** 0.25
 
 
-def mup_init(shape):
+def mup_init(shape: Shape) -> dict[str, float]:
     m, h = widths(shape)
     std = shape.init_std * m**-0.5
     return {"QK": std * h, "VO": std, "FFN": std, "Head": shape.init_std / m}
 
 
-def completep(shape):
+def completep(shape: Shape) -> Rates:
     """muP, and branches that shrink as 1/l: VO l^(-1/2), FFN l^(-1/n) times, in init l^(-1/4) and l^(-1/(2n)).
 
     Source: CompleteP (arXiv 2505.01618) with alpha = 1, which multiplies the output of each residual branch by 1/l.
@@ -140,7 +143,7 @@ def completep(shape):
     return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=VO, FFN=FFN, Norm=1.0, block_init_std=init)
 
 
-def large_vocab(shape):
+def large_vocab(shape: Shape) -> Rates:
     """muP with sqrt(width)/m for Emb where V >= 8 width; muP itself where V is smaller.
 
     Source: arXiv 2506.15025: with a vocabulary that is large beside the width, the embedding's rate over that of the
@@ -155,7 +158,7 @@ def large_vocab(shape):
     return rates(shape, Emb=Emb, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
 
 
-def nanochat(shape):
+def nanochat(shape: Shape) -> Rates:
     """Emb 14, Head 4, QK, VO and FFN 1, each times m^(-1/2); Norm 15; init: s_Emb 0.02, s_Head 0.
 
     Source: the ratios of nanochat and modded-nanogpt, whose Muon updates shrink as width^(-1/2) too, moved to the
@@ -170,7 +173,7 @@ def nanochat(shape):
     )  # fmt: skip
 
 
-def relative(shape):
+def relative(shape: Shape) -> Rates:
     """Emb 600 s_Emb g, Head 1536/width g, QK 50 s_QK, VO 50 s_VO, FFN 50 s_FFN, Norm 1; beta2 of Emb and Head by V/B.
 
     In words: at the peak of a base rate of 1e-3 a step moves an embedding by 60% of its initial scale, a matrix by 5%,
@@ -192,7 +195,7 @@ def relative(shape):
     return rates(shape, Emb=Emb, Head=Head, QK=QK, VO=VO, FFN=FFN, Norm=1.0, block_beta2=beta2)
 
 
-def table_beta2(shape):
+def table_beta2(shape: Shape) -> dict[str, float]:
     """{block: beta2} of Emb and Head: as given, else of a half-life of 10 V/B steps if that is longer than beta2's."""
     if shape.beta2 is None:
         return {}
@@ -200,7 +203,7 @@ def table_beta2(shape):
     return {"Emb": beta2, "Head": beta2} | shape.block_beta2 if beta2 > shape.beta2 else shape.block_beta2
 
 
-def displacement(beta2, beta1=0.9):
+def displacement(beta2: float, beta1: float = 0.9) -> float:
     """G: how far Adam moves a coordinate by one isolated gradient, in units of the rate; 5.84 for (0.9, 0.95).
 
     (1 - beta1) / sqrt(1 - beta2) / (1 - beta1 / sqrt(beta2)), for eps -> 0 and beta2 > beta1^2.
@@ -208,7 +211,7 @@ def displacement(beta2, beta1=0.9):
     return (1 - beta1) / (1 - beta2) ** 0.5 / (1 - beta1 / beta2**0.5)
 
 
-def decay_for_budget(learning_rate, steps, tokens, parameters):
+def decay_for_budget(learning_rate: float, steps: int, tokens: float, parameters: float) -> float:
     """The weight decay with which rate x decay x steps is (tokens / parameters)^0.527 / 1.084, at the peak rate.
 
     Source: Power Lines (arXiv 2505.13738), its constants by two repositories. The rules' `wd_mult` keep rate x decay

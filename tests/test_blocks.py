@@ -119,12 +119,12 @@ def test_invented_name_raises(name):
 
 
 def test_block_table_imports_nothing():
-    """Only the command does: transformers, to make the model, and sys, to leave."""
+    """Only the command does: transformers, to make the model, sys, to leave, and the files behind its options."""
     tree = ast.parse((ROOT / "blockwise" / "blocks.py").read_text())
-    command = [n for n in tree.body if isinstance(n, ast.If) or getattr(n, "name", "") == "without_weights"]
-    allowed = [n for part in command for n in ast.walk(part) if isinstance(n, ast.Import)]
+    command = [n for n in tree.body if isinstance(n, ast.If) or getattr(n, "name", "") in ("main", "without_weights")]
+    allowed = [n for part in command for n in ast.walk(part) if isinstance(n, ast.Import | ast.ImportFrom)]
     assert {n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)} == set(allowed)
-    assert {alias.name for n in allowed for alias in n.names} == {"transformers", "sys"}
+    assert {alias.name for n in allowed for alias in n.names} == {"transformers", "sys", "split_qkv", "export"}
 
 
 def test_a_copy_of_the_file_works_alone(tmp_path):
@@ -861,7 +861,7 @@ def test_the_command_prints_the_split_of_a_config(config_folder):
 @pytest.mark.parametrize(
     "words, match",
     [
-        ([], "expected one model"), (["a", "b"], "expected one model"), (["a", "--x"], "--x: expected --fused_qkv="),
+        ([], "expected one model"), (["a", "b"], "expected one model"), (["a", "--x"], "--x: expected --as="),
         (["a", "--unknown=y"], "unknown='y' is no block type"), (["{folder}/none"], "{folder}/none: no model"),
         (["{folder}/broken"], "broken: no model can be made"),
     ],
@@ -877,7 +877,7 @@ def test_the_command_leaves_with_one_line_and_status_2():
     words = [sys.executable, "-m", "blockwise.blocks", "--nothing"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --nothing: expected --fused_qkv=, --unknown= or --block_of.END=\n"
+    assert done.stderr == "error: --nothing: expected --as=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END=\n"
 
 
 # transformers.Trainer

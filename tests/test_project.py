@@ -24,8 +24,8 @@ ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 # Rooms that others may import; they themselves import none
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
 GROUND = {
-    "blockwise.blocks", "blockwise.files", "blockwise.settings", "blockwise.matmul", "blockwise.rules",
-    "blockwise.sharded_files", "blockwise.keys", "blockwise.spelling",
+    "blockwise.blocks", "blockwise.exporters", "blockwise.files", "blockwise.keys", "blockwise.matmul",
+    "blockwise.rules", "blockwise.settings", "blockwise.sharded_files", "blockwise.spelling", "blockwise.split_qkv",
 }  # fmt: skip
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
