@@ -1,0 +1,102 @@
+"""Write the table of findings into README.md and docs/studies/README.md, from the studies' study.json.
+
+python docs/findings.py
+"""
+
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from blockwise.figures.budgets import speedup
+from blockwise.study.verdict import judge, spread
+
+PAGES = (ROOT / "README.md", ROOT / "docs/studies/README.md")
+MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
+MARGIN = 0.01
+# Training tokens per parameter, and the study; the first is of another shape than the others
+BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5", "20": "study_budget_20"}
+TUNED = {"fitted, tuned": "fitted", "the paper's multipliers, tuned": "paper"}
+ARMS = TUNED | {"the paper's, tuned at 5": "paper, as at 5", "fitted, as it is": "fitted, as it is"}
+ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat", "relative")}
+
+
+@cache
+def study(name):
+    return json.loads((ROOT / "docs/studies" / name / "study.json").read_text())
+
+
+@cache
+def tests_of(name):
+    """{comparison: {arm: its test against the baseline, with the words of `verdict`}} of a study, from its losses."""
+    found = study(name)
+    baseline, result = found["study"]["baseline"], {}
+    for comparison, arms in found["places"].items():
+        losses = {
+            arm: {int(seed): float("inf") if loss is None else loss for seed, loss in one["losses"].items()} or None
+            for arm, one in arms.items()
+            if one["role"] != "twice"
+        }
+        result[comparison] = judge(losses, baseline, MARGIN)
+    return result
+
+
+def speedups(arm):
+    """{study: [lowest, mean's, highest]} of an arm at each budget of one shape: times fewer steps, also by seed."""
+    lines = {}
+    for name in list(BUDGETS.values())[1:]:
+        config, (arms,) = study(name)["study"], study(name)["places"].values()
+        tokens = (
+            config["max_iters"] * config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
+        )
+        for kind in (arm, "adamw"):
+            for seed, loss in (arms[kind]["losses"] if kind in arms else {}).items():
+                lines.setdefault((kind, seed), []).append((tokens, loss))
+            if kind in arms:
+                lines.setdefault((kind, "mean"), []).append((tokens, spread(arms[kind]["losses"])[0]))
+    result, names = {}, list(BUDGETS.values())[1:]
+    seeds = [seed for kind, seed in lines if kind == "adamw"]
+    for name, (tokens, _) in zip(names, lines["adamw", "mean"], strict=True):
+        if tokens in dict(lines[arm, "mean"]):
+            ratios = {seed: speedup(lines[arm, seed], lines["adamw", seed], tokens) for seed in seeds}
+            if mean := ratios.pop("mean"):
+                by_seed = [ratio for ratio in ratios.values() if ratio]
+                result[name] = min(by_seed), mean, max(by_seed)
+    return result
+
+
+def cell(test, speed):
+    if test is None:
+        return "not run"
+    text = f"{test['word']}: {test['gap']:+.3f} ({test['low']:+.3f} to {test['high']:+.3f}), {test['seeds']} seeds"
+    return text + (f", {speed[1]:.2f}x ({speed[0]:.2f} to {speed[2]:.2f})" if speed else "")
+
+
+def table():
+    """The lines of the table: each arm against the tuned AdamW, by budget."""
+    lines = [f"| tokens a parameter | {' | '.join(BUDGETS)} |", "|---" * (len(BUDGETS) + 1) + "|"]
+    for label, arm in ARMS.items():
+        faster = speedups(arm) if label in TUNED else {}
+        tests = {name: next(iter(tests_of(name).values())).get(arm) for name in BUDGETS.values()}
+        lines.append(f"| {label} | {' | '.join(cell(test, faster.get(name)) for name, test in tests.items())} |")
+    return lines
+
+
+def with_table(text):
+    """The text of a page with the table between its marks as it is now."""
+    start, end = MARKS
+    return re.sub(
+        f"{re.escape(start)}.*?{re.escape(end)}",
+        f"{start}\n" + "\n".join(table()) + f"\n\n{end}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(with_table(page.read_text()))
