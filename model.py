@@ -15,14 +15,18 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from blockwise.attention import document_starts, for_fused_kernels, largest_logits, rotary_table, rotate
 from blockwise.blocks import block_type
 from blockwise.checkpoint import weights_of
-from blockwise.losses import mean_cross_entropy, softcapped, training_loss
+from blockwise.losses import at_least_float32, mean_cross_entropy, softcapped, training_loss
 from blockwise.matmul import fused_linear, linear
 from blockwise.sampling import sample
+
+# cuDNN plans anew for every length of the cache, which takes longer than the step itself
+NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,23 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Computes in float32 at least, whatever the precision of x and, under FSDP, of the gain; returns that of x."""
+
+    def forward(self, x):
+        y = F.rms_norm(at_least_float32(x), self.normalized_shape, at_least_float32(self.weight), self.eps)
+        return y.type_as(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """As RMSNorm."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else at_least_float32(self.bias)
+        y = F.layer_norm(at_least_float32(x), self.normalized_shape, at_least_float32(self.weight), bias, self.eps)
+        return y.type_as(x)
+
+
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
@@ -100,8 +121,8 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm, self.qk_clip = config.qk_norm, config.qk_clip
         if config.qk_norm:  # one gain for all heads, before the rotation, as in Qwen3 and Gemma 3
-            self.q_norm = nn.RMSNorm(self.D, eps=config.norm_eps)
-            self.k_norm = nn.RMSNorm(self.D, eps=config.norm_eps)
+            self.q_norm = RMSNorm(self.D, eps=config.norm_eps)
+            self.k_norm = RMSNorm(self.D, eps=config.norm_eps)
         if config.qk_clip:  # since blockwise.qk_clip last read it
             self.register_buffer("largest_logits", torch.zeros(config.n_head), persistent=False)
 
@@ -110,15 +131,14 @@ class Attention(nn.Module):
         q, k, v = fused_linear(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, C), (B, T, K D), (B, T, K D)
         q, k, v = (z.view(B, T, -1, self.D).transpose(1, 2) for z in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
         if self.qk_norm:
-            gain = self.q_norm.weight  # in its precision, as the other norms
-            q, k = self.q_norm(q.type_as(gain)).type_as(v), self.k_norm(k.type_as(gain)).type_as(v)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if self.qk_clip and self.training:
             self.largest_logits.copy_(torch.maximum(self.largest_logits, largest_logits(q, k, mask)))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
-        k, v = for_fused_kernels(q, k, v)
+        k, v = for_fused_kernels(q, k, v, mask)
         y = F.scaled_dot_product_attention(
             q, k, v, mask,
             dropout_p=self.dropout if self.training else 0.0,
@@ -152,8 +172,8 @@ class MLP(nn.Module):
 
 def norm(config):
     if config.model_type == "llama":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -302,7 +322,8 @@ class Transformer(nn.Module):
             if cache is None or cache.length + fed.size(1) > size:
                 fed = context = context[:, -size:] if cache is None else context[:, -(size // 2 or 1) :]
                 cache = KVCache(self.config, len(tokens), tokens.device, dtype)
-            logits = self(fed, cache=cache)[:, -1].float()  # (B, V)
+            with sdpa_kernel(NOT_CUDNN):
+                logits = self(fed, cache=cache)[:, -1].float()  # (B, V)
             fed = sample(logits[:, :n_ids], temperature, top_k, generator, top_p)  # (B, 1)
             context = torch.cat((context, fed), dim=1)
             yield fed

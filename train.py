@@ -7,6 +7,7 @@
 Any number of config files and --key=value; order counts, later wins.
 """
 
+import os
 import sys
 
 from blockwise import exit_on_user_error, print0
@@ -21,6 +22,8 @@ FLAGS = {
 if __name__ == "__main__":  # before torch is loaded: --help answers at once, and no signal finds us without a handler
     end_with_launcher()
     stop = StopRequest()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same; blocks that grow leave no gaps
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     with exit_on_user_error():
         config, given, flags = configure(TrainConfig, sys.argv[1:], __doc__, FLAGS)
 

@@ -44,11 +44,11 @@ def largest_logits(q, k, mask=None):
     return logits.masked_fill(hidden, -math.inf).amax((0, 3, 4)).flatten()
 
 
-def for_fused_kernels(q, k, v):
-    """k and v, (B, K, S, D), with a head for each of q's, (B, H, T, D), on CUDA in float32.
+def for_fused_kernels(q, k, v, mask=None):
+    """k and v, (B, K, S, D), with a head for each of q's, (B, H, T, D), on CUDA in float32 or under a mask.
 
     The one fused kernel that there is for it takes no fewer; without it all T x S logits of a head are in memory.
     """
-    if q.device.type == "cuda" and q.dtype == torch.float32:
+    if q.device.type == "cuda" and (q.dtype == torch.float32 or mask is not None):
         k, v = (z.repeat_interleave(q.size(1) // z.size(1), dim=1) for z in (k, v))
     return k, v

@@ -18,10 +18,11 @@ def softcapped(logits, cap):
 
     Capped at least in float32: of bfloat16's 8 bits tanh would leave few to the large logits, which lie closest.
     """
-    if not cap:
-        return logits
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    return cap * torch.tanh(logits / cap)
+    return cap * torch.tanh(at_least_float32(logits) / cap) if cap else logits
+
+
+def at_least_float32(tensor):
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def cross_entropy(logits, targets, reduction, z_loss=0.0, counted=None):

@@ -1,5 +1,6 @@
 """The command line's grammar, types and error messages, and the settings that it fills."""
 
+import os
 import re
 import resource
 import subprocess
@@ -481,6 +482,16 @@ def test_help_lists_every_key_at_once():
     assert "configurator" in imported
     assert not {"torch", "numpy"} & imported
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("name, value", [(None, None), ("PYTORCH_ALLOC_CONF", "a"), ("PYTORCH_CUDA_ALLOC_CONF", "a")])
+def test_memory_grows_in_place_unless_the_user_has_set_how(name, value):
+    script = "import os, runpy, sys\nsys.argv[1:] = ['--help']\ntry: runpy.run_path('train.py', run_name='__main__')\n"
+    script += "finally: print({k: v for k, v in os.environ.items() if 'ALLOC_CONF' in k}, 'torch' in sys.modules)"
+    env = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key} | ({name: value} if name else {})
+    words = [sys.executable, "-c", script]
+    answer = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True).stdout.splitlines()[-1]
+    assert answer == f"{ {name: value} if name else {'PYTORCH_ALLOC_CONF': 'expandable_segments:True'} } False"
 
 
 def test_help_states_type_default_and_meaning(capsys):

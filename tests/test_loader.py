@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -546,6 +547,17 @@ def test_a_bad_id_raises_where_its_batch_is_asked_for(folder, monkeypatch):
     assert "bad id" in str(batches.pending.exception())
     with pytest.raises(UserError, match="bad id"):
         batches(0, 3)
+
+
+def test_the_thread_that_fetches_is_on_the_device_of_its_process(folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append((threading.get_ident(), device)))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **more: None)
+    device = torch.device("cuda:3")
+    batches = TrainBatches(CONFIG, opened(folder).train, SimpleNamespace(rank=3, size=4, device=device))
+    assert calls == [] and batches.worker.submit(threading.get_ident).result() == calls[0][0] != threading.get_ident()
+    assert calls[0][1] == device
 
 
 def test_a_run_that_fetches_ahead_is_the_same_run(small, tmp_path, monkeypatch):

@@ -346,16 +346,26 @@ def test_the_cache_has_the_precision_of_autocast(monkeypatch):
     assert [cache.keys.dtype for cache in caches] == [torch.bfloat16, torch.float32]
 
 
-def test_grouped_queries_in_float32_on_a_gpu():
-    """K and V come with a head for each of Q's: the kernels that take fewer have no float32."""
+def test_grouped_queries_on_a_gpu():
+    """K and V come with a head for each of Q's: the kernels that take fewer have neither float32 nor a mask."""
 
-    def heads(device, dtype):
+    def heads(device, dtype, masked=False):
         q, k, v = (torch.empty(2, heads, 5, 8, device=device, dtype=dtype) for heads in (4, 2, 2))
-        return [z.size(1) for z in modelling.for_fused_kernels(q, k, v)]
+        mask = torch.ones(2, 1, 5, 5, dtype=torch.bool, device=device) if masked else None
+        return [z.size(1) for z in modelling.for_fused_kernels(q, k, v, mask)]
 
     with FakeTensorMode():
-        assert heads("cuda", torch.float32) == [4, 4]
-        assert heads("cuda", torch.bfloat16) == heads("cpu", torch.float32) == [2, 2]
+        assert heads("cuda", torch.float32) == heads("cuda", torch.bfloat16, masked=True) == [4, 4]
+        assert heads("cuda", torch.bfloat16) == heads("cpu", torch.float32, masked=True) == [2, 2]
+
+
+def test_sampling_leaves_cudnn_out():
+    """And only while the model computes: what the caller does between two tokens has its own choice."""
+    model, allowed = make("llama"), []
+    model.register_forward_hook(lambda *args: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    for _ in model.generate(batch(B=1, T=3)[0], 2):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+    assert allowed == [False, True, False, True]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])

@@ -23,7 +23,9 @@ class TrainBatches:
         self.seed = config.seed if config.data_seed is None else config.data_seed
         self.micro_steps = config.gradient_accumulation_steps // world.size
         cuda = world.device.type == "cuda"
-        self.worker = ThreadPoolExecutor(1) if (cuda if ahead is None else ahead) else None
+        # On its device: on the default one, 0, the thread of every process would claim memory of the same GPU
+        on_device = {"initializer": torch.cuda.set_device, "initargs": (world.device,)} if cuda else {}
+        self.worker = ThreadPoolExecutor(1, **on_device) if (cuda if ahead is None else ahead) else None
         self.address = self.pending = None
         self.stream = torch.cuda.Stream(world.device) if cuda else None
         shape = (2, config.batch_size, config.block_size)

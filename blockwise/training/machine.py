@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from blockwise import UserError
+from blockwise import UserError, first_line
 from blockwise.distributed import auto_device, auto_dtype
 from blockwise.hardware import free_memory
+
+# In the texts of errors of cuBLAS, NCCL, the CUDA driver and the CPU's allocator that have no class of their own
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def for_this_machine(config):
@@ -54,15 +57,26 @@ def out_of_memory_is_a_mistake(config, device):
     """Inside, running out of memory is the user's mistake: one line that says which keys to change."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(out_of_memory_message(config, device)) from None
 
 
 def is_out_of_memory(error):
     """Whether an error is for want of memory, or was caused by one that is, as the compiler's are."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+    while error is not None and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY):
+            return True
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def root_cause(error):
+    """Kind and first line of what an error was raised for: the compiler's own says no more than that there was one."""
+    while cause := getattr(error, "inner_exception", None) or error.__cause__:
+        error = cause
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def out_of_memory_message(config, device):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from blockwise import UserError, first_line, warn
-from blockwise.training.machine import is_out_of_memory, out_of_memory_message
+from blockwise import UserError, warn
+from blockwise.training.machine import is_out_of_memory, out_of_memory_message, root_cause
 from blockwise.training.sharding import is_sharded
 
 
@@ -97,7 +97,7 @@ def trial(run, model, may_fail):
         with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
             first_pass(run, model)
     except Exception as error:
-        reason, short = first_line(error), is_out_of_memory(error)
+        reason, short = root_cause(error), is_out_of_memory(error)
         if not may_fail:  # else the error would keep alive what the frames hold that it came through
             failure = error
     failed, out_of_memory = run.world.sum(float(bool(reason)), float(short))

@@ -8,7 +8,6 @@ one another.
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from blockwise.sharded_files import put_tensors, take_tensors
 
@@ -20,9 +19,10 @@ def is_sharded(config, world):
 def shard_and_move(model, config, world):
     """Move a model to the device; with parallel=fsdp each process keeps a share of its parameters, alike on all.
 
-    Transformer blocks are gathered one at a time, embeddings and the output layer together. With dtype=bfloat16 the
-    matrices of the blocks are gathered in it, half the bytes, as autocast would round them; shares, norms, sums of
-    gradients and the optimizer's state are in float32.
+    Transformer blocks are gathered one at a time, embeddings and the output layer together. With dtype=bfloat16 blocks
+    are gathered in it, half the bytes, as autocast would round their matrices, and so are the gains of their norms:
+    a group of their own would be a gap in every block's compiled graph. Shares, the last norm, sums of gradients and
+    the optimizer's state are in float32.
     """
     if is_sharded(config, world):
         from torch.distributed.device_mesh import init_device_mesh
@@ -32,9 +32,6 @@ def shard_and_move(model, config, world):
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # autocast sees to activations
         low = replace(policy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in model.blocks:  # each goes to the device as it is divided, so the whole never has to fit there
-            if config.dtype == "bfloat16":
-                norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)]
-                fully_shard(norms, mesh=mesh, mp_policy=policy)
             fully_shard(block, mesh=mesh, mp_policy=low if config.dtype == "bfloat16" else policy)
         # Between two passes nothing may stay gathered, or an evaluation's weights would be used after they have changed
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
