@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from blockwise.muon import Muon, local
+
 MATRIX_BLOCKS = ("QK", "VO", "FFN")  # what Muon takes; embeddings are tables of rows, not maps
 
 
@@ -18,7 +20,8 @@ def optimizer_for(config, groups):
     """
     betas = (config.beta1, config.beta2)
     groups = with_betas(groups, betas, config.block_beta2)
-    return build_optimizer(config.optimizer, groups, betas, head_width=config.n_embd // config.n_head)
+    head_width, compiled = config.n_embd // config.n_head, config.compile is True
+    return build_optimizer(config.optimizer, groups, betas, head_width, compiled)
 
 
 def with_betas(groups, betas, block_beta2):
@@ -30,13 +33,13 @@ def with_betas(groups, betas, block_beta2):
     return [{**group, "betas": named[group["block"]]} if group["block"] in named else group for group in groups]
 
 
-def build_optimizer(name, groups, betas, head_width=None):
+def build_optimizer(name, groups, betas, head_width=None, compiled=False):
     """The optimizer `name` over groups of `param_groups`. Weight decay is decoupled, p <- (1 - lr wd) p, but for sgd.
 
     adamw      torch.optim.AdamW (arXiv 1711.05101)
     adam_mini  AdamMini, below; needs head_width, the rows of a Q or K matrix that belong to one head
     lion       Lion, below; betas: of the update, of the momentum
-    muon       MuonWithAdamW, below; betas: of its AdamW part
+    muon       MuonWithAdamW, below; betas: of its AdamW part; compiled: whether its orthogonalisation is
     sgd        torch.optim.SGD; betas[0] is its momentum, and weight_decay * p is added to the gradient
     """
     groups = [dict(group) for group in groups]  # torch would put its settings into the caller's
@@ -47,7 +50,7 @@ def build_optimizer(name, groups, betas, head_width=None):
     if name == "lion":
         return Lion(groups, betas)
     if name == "muon":
-        return MuonWithAdamW(groups, betas)
+        return MuonWithAdamW(groups, betas, compiled)
     if name == "sgd":  # not fused: if float16 overflows in its first step, the fused one keeps unset momentum
         return torch.optim.SGD(groups, lr=0.0, momentum=betas[0])
     raise ValueError(f"no optimizer {name!r}: expected adamw, adam_mini, lion, muon or sgd")
@@ -70,11 +73,6 @@ def adamw(groups, betas):
 def can_be_fused(groups):
     """Whether torch has its optimizers in one kernel where these parameters are."""
     return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-
-
-def local(tensor):
-    """What this process holds of a tensor that FSDP shards; any other one as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Lion(torch.optim.Optimizer):
@@ -216,7 +214,7 @@ def stability_threshold(name, beta1):
 
 
 class MuonWithAdamW:
-    """Muon (torch.optim.Muon) for the matrices of QK, VO and FFN, AdamW for all else; the two step together.
+    """Muon (blockwise/muon.py) for the matrices of QK, VO and FFN, AdamW for all else; the two step together.
 
     A block that has both, such as QK with biases, becomes two groups that carry the same `block` and `lr_mult`. Muon's
     orthogonalised update is scaled by 0.2 sqrt(max(rows, columns)) to the RMS of an AdamW update (Moonlight, arXiv
@@ -224,7 +222,7 @@ class MuonWithAdamW:
     momentum is 0.95, as there; betas are those of AdamW.
     """
 
-    def __init__(self, groups, betas):
+    def __init__(self, groups, betas, compiled=False):
         matrices, others = [], []
         for group in groups:
             taken = [p for p in group["params"] if group["block"] in MATRIX_BLOCKS and p.ndim == 2]
@@ -232,7 +230,7 @@ class MuonWithAdamW:
             plain = {key: value for key, value in group.items() if key != "betas"}  # Muon has one momentum for all
             matrices += [{**plain, "params": taken}] if taken else []
             others += [{**group, "params": left}] if left else []
-        self.muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, compiled)
         self.adamw = adamw(others, betas)
 
     @property

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, losses, metrics, out_dir, run
+from conftest import ROOT, Fork, finish, losses, metrics, out_dir, run
 from torch.nn import Parameter
 
 from blockwise import UserError
@@ -211,7 +211,8 @@ def test_state_bytes_are_those_of_the_state(optimizer):
     held = sum(v.nbytes for state in built.state.values() for v in state.values() if torch.is_tensor(v))
     groups = param_groups(list(named.items()), 0.01)
     keys = {key for group in groups for key in group}
-    run = SimpleNamespace(optimizer=optimizer, beta1=0.9, beta2=0.95, block_beta2={}, n_embd=4, n_head=2)
+    settings = {"beta1": 0.9, "beta2": 0.95, "block_beta2": {}, "n_embd": 4, "n_head": 2, "compile": True}
+    run = SimpleNamespace(optimizer=optimizer, **settings)
     assert state_bytes(run, groups) == held > 0
     assert {key for group in groups for key in group} == keys  # the caller's groups are as they were
 
@@ -244,6 +245,65 @@ def test_muons_groups_are_live_after_loading():
     assert all(torch.equal(p, before[name]) for name, p in other.items())
     second.zero_grad()
     assert all(p.grad is None for p in other.values())
+
+
+MUON = """
+import torch, torch.distributed as dist
+from torch.nn import Parameter
+from blockwise.optimizers import Muon
+
+SHAPES = [(10, 16), (16, 10), (9, 16), (10, 16), (16, 10), (10, 16), (10, 16), (10, 16)]
+
+def groups(place=lambda tensor: tensor):
+    torch.manual_seed(0)
+    params = [Parameter(place(torch.randn(shape))) for shape in SHAPES]
+    decayed, plain = dict(params=params[:4], lr=1e-2, weight_decay=0.1), dict(params=params[4:], lr=3e-3)
+    return params, [decayed, {**plain, "weight_decay": 0.0}]
+
+def train(params, optimizer, place=lambda tensor: tensor):
+    torch.manual_seed(1)
+    for step in range(20):
+        for p, shape in zip(params, SHAPES):
+            p.grad = place(torch.randn(shape) * 10.0 ** -(step % 3))
+        if step == 3:
+            params[0].grad = None  # as of a layer that is not active yet
+        optimizer.step()
+    return [p.full_tensor() if hasattr(p, "full_tensor") else p for p in params]
+
+def largest_gap(place=lambda tensor: tensor):
+    params, grouped = groups()
+    theirs = train(params, torch.optim.Muon(grouped, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    params, grouped = groups(place)
+    ours = train(params, Muon(grouped), place)
+    return max((a - b).abs().max().item() for a, b in zip(ours, theirs))
+"""
+MUON_ON_TWO = """
+import os, sys
+sys.path.insert(0, {root!r})
+{muon}
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from blockwise.distributed import World
+with World.start("cpu", "gloo") as world:
+    mesh = init_device_mesh("cpu", (2,))
+    gaps = largest_gap(), largest_gap(lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
+    print(max(gaps), flush=True)
+"""
+
+
+def test_muon_on_many_matrices_at_once_is_torchs():
+    """20 steps of several shapes, rates and decays. Smaller products than these are summed in another order."""
+    script = {}
+    exec(MUON, script)
+    assert script["largest_gap"]() <= 1e-6
+
+
+def test_muon_shared_by_two_processes_is_torchs(tmp_path):
+    """Both with whole matrices, and with a share of the rows of each, in odd numbers too."""
+    (tmp_path / "two.py").write_text(MUON_ON_TWO.format(root=str(ROOT), muon=MUON))
+    status, out, err = finish(Fork(processes=2, script=str(tmp_path / "two.py")))
+    assert status == 0, err
+    assert [float(line) <= 1e-6 for line in out.split()] == [True, True]
 
 
 def test_unknown_optimizer(small):

@@ -25,7 +25,8 @@ ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
 GROUND = {
     "blockwise.blocks", "blockwise.exporters", "blockwise.files", "blockwise.keys", "blockwise.matmul",
-    "blockwise.rules", "blockwise.settings", "blockwise.sharded_files", "blockwise.spelling", "blockwise.split_qkv",
+    "blockwise.muon", "blockwise.rules", "blockwise.settings", "blockwise.sharded_files", "blockwise.spelling",
+    "blockwise.split_qkv",
 }  # fmt: skip
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
@@ -64,7 +65,7 @@ def project_imports(path):
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: p.name)
 def test_a_leaf_imports_no_other_project_file(path):
-    """Except for the ground: block table, rules, keys, files, products, and the package itself (UserError)."""
+    """Except for the ground: block table, rules, keys, files, products, Muon, and the package itself (UserError)."""
     assert project_imports(path) <= GROUND
 
 
