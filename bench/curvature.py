@@ -1,9 +1,9 @@
 """Accuracy and cost of the curvature that train.py measures while it trains. On a CPU, in float32, eager.
 
-    python bench/curvature.py accuracy [--rate=2.5e-4 --warmup=100 --steps=200 --products=5 --out=FILE.png]
-    python bench/curvature.py cost [--others --rounds=9 --layers=4 --heads=4 --width=128 --block=256 --vocab=4096 ...]
+    python bench/curvature.py accuracy --rate=2.5e-4 --steps=200
+    python bench/curvature.py cost --others --rounds=9
 
-accuracy: a LLaMA of 4 layers trains on the King James Bible (data set kjv); after the warmup every step has its
+accuracy: a LLaMA of 4 layers trains on bytes, by default the King James Bible; after the warmup every step has its
 eigenvalue estimated on one fixed batch: by few products from the vector of the step before, by twice as many from a
 random vector, and until it has converged, from a random vector too. The figure shows how the errors are distributed.
 cost: a further Hessian-vector product against a training step's forward and backward pass on the same tokens, and a
@@ -13,42 +13,70 @@ cancels; figures are medians of the ratios.
 """
 
 import sys
-import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 import torch
+from harness import ROOT, in_turns, model_config, ratios
 
 from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.curvature.tracker import CurvatureTracker
+from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.keys import ABOVE_0, PATH, Keys, Range
 from blockwise.loader import Dataset, probe_batch, train_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.schedules import learning_rate
-from configurator import ArgumentParser
-from model import ModelConfig, Transformer
+from configurator import configure_command
+from model import Transformer
 
 METHODS = {"krylov": largest_eigenvalue, "power": power_iteration}
 BETAS = (0.9, 0.95)
 EVERY = 20  # steps between measurements
 
 
-def make(vocab, block, layers, heads, width):
+@dataclass
+class AccuracyConfig(Keys):
+    """The keys of bench/curvature.py accuracy."""
+
+    flags = MappingProxyType({"tiny": "a smaller model, to test this script"})
+
+    rate: Annotated[float, "peak learning rate of Norm", ABOVE_0] = 2.5e-4
+    warmup: Annotated[int, "steps before the first measurement", Range(1)] = 100
+    steps: Annotated[int, "steps that are measured", Range(1)] = 200
+    products: Annotated[int, "Hessian-vector products of a measurement", Range(1)] = 5
+    dataset: Annotated[str, "data set of bytes"] = "kjv"
+    data_dir: Annotated[str, "folder of data sets", PATH] = str(ROOT / "data")
+    out: Annotated[str, "figure", PATH] = str(ROOT / "docs/curvature_error.png")
+
+
+@dataclass
+class CostConfig(Keys):
+    """The keys of bench/curvature.py cost."""
+
+    flags = MappingProxyType({"others": "beside compiled and bfloat16 steps too"})
+
+    rounds: Annotated[int, "turns of each side", Range(1)] = 9
+    layers: Annotated[int, "layers of the LLaMA", Range(1)] = 4
+    heads: Annotated[int, "attention heads", Range(1)] = 4
+    width: Annotated[int, "width of the model", Range(1)] = 128
+    block: Annotated[int, "tokens per sequence", Range(1)] = 256
+    vocab: Annotated[int, "vocabulary", Range(1)] = 4096
+    batch: Annotated[int, "sequences of a step", Range(1)] = 16
+    products: Annotated[int, "Hessian-vector products of a measurement", Range(1)] = 5
+
+
+def make(*shape):
     """A LLaMA and its AdamW."""
     torch.manual_seed(0)
-    model = Transformer(
-        ModelConfig(
-            "llama", vocab, block, layers, heads, heads, width, 4 * width, bias=False, dropout=0.0, rope_theta=10000.0,
-            norm_eps=1e-6, tie_weights=False,
-        )
-    )  # fmt: skip
+    model = Transformer(model_config("llama", *shape))
     return model, build_optimizer("adamw", param_groups(model, 1e-4, weight_decay=0.1), BETAS)
 
 
@@ -69,11 +97,11 @@ def take_step(model, optimizer, x, y, way):
     optimizer.zero_grad(set_to_none=True)
 
 
-def accuracy(args):
+def accuracy(args, flags):
     """Prints how |estimate / converged - 1| is distributed over the steps, by method and start, and draws it."""
-    block, sequences, windows = 64, 16, 4
-    data = Dataset.open(ROOT / "data", "kjv", block)
-    model, optimizer = make(data.embedding_rows, block, layers=4, heads=4, width=64)
+    block, sequences, windows = (8, 2, 2) if "tiny" in flags else (64, 16, 4)
+    data = Dataset.open(Path(args.data_dir), args.dataset, block)
+    model, optimizer = make(data.embedding_rows, block, *((1, 1, 4) if "tiny" in flags else (4, 4, 64)))
     x, y = probe_batch(data.train, 0, 0, range(windows), block)
     batch = Batch(x, y, list(range(windows)), windows * block)
     warm = {method: live(model, batch, method, args.products) for method in METHODS}
@@ -106,41 +134,21 @@ def accuracy(args):
 
 def draw(errors, args):
     """Share of the steps whose error is at most x, for each method and start."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
-    colours = {"krylov": "#0072B2", "power": "#D55E00"}
+    figure, (axes,) = start_figure()
+    colours = dict(zip(METHODS, COLOURS, strict=False))
     for (method, start), found in errors.items():
         style = "-" if start == "from the step before" else "--" if start.startswith("cold") else ":"
         x, shares = np.sort(np.maximum(found, 1e-8)), np.arange(1, len(found) + 1) / len(found)
         axes.step(x, shares, style, where="post", color=colours[method], label=f"{method}, {start}")
     axes.axvline(0.01, color="black", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
     axes.set(xscale="log", xlabel="relative error of the eigenvalue (line: 1 %)")
     axes.set(ylabel="share of the steps with at most this error", ylim=(0, 1))
     axes.set_title(f"{args.products} products, learning rate {args.rate:g}, {args.steps} steps after the warmup")
     axes.legend(frameon=False)
-    figure.savefig(args.out)
-    print(f"wrote {args.out}")
+    write(figure, Path(args.out))
 
 
-def seconds(function):
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
-def in_turns(sides, rounds):
-    """{name: seconds, one a round} of functions that take turns, after two rounds that do not count."""
-    times = [{name: seconds(function) for name, function in sides.items()} for _ in range(rounds + 2)][2:]
-    return {name: np.array([one[name] for one in times]) for name in sides}
-
-
-def cost(args):
+def cost(args, flags):
     model, optimizer = make(args.vocab, args.block, args.layers, args.heads, args.width)
     chunk = torch.randint(args.vocab, (args.batch, args.block + 1), generator=torch.Generator().manual_seed(0))
     x, y = chunk[:, :-1].contiguous(), chunk[:, 1:].contiguous()  # (B, T) each
@@ -160,7 +168,7 @@ def cost(args):
             return model(x, y)
 
     ways = {"a whole step": model}
-    if args.others:
+    if "others" in flags:
         ways |= {"a compiled step": torch.compile(model), "a bfloat16 step": in_bfloat16}
     sides = {
         "forward and backward": forward_and_backward,
@@ -174,32 +182,23 @@ def cost(args):
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {vars(args)}")
     for name, took in times.items():
         print(f"{name:<24}{1000 * median(took):>8.1f} ms")
-    base = times["forward and backward"]
     for name in ("graph of the gradient", "a further product"):
-        print(f"{name}: {median(times[name] / base):.2f}x the forward and backward pass on the same tokens")
+        times_of = ratios(times[name], times["forward and backward"])[0]
+        print(f"{name}: {times_of:.2f}x the forward and backward pass on the same tokens")
     for name in ways:
-        share = 100 * median(times["a measurement"] / (EVERY * times[name]))
+        share = 100 / EVERY * ratios(times["a measurement"], times[name])[0]
         what = f"{args.products} products on an eighth of its tokens"
         print(f"{what}, beside {EVERY} times {name}: {share:.1f} % of their time")
 
 
-def main():
-    parser = ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="accuracy|cost", dest="command")
-    command = commands.add_parser("accuracy")
-    command.add_argument("--rate", type=float, default=2.5e-4, help="peak learning rate of Norm")
-    command.add_argument("--out", type=Path, default=ROOT / "docs/curvature_error.png")
-    for name, default in {"warmup": 100, "steps": 200, "products": 5}.items():
-        command.add_argument(f"--{name}", type=int, default=default)
-    command = commands.add_parser("cost")
-    defaults = {"rounds": 9, "layers": 4, "heads": 4, "width": 128, "block": 256, "vocab": 4096, "batch": 16}
-    for name, default in (defaults | {"products": 5}).items():
-        command.add_argument(f"--{name}", type=int, default=default)
-    command.add_argument("--others", action="store_true", help="beside compiled and bfloat16 steps too")
-    args = parser.parse_args()
-    {"accuracy": accuracy, "cost": cost}[args.command](args)
+COMMANDS = {"accuracy": AccuracyConfig, "cost": CostConfig}
+
+
+def main(argv):
+    command, config, _, flags = configure_command(COMMANDS, argv, __doc__)
+    {"accuracy": accuracy, "cost": cost}[command](config, flags)
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """SIGKILL at random moments: does a run that is resumed again and again end as one that was never stopped?
 
     python bench/kills.py                                    # 100 kills of a run that evaluates, saves and measures
-    python bench/kills.py --kills=20 --seed=2 --optimizer=muon --ema_decay=0.99      # other keys go to train.py
+    python bench/kills.py --kills=20 --draw=2 --optimizer=muon --ema_decay=0.99      # other keys go to train.py
 
 The moments are uniform over the time that a start takes and two evaluations with their saves, so that kills fall
 into imports, set-up, steps, evaluations, saves and resumes alike. After each kill the newest checkpoint may not be
@@ -9,123 +9,112 @@ older than before, and no row before it may be missing. At the end every row and
 a run without a kill. Exit status 1 where they are not.
 """
 
-import json
 import os
 import random
-import runpy
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork keeps one thread alone
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has one thread alone
 
 import torch
-from same_rows import COMMON, difference_of, write_text
+from harness import fork_train, wait, write_text
+from same_rows import COMMON, difference_of
 
-import train  # noqa: F401  (loaded once, so that a start takes a second and not five)
+import train  # noqa: F401  (loaded once, for the forks)
+from blockwise import exit_on_user_error
 from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint
+from blockwise.curves import read_rows
+from blockwise.keys import Keys, Range
+from blockwise.settings import TrainConfig
+from configurator import configure
 
 KEYS = ("--model_type=llama", "--dropout=0.1", "--sharpness_interval=20", "--curvature_interval=10", "--qk_clip=1")
 STEPS_PER_KILL, EVALUATION = 12, 10
 
 
+@dataclass
+class KillsConfig(Keys):
+    """The keys of kills.py; the others are train.py's."""
+
+    kills: Annotated[int, "number of kills", Range(1)] = 100
+    draw: Annotated[int, "seed of their moments"] = 0
+
+
+class Failed(Exception):
+    """Something that a kill must not do."""
+
+
 def main(argv):
-    options = {"--kills": 100, "--seed": 0}
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        if key in options:
-            options[key] = int(value)
-    extra = [argument for argument in argv if argument.partition("=")[0] not in options]
-    rng, kills = random.Random(options["--seed"]), options["--kills"]
+    mine = {f"--{field.name}" for field in fields(KillsConfig)} | {"--help", "-h"}
+    config, _, _ = configure(KillsConfig, [word for word in argv if word.partition("=")[0] in mine], __doc__)
+    more = [word for word in argv if word.partition("=")[0] not in mine]
+    configure(TrainConfig, more, __doc__)
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        write_text(folder / "data" / "made_up")
-        steps = max(EVALUATION, STEPS_PER_KILL * kills)
-        keys = [*COMMON, *KEYS, *extra, f"--data_dir={folder / 'data'}", f"--eval_interval={EVALUATION}"]
-        keys += [f"--max_iters={steps}", f"--lr_decay_iters={steps}", "--init_from=auto"]
-        began = time.monotonic()
-        status = wait(start([*keys, f"--out_dir={folder / 'straight'}"], folder / "log"))
-        if status:
-            sys.exit(f"the run without kills failed with status {status}: {(folder / 'log').read_text()[-300:]}")
-        length = 2 * EVALUATION * (time.monotonic() - began) / steps + 2  # seconds
-        out, done, newest = folder / "killed", 0, -1
-        while True:
-            process = start([*keys, f"--out_dir={out}"], folder / "log")
-            end = time.monotonic() + rng.uniform(0, length) if done < kills else float("inf")
-            while (status := poll(process)) is None and time.monotonic() < end:
-                time.sleep(0.002)
-            if status is not None:
-                break
-            os.kill(process, signal.SIGKILL)
-            wait(process)
-            done += 1
-            newest = check(out, newest)
-            if done % 10 == 0:
-                print(f"{done} kills, checkpoint of step {max(newest, 0)} of {steps}", flush=True)
-        if status:
-            print(f"FAIL: after {done} kills a start ended with status {status}: {(folder / 'log').read_text()[-300:]}")
+        try:
+            print(f"{config.kills} kills, {kill(config, more, Path(folder))} rows: all equal, PASS")
+            return 0
+        except Failed as failure:
+            print(f"FAIL: {failure}")
             return 1
-        return compare(folder / "straight", out, done)
 
 
-def start(keys, log):
-    """train.py in a fork; returns its process id."""
-    process = os.fork()
-    if process:
-        return process
-    os.setsid()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv, status = ["train.py", *keys], 1
-    os.chdir(ROOT)
-    try:
-        runpy.run_path("train.py", run_name="__main__")
-    except SystemExit as end:
-        status = end.code or 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def kill(config, more, folder):
+    """Number of rows, which are all as they are to be. Raises Failed where anything is not."""
+    write_text(folder / "data")
+    straight, out, log = folder / "straight", folder / "killed", folder / "log"
+    steps = max(EVALUATION, STEPS_PER_KILL * config.kills)
+    keys = [*COMMON, *KEYS, *more, f"--data_dir={folder / 'data'}", f"--eval_interval={EVALUATION}"]
+    keys += [f"--max_iters={steps}", f"--lr_decay_iters={steps}", "--init_from=auto"]
+
+    def check_status(status, what):
+        if status:
+            raise Failed(f"{what} ended with status {status}: {log.read_text()[-300:]}")
+
+    began = time.monotonic()
+    check_status(wait(fork_train([*keys, f"--out_dir={straight}"], log)), "the run without kills")
+    length = 2 * EVALUATION * (time.monotonic() - began) / steps + 2  # seconds
+    moments, newest = random.Random(config.draw), -1
+    for number in range(1, config.kills + 1):
+        process = fork_train([*keys, f"--out_dir={out}"], log)
+        end, status = time.monotonic() + moments.uniform(0, length), None
+        while time.monotonic() < end and status is None:
+            time.sleep(0.002)
+            status = wait(process, os.WNOHANG)
+        if status is not None:  # it ended before its kill
+            check_status(status, f"a start after {number - 1} kills")
+            break
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+        newest = newest_step(out, newest)
+        if number % 10 == 0:
+            print(f"{number} kills, checkpoint of step {max(newest, 0)} of {steps}", flush=True)
+    check_status(wait(fork_train([*keys, f"--out_dir={out}"], log)), "the last start")
+    rows = [read_rows(folder) for folder in (straight, out)]
+    first, second = (load_checkpoint(newest_checkpoint(folder))["model"] for folder in (straight, out))
+    weights = [name for name, p in first.items() if not torch.equal(p, second[name])]
+    if problem := difference_of(*rows) or (weights and f"weights differ: {weights[:3]}"):
+        raise Failed(problem)
+    return len(rows[0])
 
 
-def poll(process):
-    """Exit status, None while it runs."""
-    found, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
-
-
-def wait(process):
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def check(out, before):
-    """Step of the newest checkpoint (-1: none). Ends the program if it is older than before, or lacks rows."""
-    committed = manifests(out)
-    if not committed:
-        return before if before < 0 else sys.exit("FAIL: the checkpoints are gone")
+def newest_step(out, before):
+    """Step of the newest checkpoint (-1: none). Raises Failed if it is older than before, or lacks rows."""
+    if not manifests(out):
+        if before >= 0:
+            raise Failed("the checkpoints are gone")
+        return before
     step = int(newest_checkpoint(out).stem.removeprefix("ckpt_"))
-    lines = (out / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-    rows = {json.loads(line)["step"] for line in lines}
-    if step < before or not rows >= set(range(step)):
-        missing = sorted(set(range(step)) - rows)[:5]
-        sys.exit(f"FAIL: newest checkpoint {step}, before {before}; rows missing: {missing}")
+    missing = sorted(set(range(step)) - {row["step"] for row in read_rows(out)})
+    if step < before or missing:
+        raise Failed(f"newest checkpoint {step}, before {before}; rows missing: {missing[:5]}")
     return step
 
 
-def compare(straight, killed, kills):
-    rows = [list(map(json.loads, (out / "metrics.jsonl").read_text().splitlines())) for out in (straight, killed)]
-    difference = difference_of(*rows)
-    first, second = (load_checkpoint(newest_checkpoint(out))["model"] for out in (straight, killed))
-    weights = [name for name, p in first.items() if not torch.equal(p, second[name])]
-    problem = difference or (f"weights differ: {weights[:3]}" if weights else None)
-    print(f"{kills} kills, {len(rows[0])} rows: {'FAIL: ' + problem if problem else 'all equal, PASS'}")
-    return 1 if problem else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with exit_on_user_error():
+        sys.exit(main(sys.argv[1:]))

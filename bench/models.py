@@ -2,18 +2,24 @@
 
 python bench/models.py                         # the share that splits without an argument; a minute or two
 python bench/models.py --out=docs/models.md    # and the page with the rules and the parameters of every class
-python bench/models.py LlamaForCausalLM ...    # these classes alone
+python bench/models.py LlamaForCausalLM        # these classes alone
 """
 
 import os
 import sys
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+import harness  # noqa: F401
 
+from blockwise import UserError, exit_on_user_error
 from blockwise.blocks import BLOCKS, KINDS, blocks_of
+from blockwise.keys import PATH, Keys
+from configurator import configure
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 # Config values of the classes whose defaults make no model
 OPTIONS = {
@@ -25,6 +31,17 @@ OPTIONS = {
     "nemotron": dict(num_key_value_heads=8),
     "reformer": dict(is_decoder=True),
 }
+
+
+@dataclass
+class ModelsConfig(Keys):
+    """The keys of models.py."""
+
+    words = "classes"
+    classes: Annotated[list[str], "causal language model classes of transformers, or all"] = field(
+        default_factory=lambda: ["all"]
+    )
+    out: Annotated[str | None, "page with the rules and the parameters of every class", PATH] = None
 
 
 def causal_classes():
@@ -104,26 +121,25 @@ def page(found, version):
     return "\n".join(lines) + "\n"
 
 
-def main(arguments):
+def main(argv):
+    config, _, _ = configure(ModelsConfig, argv, __doc__)
     import transformers
 
     warnings.filterwarnings("ignore")
-    outs = [word.removeprefix("--out=") for word in arguments if word.startswith("--out=")]
     classes = causal_classes()
-    wanted = [word for word in arguments if not word.startswith("--")] or list(classes)
-    unknown = [w for w in arguments if w.startswith("--") and not w.startswith("--out=")]
-    unknown += [word for word in wanted if word not in classes]
-    if unknown:
-        sys.exit(f"error: {unknown[0]}: expected a causal class of transformers or --out=FILE.md")
+    names = list(classes) if config.classes == ["all"] else config.classes
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(f"{unknown[0]}: expected a causal language model class of transformers")
     found = {}
-    for name in wanted:
+    for name in names:
         found[name] = status, answer = split(name, classes[name])
-        if status != "split" or len(wanted) < len(classes):
+        if status != "split" or len(names) < len(classes):
             print(f"{name}: {status}: {answer}")
     print(summary(found))
-    if outs:
-        Path(outs[0]).write_text(page(found, transformers.__version__))
+    if config.out:
+        Path(config.out).write_text(page(found, transformers.__version__))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with exit_on_user_error():
+        main(sys.argv[1:])

@@ -11,21 +11,22 @@ Exit status 1 where anything differs.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import numpy as np
+from harness import ROOT, run_python, torchrun, write_text
 
 from blockwise import UserError, exit_on_user_error
-from configurator import ArgumentParser, close, did_you_mean
+from blockwise.curves import read_rows
+from blockwise.keys import Keys
+from blockwise.spelling import close, did_you_mean
+from configurator import configure
 
 NOT_COMPARED = {"step_ms", "tokens_per_s", "mfu", "mem_mb", "curvature/ms"}  # wall time and memory
 COMMON = (
@@ -54,24 +55,33 @@ RUNS = {
 }
 
 
-def main(argv):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("revisions", nargs="+", metavar="REV", help="the commit to compare with, and a second one")
-    parser.add_argument("--only", help="names of runs, separated by commas (default: all)")
-    args = parser.parse_args(argv)
-    names = args.only.split(",") if args.only else list(RUNS)
-    for name in names:
-        if name not in RUNS:
+@dataclass
+class SameRowsConfig(Keys):
+    """The keys of same_rows.py."""
+
+    words = "revisions"
+    revisions: Annotated[list[str], "commit to compare with, and a second one (else the files as they are)"] = field(
+        default_factory=list
+    )
+    only: Annotated[list[str], "names of runs"] = field(default_factory=lambda: list(RUNS))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= len(self.revisions) <= 2:
+            raise UserError(f"{len(self.revisions)} revisions: expected one or two")
+        for name in set(self.only) - set(RUNS):
             near = did_you_mean(close(name, RUNS)) or f"; expected some of {', '.join(RUNS)}"
-            raise UserError(f"--only={name}: no such run{near}")
-    if len(args.revisions) > 2:
-        raise UserError(f"{len(args.revisions)} revisions: expected one or two")
+            raise UserError(f"only={name}: no such run{near}")
+
+
+def main(argv):
+    config, _, _ = configure(SameRowsConfig, argv, __doc__)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        write_text(scratch / "data" / "made_up")
-        one, *other = args.revisions
-        with tree_of(one, scratch / "tree1") as first, tree_of(other, scratch / "tree2") as second:
-            return compare_trees(first, second, names, scratch)
+        write_text(scratch / "data")
+        trees = [tree_of(revision, scratch / f"tree{i}") for i, revision in enumerate([*config.revisions, ""][:2])]
+        with trees[0] as first, trees[1] as second:
+            return compare_trees(first, second, config.only, scratch)
 
 
 def compare_trees(first, second, names, scratch):
@@ -94,8 +104,7 @@ def compare_trees(first, second, names, scratch):
 
 @contextmanager
 def tree_of(revision, folder):
-    """The root of a checkout of `revision`, "" or [] for the files as they are here."""
-    revision = "".join(revision)
+    """The root of a checkout of `revision`, "" for the files as they are here."""
     if not revision:
         yield ROOT
         return
@@ -107,29 +116,6 @@ def tree_of(revision, folder):
         yield folder
     finally:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
-
-
-def write_text(folder):
-    """A data set of bytes: words with a pattern to learn."""
-    words = b"the cat sat on a mat and the dog ate that hat ".split()
-    rng = np.random.default_rng(0)
-    text = b" ".join(words[i] for i in rng.integers(len(words), size=6000))
-    folder.mkdir(parents=True)
-    ids = np.frombuffer(text, np.uint8).astype("<u2")
-    for split, part in (("train", ids[:18000]), ("val", ids[18000:20000])):
-        part.tofile(folder / f"{split}.bin")
-    # nanoGPT's format without a description would mean GPT-2's tokens
-    splits = {split: {"tokens": n, "sha256": sha} for split, n, sha in hashes(folder)}
-    meta = {"tokenizer": "bytes", "vocab_size": 256, "dtype": "uint16", "source": "made up", "splits": splits}
-    (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def hashes(folder):
-    from blockwise.files import sha256
-
-    for split in ("train", "val"):
-        path = folder / f"{split}.bin"
-        yield split, path.stat().st_size // 2, sha256(path)
 
 
 # Runs train.py several times in one process, since loading torch takes longer than a run; argument: [[name, keys], ...]
@@ -147,25 +133,19 @@ for name, keys in json.loads(sys.argv[1]):
 
 def train(tree, scratch, outs, *more):
     """Run train.py in a tree for each {name: out_dir}; raises UserError if one fails."""
-    jobs = []
-    for name, out in outs.items():
-        keys = [*COMMON, *RUNS[name].split(), *more, f"--data_dir={scratch / 'data'}", f"--out_dir={out}"]
-        jobs.append((name, keys))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    single = [job for job in jobs if job[0] != "processes"]
-    commands = [["-c", DRIVER, json.dumps(single)]] if single else []
-    commands += [[*launcher, *keys] for name, keys in jobs if name == "processes"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
-    for command in commands:
-        done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"a run failed in {tree}: {' / '.join(lines[-2:])}")
+    jobs = {
+        name: [*COMMON, *RUNS[name].split(), *more, f"--data_dir={scratch / 'data'}", f"--out_dir={out}"]
+        for name, out in outs.items()
+    }
+    several = jobs.pop("processes", None)
+    for command in (jobs and ["-c", DRIVER, json.dumps(list(jobs.items()))], several and [*torchrun(2), *several]):
+        if command:
+            run_python(command, threads=1, cwd=tree, env={"PYTHONPATH": str(tree)})
 
 
 def report(name, first, second):
     """Print how two runs compare; returns whether all that the first one logged is the same in the second."""
-    rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (first, second)]
+    rows = [read_rows(out) for out in (first, second)]
     difference = difference_of(*rows)
     added = sorted({key for row in rows[1] for key in row} - {key for row in rows[0] for key in row})
     note = f"; only in the second: {', '.join(added)}" if added else ""

@@ -4,12 +4,13 @@
     python bench/throughput.py --model=gpt2 --peer_path=nanoGPT   # against a checkout of nanoGPT, else bench/nano.py
     python bench/throughput.py --all --rounds=7                   # both; fills this machine's table in the document
     python bench/throughput.py --model=llama --largest_batch      # CUDA: the largest batch that fits, side by side
+    python bench/throughput.py --eager --rounds=1 --layers=1      # any shape; without the compiled sides
 
 Every side has a process of its own, builds the model, takes three steps that do not count, and then takes turns with
 the others: the figure to quote is the median of the ratios, round by round, so that the machine's drift cancels. Peak
 memory is that of these processes. Both sides clip gradients and take the AdamW step; in float32 on a CPU, under bf16
 autocast on CUDA. The rate of a large matrix product is measured in turns too, torch's own and that of
-blockwise/matmul.py; shares are of the larger. The file is long since every side of a comparison is in it.
+blockwise/matmul.py; shares are of the larger.
 """
 
 import importlib.util
@@ -20,14 +21,17 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
+from typing import Annotated, Literal
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from harness import ROOT, model_config, ratios
 
 from blockwise import UserError, exit_on_user_error
-from configurator import ArgumentParser
+from blockwise.keys import PATH, Keys, Range
+from configurator import configure
 
 SHAPE = ("layers", "heads", "width", "block", "vocab", "batch")
 SHAPES = {  # by device, of the steps that are compared
@@ -39,6 +43,36 @@ PRODUCTS = ("torch's product", "our product")
 BETAS, DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 
 
+FLAGS = MappingProxyType(
+    {
+        "all": "both models; into docs/performance.json and .md",
+        "eager": "without the compiled sides",
+        "largest_batch": "CUDA: the largest batch that fits, for each side",
+        "compile": "of --side",
+    }
+)
+
+
+@dataclass
+class ThroughputConfig(Keys):
+    """The keys of throughput.py."""
+
+    flags = FLAGS
+    model: Annotated[Literal["llama", "gpt2"], "what is trained"] = "llama"
+    rounds: Annotated[int, "turns of each side", Range(1)] = 9
+    layers: Annotated[int | None, "number of layers (None, here and below: that of the device's table)"] = None
+    heads: Annotated[int | None, "attention heads"] = None
+    width: Annotated[int | None, "width of the model"] = None
+    block: Annotated[int | None, "tokens per sequence"] = None
+    vocab: Annotated[int | None, "vocabulary"] = None
+    batch: Annotated[int | None, "sequences per step"] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], "auto: cuda if there is one"] = "auto"
+    threads: Annotated[int | None, "threads of the CPU (None: torch's default)"] = None
+    peer_path: Annotated[str | None, "a nanoGPT checkout", PATH] = None
+    out: Annotated[str | None, "JSON file of all that was measured", PATH] = None
+    side: Annotated[str | None, "one side alone, which steps once for every line that it reads"] = None
+
+
 # One side, in its own process
 
 
@@ -48,16 +82,12 @@ def ours(args, device):
 
     from blockwise.blocks import param_groups
     from blockwise.optimizers import build_optimizer
-    from model import ModelConfig, Transformer
+    from model import Transformer
 
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # as train.py does
-    llama = args.model == "llama"
-    config = ModelConfig(
-        args.model, args.vocab, args.block, args.layers, args.heads, args.heads, args.width, 4 * args.width,
-        bias=False, dropout=0.0, rope_theta=10000.0, norm_eps=1e-6 if llama else 1e-5, tie_weights=not llama,
-    )  # fmt: skip
-    model = Transformer(config).to(device)
+    shape = (args.vocab, args.block, args.layers, args.heads, args.width)
+    model = Transformer(model_config(args.model, *shape)).to(device)
     optimizer = build_optimizer("adamw", param_groups(model, lr=1e-5, weight_decay=DECAY), BETAS)
     parameters = list(model.parameters())
 
@@ -67,8 +97,7 @@ def ours(args, device):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    run = torch.compile(model) if args.compile else model
-    return run, update, model.flops_per_token()
+    return compiled(model, args), update, model.flops_per_token()
 
 
 def hugging_face(args, device):
@@ -83,12 +112,11 @@ def hugging_face(args, device):
         )
     ).to(device)  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=BETAS, weight_decay=DECAY)
-    run = torch.compile(model) if args.compile else model
+    run = compiled(model, args)
     return lambda x, y: run(input_ids=x, labels=x).loss, clipped(model, optimizer), None
 
 
 def nanogpt(args, device):
-    import torch
 
     path = Path(args.peer_path) / "model.py" if args.peer_path else ROOT / "bench" / "nano.py"
     spec = importlib.util.spec_from_file_location("peer", path)
@@ -100,8 +128,14 @@ def nanogpt(args, device):
     )  # fmt: skip
     model = peer.GPT(config).to(device)
     optimizer = model.configure_optimizers(DECAY, 1e-5, BETAS, device)
-    run = torch.compile(model) if args.compile else model
+    run = compiled(model, args)
     return lambda x, y: run(x, y)[1], clipped(model, optimizer), None
+
+
+def compiled(model, args):
+    import torch
+
+    return torch.compile(model) if args.compile else model
 
 
 def clipped(model, optimizer):
@@ -184,17 +218,16 @@ def say(answers, value):
 class Side:
     """A process that takes a measured step when asked."""
 
-    def __init__(self, name, args, **changes):
-        self.name = name
-        compiled = name.endswith(" compiled")
-        words = {key: getattr(args, key) for key in (*SHAPE, "model", "device", "peer_path")}
-        words |= {"side": name.removesuffix(" compiled"), **changes}
+    def __init__(self, name, args, quiet=False):
+        self.name, self.times = name, []
+        words = {key: value for key, value in asdict(args).items() if value is not None}
+        words |= {"side": name.removesuffix(" compiled")}
+        command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in words.items())]
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *(f"--{key}={value}" for key, value in words.items() if value is not None)]
-            + ["--compile"] * compiled,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if changes else None, text=True,
+            command + ["--compile"] * name.endswith(" compiled"), text=True, stdin=pipe, stdout=pipe,
+            stderr=pipe if quiet else None,
         )  # fmt: skip
-        self.times = []
 
     def answer(self):
         line = self.process.stdout.readline()
@@ -213,11 +246,14 @@ class Side:
         return peak
 
 
-def compare(args):
+def names_of(model, flags):
+    """Ours and the peer's sides, each eager and compiled."""
+    return [f"{side}{mode}" for side in ("ours", PEERS[model]) for mode in ("", " compiled")[: 2 - ("eager" in flags)]]
+
+
+def compare(args, flags):
     """One shape's sides in turns; returns all that was measured, as a dict."""
-    peer = PEERS[args.model]
-    names = [f"{side}{mode}" for side in ("ours", peer) for mode in ("", " compiled")]
-    sides, facts = [], {}
+    names, sides, facts = names_of(args.model, flags), [], {}
     for name in (*PRODUCTS, *names):  # one after the other, so that the time to the first step is its own
         sides.append(Side(name, args))
         facts[name] = sides[-1].answer()
@@ -227,25 +263,23 @@ def compare(args):
     peaks = {side.name: side.close() for side in sides}
     times = {side.name: side.times for side in sides}
     rates = [max(facts[name]["flops"] / times[name][i] for name in PRODUCTS) for i in range(args.rounds)]
-    step_flops = facts["ours"]["flops"]
     rows = {
         name: {
             "ms": 1000 * median(times[name]), "tokens_per_s": args.batch * args.block / median(times[name]),
-            "share": median(step_flops / t / rate for t, rate in zip(times[name], rates, strict=True)),
+            "share": median(facts["ours"]["flops"] / t / rate for t, rate in zip(times[name], rates, strict=True)),
             "peak_mb": peaks[name], **{key: facts[name][key] for key in ("first_step_s", "first_loss")},
         }
         for name in names
     }  # fmt: skip
-    ratios = {}
-    for mine in names[:2]:
-        for theirs in names[2:]:
-            r = sorted(b / a for a, b in zip(times[mine], times[theirs], strict=True))
-            memory = peaks[mine] / peaks[theirs]
-            ratios[f"{mine} / {theirs}"] = {"median": median(r), "low": r[0], "high": r[-1], "memory": memory}
+    pairs = {}
+    for mine in names[: len(names) // 2]:
+        for other in names[len(names) // 2 :]:
+            spread = dict(zip(("median", "low", "high"), ratios(times[other], times[mine]), strict=True))
+            pairs[f"{mine} / {other}"] = {**spread, "memory": peaks[mine] / peaks[other]}
     return {
         "model": args.model, "shape": {key: getattr(args, key) for key in SHAPE}, "rounds": args.rounds,
         "device": args.device, "dtype": "bfloat16" if args.device == "cuda" else "float32",
-        "threads": facts["ours"]["threads"], "peer": args.peer_path or peer, "rows": rows, "ratios": ratios,
+        "threads": facts["ours"]["threads"], "peer": args.peer_path or PEERS[args.model], "rows": rows, "ratios": pairs,
         "product_gflops": {name: median(facts[name]["flops"] / t for t in times[name]) / 1e9 for name in PRODUCTS},
     }  # fmt: skip
 
@@ -254,7 +288,7 @@ def largest_batch(args, name):
     """The largest batch that takes three steps: doubled until it fails, then bisected."""
 
     def fits(batch):
-        side = Side(name, args, batch=batch)
+        side = Side(name, replace(args, batch=batch), quiet=True)
         side.process.stdin.close()
         return bool(side.process.stdout.readline()) and side.process.wait() == 0
 
@@ -314,46 +348,33 @@ def into_document(lines, path, key):
     path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
 
-def main():
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=PEERS, default="llama")
-    parser.add_argument("--rounds", type=int, default=9)
-    for name in SHAPE:
-        parser.add_argument(f"--{name}", type=int, help="of the shape; by default that of the table")
-    parser.add_argument("--device", help="cpu or cuda; by default cuda if there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--peer_path", help="a nanoGPT checkout")
-    parser.add_argument("--out", help="write what was measured to this JSON file")
-    parser.add_argument("--all", action="store_true", help="both models; into docs/performance.json and .md")
-    parser.add_argument("--largest_batch", action="store_true", help="CUDA: the largest batch that fits, for each side")
-    parser.add_argument("--side", help="one side alone, which steps once for every line that it reads")
-    parser.add_argument("--compile", action="store_true", help="of --side")
-    args = parser.parse_args()
+def main(argv):
+    args, _, flags = configure(ThroughputConfig, argv, __doc__)
+    args.compile = "compile" in flags
     if args.side:
         return serve(args)
 
     from blockwise.distributed import auto_device
 
-    args.device = args.device or auto_device("auto")
+    device = auto_device(args.device)
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    given = {name: getattr(args, name) for name in SHAPE}
     comparisons = []
-    for model in PEERS if args.all else [args.model]:
-        args.model = model
-        for name, default in zip(SHAPE, SHAPES[args.device][model], strict=True):
-            setattr(args, name, given[name] or default)
-        if args.largest_batch:
-            for name in ("ours", "ours compiled", PEERS[model], f"{PEERS[model]} compiled"):
-                print(f"{model}: {name} fits a batch of {largest_batch(args, name)}", flush=True)
+    for model in PEERS if "all" in flags else [args.model]:
+        shape = dict(zip(SHAPE, SHAPES[device][model], strict=True))
+        shape |= {key: getattr(args, key) for key in SHAPE if getattr(args, key) is not None}
+        config = replace(args, model=model, device=device, **shape)
+        if "largest_batch" in flags:
+            for name in names_of(model, flags):
+                print(f"{model}: {name} fits a batch of {largest_batch(config, name)}", flush=True)
         else:
-            comparisons.append(compare(args))
+            comparisons.append(compare(config, flags))
     if not comparisons:
         return
-    results = {"machine": machine(args.device), "comparisons": comparisons}
+    results = {"machine": machine(device), "comparisons": comparisons}
     print("\n".join(table(results)))
-    key = f"{args.device}, {comparisons[0]['threads']} threads"
-    if args.all:
+    key = f"{device}, {comparisons[0]['threads']} threads"
+    if "all" in flags:
         path = ROOT / "docs" / "performance.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**known, key: results}, indent=1) + "\n")
@@ -364,4 +385,4 @@ def main():
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        main(sys.argv[1:])

@@ -5,10 +5,10 @@
 Each host runs the command of docs/training.md for several machines, with one process and gloo. A first run is left
 alone. In a second one the host that does not hold the rendezvous loses all of its processes by SIGKILL and is started
 again; in a third one, the host that holds it, after which both are started again. All must log the same losses. The
-script prints what the launchers of the survivors said, and removes its namespaces.
+script prints what the launchers of the survivors said. However it ends, but for SIGKILL, its processes end and its
+namespaces, whose names hold its process id, are removed.
 """
 
-import json
 import os
 import re
 import shlex
@@ -18,100 +18,131 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from harness import ROOT, write_text
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.data.writing import write_dataset
-from blockwise.tokenizer import BYTES
+from blockwise.curves import read_rows
+from blockwise.keys import Keys, Range
+from configurator import configure
 
-HOSTS = {"blockwise-a": "10.77.0.1", "blockwise-b": "10.77.0.2"}
-RENDEZVOUS, PORT = HOSTS["blockwise-a"], 29500
-CABLE = "cable"
+ADDRESSES = ("10.77.0.1", "10.77.0.2")  # of the hosts; the first one holds the rendezvous
+PORT, CABLE = 29500, "cable"
 # Else a launcher that comes back asks the surviving one for an address that this tells in the first round only
-SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": CABLE, "OMP_NUM_THREADS": "1"}
 KEYS = (
-    "--dataset=tiny --device=cpu --n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=2 --eval_iters=2 "
-    "--gradient_accumulation_steps=2 --eval_interval=20 --max_iters=200 --lr_decay_iters=200 --warmup_iters=2 "
-    "--learning_rate=1e-3 --dropout=0.1 --init_from=auto"
+    "--dataset=made_up --device=cpu --n_layer=2 --n_head=2 --n_embd=16 --block_size=16 --batch_size=2 --eval_iters=2 "
+    "--gradient_accumulation_steps=2 --eval_interval=20 --warmup_iters=2 --learning_rate=1e-3 --dropout=0.1 "
+    "--init_from=auto"
 )
 
 
-def main():
-    if os.geteuid():
-        raise UserError("network namespaces need root: expected sudo")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        text = b"the cat sat on a mat and the dog ate that hat " * 400
-        write_dataset(folder / "tiny", {"train": list(text[:17000]), "val": list(text[17000:])}, BYTES, "made up")
+@dataclass
+class TwoHostsConfig(Keys):
+    """The keys of two_hosts.py."""
+
+    steps: Annotated[int, "length of each run", Range(21)] = 200
+    pause: Annotated[
+        int, "seconds for the survivor to notice, and for the rendezvous to strike off who is gone", Range(0)
+    ] = 30
+
+
+class Hosts:
+    """Two network namespaces with a cable between them, for as long as the context lasts."""
+
+    def __enter__(self):
+        self.names = [f"blockwise-{os.getpid()}-{letter}" for letter in "ab"]
+        self.made, self.processes = [], []
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
         try:
-            connect()
-            first, second = HOSTS
-            straight = Run(folder, "straight")
-            straight.start(first, second)
-            straight.wait()
-            for lost, name in ((second, "without the rendezvous"), (first, "with the rendezvous")):
-                run = Run(folder, name.replace(" ", "_"))
-                run.start(first, second)
-                run.lose(lost)
-                run.wait()
-                equal = run.losses() == straight.losses()
-                print(f"host {name} killed and started again: losses {'equal' if equal else 'DIFFER'}", flush=True)
-        finally:
-            disconnect()
+            for name in self.names:
+                ip(f"netns add {name}")
+                self.made.append(name)
+            ip(f"link add {CABLE} netns {self.names[0]} type veth peer name {CABLE} netns {self.names[1]}")
+            for name, address in zip(self.names, ADDRESSES, strict=True):
+                ip(f"-n {name} address add {address}/24 dev {CABLE}")
+                for device in ("lo", CABLE):
+                    ip(f"-n {name} link set {device} up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # nothing is to be left behind
+        for process in self.processes:  # also one that has not yet entered its namespace
+            process.kill()
+            process.wait()
+        for host, name in enumerate(self.made):
+            self.kill(host)
+            ip(f"netns delete {name}")
+
+    def start(self, host, command, log):
+        """A command on a host, as a Popen."""
+        command = ["ip", "netns", "exec", self.names[host], *command]
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **SETTINGS}, stdout=file, stderr=file, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
+
+    def kill(self, host):
+        """SIGKILL for all processes of a host, until it has none: launchers start new ones."""
+        while pids := ip(f"netns pids {self.names[host]}").split():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.02)
 
 
 class Run:
-    def __init__(self, folder, name):
-        self.folder, self.out_dir = folder, folder / name
+    """A run of train.py on both hosts."""
+
+    def __init__(self, hosts, folder, name, steps):
+        self.hosts, self.folder, self.out_dir, self.steps = hosts, folder, folder / name, steps
         self.processes, self.logs = {}, {}
 
-    def start(self, *hosts):
-        for host in hosts:
-            here = HOSTS[host]
+    def start(self, *numbers):
+        for host in numbers:
             launcher = "-m torch.distributed.run --nnodes=2 --nproc_per_node=1 --max-restarts=3 --rdzv_backend=c10d"
-            launcher += f" --rdzv_id={self.out_dir.name} --rdzv_endpoint={RENDEZVOUS}:{PORT} --local_addr={here}"
-            launcher += f" --rdzv_conf=is_host={here == RENDEZVOUS}"  # both have this machine's name, and so no other
-            keys = f"{KEYS} --data_dir={self.folder} --out_dir={self.out_dir}"
-            command = ["ip", "netns", "exec", host, sys.executable, *shlex.split(f"{launcher} train.py {keys}")]
-            number = len(self.logs)
-            self.logs[host] = self.folder / f"{self.out_dir.name}-{host}-{number}.log"
-            environment = {**os.environ, "GLOO_SOCKET_IFNAME": CABLE, "OMP_NUM_THREADS": "1", **SETTINGS}
-            with open(self.logs[host], "w") as log:
-                self.processes[host] = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
-        print(f"{self.out_dir.name}: started {' and '.join(hosts)}", flush=True)
+            launcher += f" --rdzv_id={self.out_dir.name} --rdzv_endpoint={ADDRESSES[0]}:{PORT}"
+            # both have this machine's name, and so no other way to tell who holds it
+            launcher += f" --local_addr={ADDRESSES[host]} --rdzv_conf=is_host={host == 0}"
+            keys = f"{KEYS} --max_iters={self.steps} --lr_decay_iters={self.steps}"
+            words = shlex.split(f"{launcher} train.py {keys} --data_dir={self.folder} --out_dir={self.out_dir}")
+            self.logs[host] = self.folder / f"{self.out_dir.name}-{host}-{time.monotonic_ns()}.log"
+            self.processes[host] = self.hosts.start(host, [sys.executable, *words], self.logs[host])
+        print(f"{self.out_dir.name}: started {' and '.join(self.hosts.names[host] for host in numbers)}", flush=True)
 
-    def lose(self, host):
+    def lose(self, host, pause):
         """Kill a host's processes after a checkpoint; start it again, and the other one too if that has ended."""
         until(lambda: list(self.out_dir.glob("ckpt_*.json")), "no checkpoint came")
-        (other,) = set(HOSTS) - {host}
-        killed = time.monotonic()
-        for pid in pids_of(host):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        other, killed = 1 - host, time.monotonic()
+        self.hosts.kill(host)
         self.processes[host].wait()
-        time.sleep(30)  # for the survivor to notice, and for the rendezvous to strike off who is gone
-        left = self.processes[other].poll() is None
-        print(f"{time.monotonic() - killed:.0f} s later {other} {'waits' if left else 'has ended'}; it said:")
-        said = [line.rstrip() for line in self.logs[other].read_text().splitlines()]
-        telling = re.compile(r"^warning|^(\[rank\d\]: )?[\w.]+Error:")
-        print("\n".join(f"    {line[:200]}" for line in said if telling.match(line)))
-        self.start(*([host] if left else HOSTS))
+        time.sleep(pause)
+        waits = self.processes[other].poll() is None
+        seconds, what = time.monotonic() - killed, "waits" if waits else "has ended"
+        print(f"{seconds:.0f} s later {self.hosts.names[other]} {what}; it said:")
+        for line in self.logs[other].read_text().splitlines():
+            if re.match(r"^warning|^(\[rank\d\]: )?[\w.]+Error:", line):
+                print(f"    {line.rstrip()[:200]}")
+        self.start(*([host] if waits else (0, 1)))
 
-    def wait(self):
+    def losses(self):
+        """Those of all rows, once the run has ended."""
         until(lambda: all(process.poll() is not None for process in self.processes.values()), "the run did not end")
         for host, process in self.processes.items():
             if process.returncode:
                 print("\n".join(log.read_text()[-3000:] for log in self.logs.values()))
-                raise UserError(f"{host} ended with status {process.returncode}")
-
-    def losses(self):
-        rows = map(json.loads, (self.out_dir / "metrics.jsonl").read_text().splitlines())
-        return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows]
+                raise UserError(f"{self.hosts.names[host]} ended with status {process.returncode}")
+        return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in read_rows(self.out_dir)]
 
 
 def until(condition, problem, timeout=1800):
@@ -122,36 +153,34 @@ def until(condition, problem, timeout=1800):
         time.sleep(0.2)
 
 
-def connect():
-    disconnect()
-    for host in HOSTS:
-        ip(f"netns add {host}")
-    first, second = HOSTS
-    ip(f"link add {CABLE} netns {first} type veth peer name {CABLE} netns {second}")
-    for host, address in HOSTS.items():
-        ip(f"-n {host} address add {address}/24 dev {CABLE}")
-        for device in ("lo", CABLE):
-            ip(f"-n {host} link set {device} up")
-
-
-def disconnect():
-    there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
-    for host in set(HOSTS) & set(there):
-        for pid in pids_of(host):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        ip(f"netns delete {host}")
-
-
-def pids_of(host):
-    found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
 def ip(words):
-    subprocess.run(["ip", *words.split()], check=True)
+    """What the command ip answers. Raises UserError where it fails."""
+    done = subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"ip {words}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main(argv):
+    config, _, _ = configure(TwoHostsConfig, argv, __doc__)
+    if os.geteuid():
+        raise UserError("network namespaces need root: expected sudo")
+    with tempfile.TemporaryDirectory() as folder, Hosts() as hosts:
+        folder = Path(folder)
+        write_text(folder)
+        straight = Run(hosts, folder, "straight", config.steps)
+        straight.start(0, 1)
+        expected, different = straight.losses(), 0
+        for host, name in ((1, "without the rendezvous"), (0, "with the rendezvous")):
+            run = Run(hosts, folder, name.replace(" ", "_"), config.steps)
+            run.start(0, 1)
+            run.lose(host, config.pause)
+            equal = run.losses() == expected
+            different += not equal
+            print(f"host {name} killed and started again: losses {'equal' if equal else 'DIFFER'}", flush=True)
+    return int(different > 0)
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        sys.exit(main(sys.argv[1:]))
