@@ -1,12 +1,15 @@
-"""What the experiments' figures and tables share."""
+"""What the experiments share: the way to the project, line styles, tables, the study that they read."""
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import matplotlib
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from blockwise.keys import PATH, Keys
 
+PANEL = (4.5, 3.4)  # inches
 # Okabe and Ito's colours, which differ in lightness too; the dashes tell lines apart in grey
 STYLES = [
     {"color": "black", "linestyle": (0, (5, 2))},
@@ -16,21 +19,12 @@ STYLES = [
 ]
 
 
-def panels(rows, columns, size=(4.5, 3.4)):
-    """A figure with rows x columns axes, `size` inches each; the axes in a list."""
-    shape = (size[0] * columns, size[1] * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=shape, dpi=150, layout="constrained", squeeze=False)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    return figure, list(grid.flat)
+@dataclass
+class StudyFolder(Keys):
+    """The one key of an experiment that reads a study."""
 
-
-def save(figure, folder, name):
-    path = Path(folder) / name
-    figure.savefig(path)
-    plt.close(figure)
-    print(f"wrote {path}")
+    words = "folder"
+    folder: Annotated[str, "out_dir of a study", PATH] = ""
 
 
 def table(head, rows):

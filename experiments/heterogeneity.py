@@ -26,51 +26,48 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from heterogeneity_report import conclude, draw_distances, draw_sgd_and_adam, draw_spectra, report
 
 from blockwise import UserError, exit_on_user_error
+from blockwise.keys import PATH, Keys, Range
 from configurator import configure
 
 PART = Literal["mlp", "cnn", "transformer"]
 
 
 @dataclass
-class HeterogeneityConfig:
+class HeterogeneityConfig(Keys):
     """The keys of heterogeneity.py."""
 
     parts: Annotated[list[PART], "which models"] = field(default_factory=lambda: list(get_args(PART)))
     data: Annotated[Literal["digits", "mnist"], "scikit-learn's digits, or MNIST through datasets"] = "digits"
-    scales: Annotated[list[int], "c, the factor of the MLP"] = field(default_factory=lambda: [1, 2, 4, 8, 15])
-    train_steps: Annotated[int, "of batches of 128; an epoch of MNIST is 469"] = 300
-    seeds: Annotated[int, "of weights and batches"] = 3
-    lanczos_steps: Annotated[int, "per probe; a smaller matrix: its size"] = 50
-    probes: Annotated[int, "random vectors per matrix, at least 2"] = 4
-    examples: Annotated[int, "images, or tokens, whose mean loss is differentiated"] = 256
-    out_dir: Annotated[str, "folder of a run of train.py, for transformer"] = "out/demo/blockwise"
-    data_dir: Annotated[str | None, "where its data set lies (None: as the run says)"] = None
-    results: Annotated[str, "folder of heterogeneity.json and the figures"] = "out/experiments"
+    scales: Annotated[list[int], "c, the factor of the MLP", Range(1)] = field(default_factory=lambda: [1, 2, 4, 8, 15])
+    train_steps: Annotated[int, "steps with batches of 128; an epoch of MNIST is 469", Range(1)] = 300
+    seeds: Annotated[int, "seeds of weights and batches", Range(1)] = 3
+    lanczos_steps: Annotated[int, "steps per probe; a smaller matrix: its size", Range(1)] = 50
+    probes: Annotated[int, "random vectors per matrix", Range(2)] = 4
+    examples: Annotated[int, "images, or tokens, whose mean loss is differentiated", Range(1)] = 256
+    out_dir: Annotated[str, "folder of a run of train.py, for transformer", PATH] = "out/demo/blockwise"
+    data_dir: Annotated[str | None, "folder of its data set (None: as the run says)", PATH] = None
+    results: Annotated[str, "folder of heterogeneity.json and the figures", PATH] = "out/experiments"
 
     def __post_init__(self):
-        for key, least in (("train_steps", 1), ("seeds", 1), ("lanczos_steps", 1), ("probes", 2), ("examples", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")
-        if not self.scales or min(self.scales) < 1:
-            raise UserError(f"scales={self.scales}: expected numbers from 1 on")
+        super().__post_init__()
+        self.check("scales", self.scales, "one or more")
 
 
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
     with exit_on_user_error():
-        config, given, _ = configure(HeterogeneityConfig, sys.argv[1:], __doc__)
+        configure(HeterogeneityConfig, sys.argv[1:], __doc__)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from figures import STYLES, panels, save, table
 from torch import nn
 
 from blockwise.checkpoint import load_checkpoint, require_checkpoint
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.curvature.spectra import Spectrum, js_distances, js_noise, quadrature
+from blockwise.curvature.spectra import js_distances, js_noise, quadrature
 from blockwise.loader import Dataset, eval_starts
 from blockwise.logger import first_line
 from model import ModelConfig, Transformer
@@ -270,155 +267,8 @@ def transformer_if_there(config):
         return {}, {}
 
 
-# Tables and figures
-
-
-def spread(values, form="{:.3f}"):
-    """Mean, and the range where there are several."""
-    low, mean, high = (form.format(v) for v in (min(values), float(np.mean(values)), max(values)))
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def js_words(facts):
-    """JS0, its noise, and how far apart the largest eigenvalues lie, over a list of `distances`."""
-    known = [one for one in facts if one["js0"] is not None]
-    ratios = [max(one["largest"]) / min(one["largest"]) if min(one["largest"]) else math.inf for one in facts]
-    if not known:
-        return "not defined: fewer than ten eigenvalues", "-", spread(ratios, "{:.3g}")
-    undefined = f"; {len(facts) - len(known)} not defined" if len(known) < len(facts) else ""
-    noise = f"{np.mean([one['noise'] for one in known]):.2f}"
-    return spread([one["js0"] for one in known]) + undefined, noise, spread(ratios, "{:.3g}")
-
-
-def report(found):
-    print("\nDistances between the spectra of a model's matrices: mean over pairs; of several seeds mean and range\n")
-    rows = [(name, *js_words(one["seeds"])) for name, one in found.items() if "seeds" in one]
-    rows += [(f"transformer, {name}", *js_words([one])) for name, one in found.get("transformer", {}).items()]
-    table(("model", "JS0", "of it noise, at most", "largest eigenvalue, highest over lowest matrix"), rows)
-    rows = []
-    for name, one in ((name, one) for name, one in found.items() if "seeds" in one):
-        for optimizer in ("SGD", "Adam"):
-            own, paper = one[optimizer]["own"], one[optimizer]["paper"]
-            rows.append((
-                name, optimizer, f"{own['rate']:.2g}", spread(own["losses"], "{:.2g}"), spread(own["accuracies"]),
-                f"{paper['rate']:.2g}", spread(paper["losses"], "{:.2g}"), spread(paper["accuracies"]),
-            ))  # fmt: skip
-    if rows:
-        print("SGD and Adam, each at the best rate of its own sweep, and at the best of the paper's grid\n")
-        head = ("model", "optimizer", "rate", "training loss", "test accuracy")
-        table((*head, "rate within 1e-4 to 1e-1", "training loss", "test accuracy"), rows)
-
-
-def conclude(found):
-    """The paper's claims against what was measured."""
-
-    def js0(one):
-        known = [facts["js0"] for facts in one if facts["js0"] is not None]
-        return f"{np.mean(known):.2f}" if known else "not defined"
-
-    mlps = {name: one for name, one in found.items() if name.startswith("MLP")}
-    if mlps:
-        print("The paper: the distance between the MLP's layers grows with c, from 0.001 at 1 to 353 at 8. Here:")
-        print("  " + "; ".join(f"{name.split()[1]}: {js0(one['seeds'])}" for name, one in mlps.items()))
-    for grid, where in (("paper", "within its grid"), ("own", "each at its own best rate")) if mlps else ():
-        print(f"The paper: Adam's lead over SGD in test accuracy grows with c. Here, {where}:")
-        leads = [np.mean(o["Adam"][grid]["accuracies"]) - np.mean(o["SGD"][grid]["accuracies"]) for o in mlps.values()]
-        print("  " + "; ".join(f"{name.split()[1]}: {lead:+.3f}" for name, lead in zip(mlps, leads, strict=True)))
-    models = {f"transformer, {name}": [one] for name, one in found.get("transformer", {}).items()}
-    models |= {"CNN": found["CNN"]["seeds"]} if "CNN" in found else {}
-    if models:
-        print("The paper: JS0 is 0.1 in CNNs, and 15 to 286 in transformers. Here, by the bounded distance:")
-        print("  " + "; ".join(f"{name}: {js0(one)}" for name, one in models.items()))
-
-
-def draw_sgd_and_adam(found, folder):
-    """Distances, and test accuracy, against the MLP's scale."""
-    mlps = {int(name.split("=")[1]): one for name, one in found.items() if name.startswith("MLP")}
-    figure, (left, right) = panels(1, 2)
-    points = [(c, one["js0"], one["noise"]) for c in mlps for one in mlps[c]["seeds"] if one["js0"] is not None]
-    if points:
-        c, js0, noise = zip(*points, strict=True)
-        left.plot(c, js0, "o", color="black", label="between layers, one seed each")
-        left.plot(c, noise, "x", color="#D55E00", label="noise of the estimate, at most")
-    if "CNN" in found:
-        known = [one["js0"] for one in found["CNN"]["seeds"] if one["js0"] is not None]
-        left.axhline(np.mean(known), label="CNN", **STYLES[1]) if known else None
-    left.set(xscale="log", ylim=(0, 1), xlabel="c (factor on each layer's output)", ylabel="JS distance", title="MLP")
-    lines = [(optimizer, grid) for grid in ("own", "paper") for optimizer in ("SGD", "Adam")]
-    for style, (optimizer, grid) in zip(STYLES, lines, strict=True):
-        runs = [mlps[c][optimizer][grid]["accuracies"] for c in mlps]
-        label = f"{optimizer}, {'best rate' if grid == 'own' else 'best of 1e-4 to 1e-1'}"
-        means = [np.mean(one) for one in runs]
-        around = np.abs([[m - min(one), max(one) - m] for m, one in zip(means, runs, strict=True)]).T
-        width = 2.5 if grid == "own" else 1.2
-        right.errorbar(list(mlps), means, around, label=label, capsize=3, linewidth=width, **style)
-    right.set(xscale="log", xlabel="c (factor on each layer's output)", ylabel="test accuracy", title="MLP")
-    for axes in (left, right):
-        axes.set_xticks(list(mlps), [str(c) for c in mlps])
-        axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=8) if axes.get_legend_handles_labels()[0] else None
-    save(figure, folder, "heterogeneity.png")
-
-
-def short(name):
-    """A matrix's name where space is short: 'blocks.2.attn.q_proj.weight' -> 'q_proj'."""
-    parts = name.removesuffix(".weight").split(".")
-    return f"{parts[-2].removesuffix('s')} {int(parts[-1]) + 1}" if parts[-1].isdigit() else parts[-1]
-
-
-def draw_spectra(shown, folder):
-    """Each model's spectra over their tenth largest eigenvalue, blurred."""
-    figure, grid = panels(-(-len(shown) // 2), min(2, len(shown)), (5, 3.4))
-    x = np.linspace(-2, 5, 1401)
-    for axes, (title, found) in zip(grid, shown.items(), strict=False):
-        colours = shades(len(found))
-        for i, (name, spectrum) in enumerate(found.items()):
-            if spectrum.has_ten:
-                nodes = [values / spectrum.largest(10) for values in spectrum.nodes]
-                scaled = Spectrum(spectrum.n, nodes, spectrum.weights)
-                dashes = ("-", "--", ":", "-.")[i % 4]
-                axes.plot(x, scaled.density(x, 0.05), dashes, color=colours[i], label=short(name), linewidth=1.4)
-        axes.set(yscale="log", ylim=(1e-6, 20), title=title)
-        axes.set(xlabel="eigenvalue over the tenth largest", ylabel="density")
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=7, ncols=2)
-        else:
-            axes.text(1.5, 5e-3, "fewer than ten eigenvalues", ha="center")
-    for axes in grid[len(shown) :]:
-        axes.remove()
-    save(figure, folder, "heterogeneity_spectra.png")
-
-
-def shades(count):
-    """From dark to light, so that order survives in grey."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](np.linspace(0, 0.85, count))
-
-
-def draw_distances(shown, folder):
-    """Heatmaps of the distances between a model's matrices, on one scale."""
-    shown = {title: one for title, one in shown.items() if one["js0"] is not None}
-    if not shown:
-        return
-    figure, grid = panels(-(-len(shown) // 2), min(2, len(shown)), (4.6, 4))
-    for axes, (title, one) in zip(grid, shown.items(), strict=False):
-        values, names = np.array(one["distances"]), [short(name) for name in one["blocks"]]
-        image = axes.imshow(values, cmap="Greys", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.grid(visible=False)
-        axes.set_title(f"{title}: JS0 = {one['js0']:.2f}, noise up to {one['noise']:.2f}", fontsize=9)
-        for (row, column), value in np.ndenumerate(values):
-            colour = "white" if value > 0.6 else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
-    for axes in grid[len(shown) :]:
-        axes.remove()
-    figure.colorbar(image, ax=grid[: len(shown)], label="JS distance (0: equal, 1: disjoint)", shrink=0.7)
-    save(figure, folder, "heterogeneity_js.png")
-
-
-def main(config, given=()):
+def main(argv):
+    config, given, _ = configure(HeterogeneityConfig, argv, __doc__)
     folder, started = Path(config.results), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     data = images(config.data) if {"mlp", "cnn"} & set(config.parts) else None
@@ -448,9 +298,8 @@ def main(config, given=()):
         draw_sgd_and_adam(found, folder)
     draw_spectra(shown, folder)
     draw_distances(heatmaps, folder)
-    return 0
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main(config, given))
+        main(sys.argv[1:])

@@ -9,20 +9,17 @@ of the rate, through its lowest point and the two beside it; where the lowest is
 beyond. Writes maps.png into the folder; a dashed line is the baseline, where the study has one condition.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from figures import PANEL, STYLES, StudyFolder, table
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.figures.style import COLOURS
-from configurator import ArgumentParser
-from experiments.figures import STYLES, panels, save, table
+from blockwise.figures.study import study_of
+from blockwise.figures.style import COLOURS, start_figure, write
+from configurator import configure
 
 MARKERS = "osD^v<>pP*"
 
@@ -49,13 +46,11 @@ def best_of(points):
     return float(np.exp(rates[low] - b / (2 * a))), float(c - b * b / (4 * a)), ""
 
 
-def main(folder):
-    try:
-        found = json.loads((Path(folder) / "study.json").read_text())
+def main(argv):
+    folder = Path(configure(StudyFolder, argv, __doc__)[0].folder)
+    with study_of(folder) as found:
         lines = lines_of(found)
         baselines = {name: arms[found["study"]["baseline"]]["mean"] for name, arms in found["places"].items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: expected the folder of a finished study ({error})") from None
     if not lines:
         raise UserError(f"{folder}: no arm is named like 'tables, rate 12e-3'")
     for panel, by_line in lines.items():
@@ -70,10 +65,8 @@ def main(folder):
 
 def draw(lines, baselines, folder):
     several = len(baselines) > 1
-    figure, grid = panels(-(-len(lines) // 3), min(len(lines), 3))
-    for axes in grid[len(lines) :]:
-        axes.remove()
-    for axes, (panel, by_line) in zip(grid, lines.items(), strict=False):
+    figure, grid = start_figure(len(lines), 3, PANEL)
+    for axes, (panel, by_line) in zip(grid, lines.items(), strict=True):
         for number, (line, points) in enumerate(by_line.items()):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
             lowest = min(loss for _, loss in points) if several else 0.0
@@ -86,11 +79,9 @@ def draw(lines, baselines, folder):
         axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45)
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize="small")
-    save(figure, folder, "maps.png")
+    write(figure, folder / "maps.png")
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="a study's out_dir")
     with exit_on_user_error():
-        main(parser.parse_args().folder)
+        main(sys.argv[1:])

@@ -22,35 +22,27 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from figures import PANEL, STYLES, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from figures import STYLES, panels, save, table
-
-from blockwise import UserError, exit_on_user_error
+from blockwise import exit_on_user_error
+from blockwise.figures.style import start_figure, write
+from blockwise.keys import PATH, Keys, Range
 from configurator import configure
 
 TARGET = 1e-8  # of the first loss: iterations are counted until it is reached for good
 
 
 @dataclass
-class QuadraticConfig:
+class QuadraticConfig(Keys):
     """The keys of quadratic.py."""
 
-    iterations: Annotated[int, "of every optimizer"] = 10000
-    starts: Annotated[int, "Gaussian starts, each with its own eigenvectors"] = 8
-    condition: Annotated[float, "condition number of each block of case 1"] = 100.0
-    size: Annotated[int, "eigenvalues of a block in cases 1 and 2"] = 100
-    grid: Annotated[int, "step sizes, from 1e-4 to 10, of which Adam with beta2 = 0.999 takes the best"] = 26
-    seed: Annotated[int, "of starts and eigenvectors"] = 0
-    results: Annotated[str, "folder of quadratic.json and quadratic.png"] = "out/experiments"
-
-    def __post_init__(self):
-        for key, least in (("iterations", 2), ("starts", 1), ("size", 2), ("grid", 2)):
-            if getattr(self, key) < least:
-                raise UserError(f"{key}={getattr(self, key)}: expected at least {least}")
-        if not 1 < self.condition <= 2000:
-            raise UserError(f"condition={self.condition}: expected a number above 1, at most 2000")
+    iterations: Annotated[int, "steps of every optimizer", Range(2)] = 10000
+    starts: Annotated[int, "Gaussian starts, each with its own eigenvectors", Range(1)] = 8
+    condition: Annotated[float, "condition number of each block of case 1", Range(1, 2000, "(]")] = 100.0
+    size: Annotated[int, "eigenvalues of a block in cases 1 and 2", Range(2)] = 100
+    grid: Annotated[int, "step sizes, from 1e-4 to 10, of which Adam with beta2 = 0.999 takes the best", Range(2)] = 26
+    seed: Annotated[int, "random seed of starts and eigenvectors", Range(0)] = 0
+    results: Annotated[str, "folder of quadratic.json and quadratic.png", PATH] = "out/experiments"
 
 
 def cases(size, condition):
@@ -181,7 +173,7 @@ def conclude(found, iterations):
 
 
 def draw(curves, folder):
-    figure, grid = panels(2, 2)
+    figure, grid = start_figure(len(curves), size=PANEL)
     for axes, (case, optimizers) in zip(grid, curves.items(), strict=True):
         for style, (name, (_, kappa, losses)) in zip(STYLES, optimizers.items(), strict=True):
             middle = np.median(losses, 1)
@@ -195,10 +187,11 @@ def draw(curves, folder):
         axes.set(xscale="log", yscale="log", ylim=(1e-12, 2), xlim=(1, len(middle) - 1), title=case)
         axes.set(xlabel="iterations", ylabel="loss over the first loss")
     grid[0].legend(frameon=False, fontsize=8, loc="lower left")
-    save(figure, folder, "quadratic.png")
+    write(figure, folder / "quadratic.png")
 
 
-def main(config):
+def main(argv):
+    config = configure(QuadraticConfig, argv, __doc__)[0]
     folder = Path(config.results)
     folder.mkdir(parents=True, exist_ok=True)
     curves = {case: run(spectra, config) for case, spectra in cases(config.size, config.condition).items()}
@@ -213,9 +206,8 @@ def main(config):
     conclude(found, config.iterations)
     (folder / "quadratic.json").write_text(json.dumps({"config": asdict(config), "cases": found}, indent=1) + "\n")
     draw(curves, folder)
-    return 0
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main(configure(QuadraticConfig, sys.argv[1:], __doc__)[0]))
+        main(sys.argv[1:])

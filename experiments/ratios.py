@@ -11,21 +11,19 @@ The sharpness is that which the draws logged while they trained. p is the slope,
 logarithm over all factors'. Writes ratios.png into the folder.
 """
 
-import json
 import re
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from figures import StudyFolder, table
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import read_rows
-from configurator import ArgumentParser
-from experiments.figures import panels, save, table
+from blockwise.figures.study import study_of
+from blockwise.figures.style import start_figure, write
+from configurator import configure
 
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.96)  # of the run, at which sharpness is read
 
@@ -109,26 +107,23 @@ def power(multipliers, sharpness, norm):
 
 def draw(names, values, losses, grid, course, wanted, folder):
     """Per factor: the losses of the draws, the fit's course, and where it is lowest."""
-    figure, axes = panels(2, (len(names) + 1) // 2, (3.2, 2.8))
-    for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
+    columns = (len(names) + 1) // 2
+    figure, axes = start_figure(len(names), columns, (3.2, 2.8))
+    for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
         ax.plot(values[:, i], losses, "o", ms=3, color="#0072B2")
         ax.plot(grid[:, i], course[:, i], color="black")
         ax.axvline(wanted[i], color="#D55E00", linestyle="--")
         ax.set(xscale="log", xlabel=name if name[0].islower() else f"learning rate of {name}")
         ax.xaxis.set_minor_formatter("")
-    for ax in axes[:: (len(names) + 1) // 2]:
+    for ax in axes[::columns]:
         ax.set_ylabel("validation loss")
-    for ax in axes[len(names) :]:
-        ax.remove()
-    save(figure, folder, "ratios.png")
+    write(figure, folder / "ratios.png")
 
 
-def main(folder):
-    try:
-        found = json.loads((Path(folder) / "study.json").read_text())
+def main(argv):
+    folder = Path(configure(StudyFolder, argv, __doc__)[0].folder)
+    with study_of(folder) as found:
         names, values, losses, folders = draws_of(found)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: expected the folder of a finished study with one condition ({error})") from None
     center = np.log(values).mean(axis=0)
     z = np.log(values) - center
     grid = np.linspace(z.min(axis=0), z.max(axis=0), 41)
@@ -169,7 +164,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="a study's out_dir")
     with exit_on_user_error():
-        main(parser.parse_args().folder)
+        main(sys.argv[1:])

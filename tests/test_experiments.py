@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Fork, finish, out_dir, run
+from helpers import study_of_draws, study_of_lines
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -136,7 +137,7 @@ def test_heterogeneity_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     for grid in ("PAPER_GRID", "WIDEST"):
         monkeypatch.setattr(het, grid, range(-6, -3))
     folders = {"out_dir": str(out_dir(small)), "results": str(tmp_path / "results")}
-    assert het.main(het.HeterogeneityConfig(**FEW, **folders, seeds=2, scales=[1, 3])) == 0
+    het.main([f"--{key}={value}" for key, value in {**FEW, **folders, "seeds": 2, "scales": "1,3"}.items()])
     found = json.loads((tmp_path / "results/heterogeneity.json").read_text())
     assert set(found) == {"config", "MLP, c=1", "MLP, c=3", "CNN", "transformer"}
     assert len(found["CNN"]["seeds"]) == 2 and 0 < found["CNN"]["seeds"][0]["js0"] < 1
@@ -191,30 +192,11 @@ def test_mistakes(key, value):
         het.HeterogeneityConfig(**{key: value})
 
 
-def study_of_draws(folder, n=40):
-    """A finished study whose losses are parabolas about known rates; S_block is chosen so that p = 0.5 fits exactly."""
-    wanted = {"Emb": 8e-3, "QK": 2e-3, "Norm": 5e-4}
-    random, arms, places, runs = np.random.default_rng(0), {"adamw": ""}, {"adamw": {"mean": 9.0}}, []
-    for i in range(n):
-        factors = {block: np.exp(random.uniform(-1, 1)) for block in wanted}
-        arm, run = f"draw {i:02}", folder / str(i)
-        words = [f"--lr_mult.{block}={wanted[block] * factor / 1e-3}" for block, factor in factors.items()]
-        arms[arm] = " ".join([*words, f"--warmup_iters={10 + i}"])
-        places[arm] = {"mean": 4 + sum(0.3 * np.log(f) ** 2 for f in factors.values()), "best": 1e-3}
-        runs.append({"run": f"{arm} at 0.001, seed 1 (a floor)", "folder": str(run)})
-        run.mkdir()
-        sharpness = {f"sharpness/{block}": (5e-4 / rate) ** 2 for block, rate in wanted.items()}
-        sharpness["sharpness/QK"] /= factors["QK"]  # the faster, the flatter
-        rows = [{"step": step, **sharpness} for step in (0, 50)]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 100}]))
-    found = {"places": {"a floor": places}, "study": {"arms": arms, "baseline": "adamw"}, "runs": runs}
-    (folder / "study.json").write_text(json.dumps(found))
-
-
-def test_what_the_rates_want_to_be(tmp_path, capsys):
+def test_what_the_rates_want_to_be(tmp_path):
     study_of_draws(tmp_path)
-    ratios.main(tmp_path)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    status, out, err = finish(Fork(tmp_path, script="experiments/ratios.py"))
+    assert status == 0, err
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
     table, named = "", {}
     for row in filter(None, rows):  # the second and the third table both begin with shares of the run
         table = row[0].split()[0] if row[0].endswith(" at") else table
@@ -230,25 +212,15 @@ def test_what_the_rates_want_to_be(tmp_path, capsys):
 def test_too_few_draws_are_said(tmp_path):
     study_of_draws(tmp_path, 10)
     with pytest.raises(UserError, match="10 draws of 4 factors: expected at least 11"):
-        ratios.main(tmp_path)
-    with pytest.raises(UserError, match="the folder of a finished study"):
-        ratios.main(tmp_path / "0")
-
-
-def study_of_lines(folder, conditions=("",), best=(8e-3, 3e-3)):
-    """A finished study whose losses are parabolas: the tables' best rate, and the matrices' by their init's number."""
-    arms = {"adamw": 5.0}
-    for name, at in zip(("init 0.02", "init 1", "tables"), (best[0], 1.0, best[1]), strict=True):
-        for rate in (1, 4, 16):
-            arms[f"{name}, rate {rate}e-3"] = 4 + 0.1 * np.log(rate * 1e-3 / at) ** 2
-    places = {name: {arm: {"mean": mean} for arm, mean in arms.items()} for name in conditions}
-    (folder / "study.json").write_text(json.dumps({"places": places, "study": {"baseline": "adamw"}}))
+        ratios.main([str(tmp_path)])
+    with pytest.raises(UserError, match="holds no study"):
+        ratios.main([str(tmp_path / "0")])
 
 
 @pytest.mark.parametrize("conditions", [("",), ("width 32", "width 64")])
 def test_maps_find_the_best_rates(tmp_path, capsys, conditions):
     study_of_lines(tmp_path, conditions)
-    maps.main(tmp_path)
+    maps.main([str(tmp_path)])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     found = {row[0]: row[1:] for row in rows if len(row) > 2}
     one = len(conditions) == 1
@@ -259,9 +231,9 @@ def test_maps_find_the_best_rates(tmp_path, capsys, conditions):
 
 
 def test_maps_mistakes(tmp_path):
-    with pytest.raises(UserError, match="expected the folder of a finished study"):
-        maps.main(tmp_path)
+    with pytest.raises(UserError, match="holds no study"):
+        maps.main([str(tmp_path)])
     found = {"places": {"": {"adamw": {"mean": 1.0}}}, "study": {"baseline": "adamw"}}
     (tmp_path / "study.json").write_text(json.dumps(found))
     with pytest.raises(UserError, match="no arm is named like"):
-        maps.main(tmp_path)
+        maps.main([str(tmp_path)])

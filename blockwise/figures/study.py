@@ -52,6 +52,8 @@ def study_of(folder):
     """What study.json in a folder holds. Raises UserError where it is not there, or not what its reader expects."""
     try:
         yield json.loads((folder / "study.json").read_text())
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:

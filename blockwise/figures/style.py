@@ -6,19 +6,19 @@ from blockwise import UserError
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
-def start_figure(panels=1):
-    """A figure and its axes; with more than one panel, two in a row, as a list of axes."""
+def start_figure(panels=1, columns=2, size=None):
+    """A figure and its axes as a list, `columns` in a row. size: width and height of a panel in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = min(panels, 2)
+    columns = min(panels, columns)
     rows = -(-panels // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(8 if columns == 1 else 11, 5 if rows == 1 else 4 * rows), dpi=150, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    shape = (8 if columns == 1 else 11, 5 if rows == 1 else 4 * rows)
+    if size:
+        shape = (size[0] * columns, size[1] * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=shape, dpi=150, layout="constrained", squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
