@@ -13,7 +13,6 @@ autocast on CUDA. The rate of a large matrix product is measured in turns too, t
 blockwise/matmul.py; shares are of the larger.
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -27,7 +26,8 @@ from statistics import median
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from harness import ROOT, model_config, ratios
+from harness import ROOT, ratios
+from peers import PRODUCTS, hugging_face, large_product, nanogpt, ours
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.keys import PATH, Keys, Range
@@ -39,8 +39,6 @@ SHAPES = {  # by device, of the steps that are compared
     "cuda": {"llama": (8, 16, 1024, 1024, 50304, 8), "gpt2": (12, 12, 768, 1024, 50304, 12)},
 }
 PEERS = {"llama": "hugging face", "gpt2": "nanogpt"}
-PRODUCTS = ("torch's product", "our product")
-BETAS, DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 
 
 FLAGS = MappingProxyType(
@@ -74,90 +72,6 @@ class ThroughputConfig(Keys):
 
 
 # One side, in its own process
-
-
-def ours(args, device):
-    import torch
-    from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-
-    from blockwise.blocks import param_groups
-    from blockwise.optimizers import build_optimizer
-    from model import Transformer
-
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # as train.py does
-    shape = (args.vocab, args.block, args.layers, args.heads, args.width)
-    model = Transformer(model_config(args.model, *shape)).to(device)
-    optimizer = build_optimizer("adamw", param_groups(model, lr=1e-5, weight_decay=DECAY), BETAS)
-    parameters = list(model.parameters())
-
-    def update():
-        norm = get_total_norm([p.grad for p in parameters])
-        clip_grads_with_norm_(parameters, CLIP, norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return compiled(model, args), update, model.flops_per_token()
-
-
-def hugging_face(args, device):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=args.vocab, hidden_size=args.width, intermediate_size=4 * args.width, use_cache=False,
-            num_hidden_layers=args.layers, num_attention_heads=args.heads, max_position_embeddings=args.block,
-            bos_token_id=None, eos_token_id=None,
-        )
-    ).to(device)  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=BETAS, weight_decay=DECAY)
-    run = compiled(model, args)
-    return lambda x, y: run(input_ids=x, labels=x).loss, clipped(model, optimizer), None
-
-
-def nanogpt(args, device):
-
-    path = Path(args.peer_path) / "model.py" if args.peer_path else ROOT / "bench" / "nano.py"
-    spec = importlib.util.spec_from_file_location("peer", path)
-    peer = sys.modules["peer"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
-    config = peer.GPTConfig(
-        block_size=args.block, vocab_size=args.vocab, n_layer=args.layers, n_head=args.heads, n_embd=args.width,
-        dropout=0.0, bias=False,
-    )  # fmt: skip
-    model = peer.GPT(config).to(device)
-    optimizer = model.configure_optimizers(DECAY, 1e-5, BETAS, device)
-    run = compiled(model, args)
-    return lambda x, y: run(x, y)[1], clipped(model, optimizer), None
-
-
-def compiled(model, args):
-    import torch
-
-    return torch.compile(model) if args.compile else model
-
-
-def clipped(model, optimizer):
-    import torch
-
-    def update():
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return update
-
-
-def large_product(args, device):
-    """A function that multiplies two large matrices, and the operations that this takes."""
-    import torch
-
-    from blockwise.matmul import product
-
-    n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
-    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    return (lambda: a @ b) if args.side == PRODUCTS[0] else (lambda: product(a, b)), 2 * n**3
 
 
 def serve(args):

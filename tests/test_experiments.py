@@ -15,6 +15,7 @@ import heterogeneity as het
 import maps
 import quadratic as quad
 import ratios
+from heterogeneity_report import js_words
 
 from blockwise import UserError
 
@@ -107,7 +108,7 @@ def test_where_there_are_no_ten_eigenvalues():
     low, full = (het.distances({"a": one, "b": rank_ten}) for one in (rank_nine, rank_ten))
     assert low["js0"] is None and low["largest"] == [9, 10]
     assert full["js0"] == full["noise"] == 0
-    assert het.js_words([low, full]) == ("0.000; 1 not defined", "0.00", "1.06 (1 to 1.11)")
+    assert js_words([low, full]) == ("0.000; 1 not defined", "0.00", "1.06 (1 to 1.11)")
 
 
 def test_a_sweep_goes_on_beyond_the_papers_grid(monkeypatch):
