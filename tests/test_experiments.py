@@ -18,6 +18,7 @@ import ratios
 from heterogeneity_report import js_words
 
 from blockwise import UserError
+from blockwise.curvature.spectra import Spectrum
 
 FEW = {"train_steps": 2, "lanczos_steps": 16, "probes": 2, "examples": 16}
 
@@ -103,8 +104,8 @@ def test_spectra_are_those_of_the_layers_dense_hessian():
 
 def test_where_there_are_no_ten_eigenvalues():
     """A saturated softmax leaves a Hessian of low rank, whose tenth eigenvalue is rounding: nothing to normalise by."""
-    rank_nine = het.Spectrum(12, [np.r_[-1e-16, 0, 2e-16, np.arange(1.0, 10)]] * 2, [np.full(12, 1 / 12)] * 2)
-    rank_ten = het.Spectrum(12, [np.r_[0, 2e-16, np.arange(1.0, 11)]] * 2, [np.full(12, 1 / 12)] * 2)
+    rank_nine = Spectrum(12, [np.r_[-1e-16, 0, 2e-16, np.arange(1.0, 10)]] * 2, [np.full(12, 1 / 12)] * 2)
+    rank_ten = Spectrum(12, [np.r_[0, 2e-16, np.arange(1.0, 11)]] * 2, [np.full(12, 1 / 12)] * 2)
     low, full = (het.distances({"a": one, "b": rank_ten}) for one in (rank_nine, rank_ten))
     assert low["js0"] is None and low["largest"] == [9, 10]
     assert full["js0"] == full["noise"] == 0
