@@ -7,11 +7,11 @@
 
     python train.py config/llama_250m.py --lr_rule=mup --dry_run      # the same for a run, and what it gives
 
-Rates are multiples of one base rate, `learning_rate`. All rules but the paper's meet at the anchor: the LLaMA of width
-128, 4 layers, heads of 32 and 4,096 token ids, trained on 1,024 tokens a step with AdamW (0.9, 0.95), where the base
-is the rate of VO and FFN, and 1e-3 was good. There they differ by small constants; away from it by their exponents,
-of which only half the width has been tested here (docs/studies). Below, m = width / 128, l = depth / 4,
-h = (32 / head width)^(1/4), s_X is the initial standard deviation of block X, V the vocabulary, B the tokens of a step.
+Rates are multiples of one base rate, `learning_rate`. All rules but `paper` and `tables` meet at the anchor: the LLaMA
+of width 128, 4 layers, heads of 32 and 4,096 token ids, trained on 1,024 tokens a step with AdamW (0.9, 0.95), where
+the base is the rate of VO and FFN, and 1e-3 was good. There they differ by small constants; away from it by their
+exponents, of which only half the width has been tested here (docs/studies). Below, m = width / 128, l = depth / 4, h =
+(32 / head width)^(1/4), s_X is the initial standard deviation of block X, V the vocabulary, B the tokens of a step.
 
 No rule depends on the number of steps: published exponents disagree, and a longer run would scale all blocks alike,
 which is for the base rate to do. The same holds for the batch, but where a rule says otherwise.
@@ -101,6 +101,18 @@ def fitted(shape: Shape) -> Rates:
     parameters, a thousand or two of steps of 1,024 tokens, untied; beyond that, unknown.
     """
     return Rates(dict(FITTED), dict.fromkeys(LR_MULT, 1.0))
+
+
+def tables(shape: Shape) -> Rates:
+    """Emb and Head 4, every other block 1, whatever the shape; decay 1 for all.
+
+    Source: the embedding's rate is what muP gains under Adam, and a low one makes training unstable (arXiv 2605.21486);
+    here in runs of 0.34M parameters (docs/studies, study_tables). The multiple is one number on purpose: by muP it
+    grows with the width, since matrices want 1/width and the embedding does not; with a vocabulary much larger than
+    the width with its root (arXiv 2506.15025). The base is one rate for all, as AdamW's. Range: see docs/studies.
+    """
+    lr_mult = dict.fromkeys(LR_MULT, 1.0) | {"Emb": 4.0, "Head": 4.0}
+    return Rates(lr_mult, dict.fromkeys(LR_MULT, 1.0))
 
 
 def mup(shape: Shape) -> Rates:
@@ -220,5 +232,5 @@ def decay_for_budget(learning_rate: float, steps: int, tokens: float, parameters
     return (tokens / parameters) ** 0.527 / (1.084 * learning_rate * steps)
 
 
-RULES = {rule.__name__: rule for rule in (paper, fitted, mup, completep, large_vocab, nanochat, relative)}
+RULES = {rule.__name__: rule for rule in (paper, fitted, tables, mup, completep, large_vocab, nanochat, relative)}
 BY_VOCABULARY = ("large_vocab", "relative")  # need to know the number of token ids

@@ -12,10 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from blockwise.figures.budgets import speedup
+from blockwise.figures.budgets import read, speedup
 from blockwise.study.verdict import judge, spread
 
-PAGES = (ROOT / "README.md", ROOT / "docs/studies/README.md")
+FOLDER = ROOT / "docs/studies"
+PAGES = (ROOT / "README.md", FOLDER / "README.md")
 MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
 MARGIN = 0.01
 # Training tokens per parameter, and the study; the first is of another shape than the others
@@ -27,7 +28,7 @@ ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat"
 
 @cache
 def study(name):
-    return json.loads((ROOT / "docs/studies" / name / "study.json").read_text())
+    return json.loads((FOLDER / name / "study.json").read_text())
 
 
 @cache
@@ -49,10 +50,8 @@ def speedups(arm):
     """{study: [lowest, mean's, highest]} of an arm at each budget of one shape: times fewer steps, also by seed."""
     lines = {}
     for name in list(BUDGETS.values())[1:]:
-        config, (arms,) = study(name)["study"], study(name)["places"].values()
-        tokens = (
-            config["max_iters"] * config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
-        )
+        found = read(FOLDER / name)
+        tokens, arms = found["tokens"], found["arms"]
         for kind in (arm, "adamw"):
             for seed, loss in (arms[kind]["losses"] if kind in arms else {}).items():
                 lines.setdefault((kind, seed), []).append((tokens, loss))

@@ -146,6 +146,7 @@ BLOCK_ORDER = ("Emb", "Head", "QK", "VO", "FFN", "Norm")
 EXPECTED = {
     "paper": [(10, 10, 8, 4, 6, 1)] * 3,
     "fitted": [(12, 12, 4, 1, 1, 1)] * 3,
+    "tables": [(4, 4, 1, 1, 1, 1)] * 3,
     "mup": [(12, 12, 1, 1, 1, 1), (12, 6, 0.5, 0.5, 0.5, 1), (12, 3, H / 4, 0.25, 0.25, 1)],
     "completep": [
         (12, 12, 1, 1, 1, 1), (12, 6, 0.5, 0.5**1.5, 0.5 ** (4 / 3), 1), (12, 3, H / 4, 0.25 / 4, 0.25 / 4, 1),
@@ -179,7 +180,7 @@ def test_every_rule_at_three_shapes(name):
         rule = RULES[name](shape)
         assert [rule.lr_mult[block] for block in BLOCK_ORDER] == pytest.approx(EXPECTED[name][number], rel=1e-5)
         expected = dict.fromkeys(BLOCK_ORDER, 1.0)
-        if name not in ("paper", "fitted"):
+        if name not in ("paper", "fitted", "tables"):
             matrices = {block: pytest.approx(1 / rule.lr_mult[block]) for block in ("QK", "VO", "FFN")}
             expected = dict.fromkeys(BLOCK_ORDER, 0.0) | matrices
         assert rule.wd_mult == expected
