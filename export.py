@@ -85,7 +85,7 @@ def read_back(folder, to, state, config):
             if x.any():
                 raise UserError(f"{name} is not zero, and the checkpoint has none")
     except UserError as error:
-        raise UserError(f"to={to} is not written: what was to be there could not be read back: {error}") from None
+        raise UserError(f"to={to} is not written: verification of the written folder failed: {error}") from None
 
 
 if __name__ == "__main__":

@@ -219,7 +219,10 @@ BROKEN_TENSORS = {
     r"c_attn.weight is \[96, 32\], config.json says \[32, 96\]": with_tensor(
         "transformer.h.0.attn.c_attn.weight", torch.zeros(96, 32)
     ),
-    "expected floating-point": with_tensor("transformer.ln_f.weight", torch.ones(32, dtype=torch.int8)),
+    "ln_f.bias has NaN or inf, expected finite": with_tensor("transformer.ln_f.bias", torch.full((32,), torch.inf)),
+    "has torch.int8, expected finite floating-point": with_tensor(
+        "transformer.ln_f.weight", torch.ones(32, dtype=torch.int8)
+    ),
     "they differ": with_tensor("lm_head.weight", torch.zeros(256, 32)),
 }
 

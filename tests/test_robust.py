@@ -489,8 +489,8 @@ def test_a_checkpoint_is_hashed_while_it_is_written(tmp_path, monkeypatch):
     assert stated["bytes"] == path.stat().st_size and newest_checkpoint(tmp_path) == path
 
 
-def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, monkeypatch):
-    """It begins to be written two steps later, and the next save waits for it."""
+def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, monkeypatch, capsys):
+    """It begins to be written two steps later. A failure is a warning; that of the last checkpoint ends the run."""
     straight = (*small, f"--out_dir={tmp_path / 'straight'}")
     run(*straight)
     write, rows, waits = checkpoint.write_tensors, out_dir(small) / "metrics.jsonl", []
@@ -509,6 +509,10 @@ def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, m
         first, second = (load_checkpoint(out_dir(words) / name) for words in (straight, small))
         for key in ("model", "optimizer"):
             assert_same(first[key], second[key])
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *args: os.stat("/nowhere"))
+    with pytest.raises(checkpoint.SaveError, match="ckpt_00000008.pt could not be written"):
+        run(*small)
+    assert capsys.readouterr().err.count("the run continues without it") == 1
 
 
 def test_a_mapped_checkpoint_is_the_file_and_never_changes_it(small):

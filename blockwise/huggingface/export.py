@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -29,28 +30,28 @@ def to_hf_state_dict(state, config):
     """A state dict of ours under Hugging Face's names. Their GPT-2 always has biases: where ours has none, zeros."""
     state, config = with_all_heads(state, config)
     family, tensors = family_of(config), {}
-    for theirs, ours in hf_names(state, family).items():
-        if config["tie_weights"] and theirs == "lm_head.weight":
+    for name, our_names in hf_names(state, family).items():
+        if config["tie_weights"] and name == "lm_head.weight":
             continue
-        prefix = "" if theirs == "lm_head.weight" else PREFIX[family]
-        x = torch.cat([state[name] for name in ours])
-        tensors[prefix + theirs] = (x.T if is_conv1d(theirs, x, family) else x).contiguous()
-        if family == "gpt2" and not config["bias"] and theirs.startswith(("h.", "ln_f.")):
-            width = tensors[prefix + theirs].size(-1)
-            tensors[prefix + theirs.removesuffix("weight") + "bias"] = torch.zeros(width)
+        x = torch.cat([state[ours] for ours in our_names])
+        x = (x.T if is_conv1d(name, x, family) else x).contiguous()
+        name = name if name == "lm_head.weight" else PREFIX[family] + name
+        tensors[name] = x
+        if family == "gpt2" and not config["bias"] and re.match(r"transformer\.(h|ln_f)\.", name):
+            tensors[name.removesuffix("weight") + "bias"] = torch.zeros(x.size(-1))
     return tensors
 
 
 def to_hf_config(config):
     """config.json for a model of ours, from its ModelConfig as a dict."""
     family = family_of(config)
-    theirs = {"model_type": family, "dtype": "float32", "use_cache": True}
-    theirs |= {name: config[key] for key, name in KEYS[family].items()}
+    hf_config = {"model_type": family, "dtype": "float32", "use_cache": True}
+    hf_config |= {name: config[key] for key, name in KEYS[family].items()}
     if family == "gpt2":
         rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config["dropout"])
-        return {"architectures": ["GPT2LMHeadModel"], **theirs, **rates, "activation_function": "gelu_new"}
+        return {"architectures": ["GPT2LMHeadModel"], **hf_config, **rates, "activation_function": "gelu_new"}
     return {
-        "architectures": ["Qwen3ForCausalLM" if family == "qwen3" else "LlamaForCausalLM"], **theirs,
+        "architectures": ["Qwen3ForCausalLM" if family == "qwen3" else "LlamaForCausalLM"], **hf_config,
         "head_dim": config["n_embd"] // config["n_head"], "hidden_act": "silu",
         "attention_bias": config["bias"], "mlp_bias": config["bias"], "attention_dropout": config["dropout"],
         "rope_theta": config["rope_theta"],  # read before transformers 5

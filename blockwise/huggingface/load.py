@@ -31,29 +31,23 @@ class Pretrained:
         self.shape = read_shape(self.folder)
         self.family = family_of(self.shape)
         self.files = tensor_files(self.folder)
-        self.stored = {name.removeprefix(PREFIX[self.family]): name for name in self.files}
+        self.stored_name = {name.removeprefix(PREFIX[self.family]): name for name in self.files}
         self._check_size()
 
     def _check_size(self):
         """Refuse a config.json whose sizes are not the tensors', before a model of its sizes is made."""
-        shape = self.shape
-        names = [("tok_emb", "vocab_size"), *([("pos_emb", "block_size")] if shape["model_type"] == "gpt2" else [])]
-        layers = ((f"blocks.{i}.mlp.up_proj", "n_inner") for i in range(shape["n_layer"]))
-        for name, rows in itertools.chain(names, layers):
-            (theirs,) = hf_names([f"{name}.weight"], self.family)
-            with open_safetensors(self.files[self._name_of(theirs)]) as file:
-                found = file.get_slice(self._name_of(theirs)).get_shape()
-            expected = [shape[rows], shape["n_embd"]]
-            if sorted(found) != sorted(expected):
-                raise UserError(f"{self.folder}: tensor {theirs} is {found}, config.json says {expected}")
-
-    def _name_of(self, theirs):
-        if theirs not in self.stored:
-            raise UserError(f"{self.folder} lacks the tensor {theirs}, which its config.json asks for")
-        return self.stored[theirs]
+        modules = [("tok_emb", "vocab_size"), *([("pos_emb", "block_size")] if self.family == "gpt2" else [])]
+        layers = ((f"blocks.{i}.mlp.up_proj", "n_inner") for i in range(self.shape["n_layer"]))
+        for module, rows in itertools.chain(modules, layers):
+            (name,) = hf_names([f"{module}.weight"], self.family)
+            with self._file_of(name) as file:
+                stored = file.get_slice(self.stored_name[name]).get_shape()
+            expected = [self.shape[rows], self.shape["n_embd"]]
+            if sorted(stored) != sorted(expected):
+                raise UserError(f"{self.folder}: tensor {name} is {stored}, config.json says {expected}")
 
     def text_ids(self):
-        """How many ids its generation_config.json leaves after those at the end that it never generates: padding."""
+        """Number of ids before the padding, which are those at the end that generation_config.json suppresses."""
         path, rows = self.folder / "generation_config.json", self.shape["vocab_size"]
         suppressed = read_json(path).get("suppress_tokens") if path.is_file() else None
         while isinstance(suppressed, list) and rows - 1 in suppressed:
@@ -63,39 +57,44 @@ class Pretrained:
     def weights(self, like):
         """Its tensors as stored, as a state dict of our model; like: the model's own, for names and shapes.
 
-        Fewer positions than the stored model has are its first ones.
+        A model of fewer positions than are stored gets the first ones.
         """
         family, tied = self.family, self.shape["tie_weights"]
-        stored, state = dict(self.stored), {}
-        for theirs, ours in hf_names(like, family).items():
-            if tied and theirs == "lm_head.weight":
+        unread, state = dict(self.stored_name), {}
+        for name, our_names in hf_names(like, family).items():
+            if tied and name == "lm_head.weight":
                 continue
-            x = self._read(self._name_of(theirs))
-            del stored[theirs]
-            rows = [self.shape["block_size"] if name == "pos_emb.weight" else len(like[name]) for name in ours]
-            expected = [sum(rows), *like[ours[0]].shape[1:]]
-            transposed = is_conv1d(theirs, x, family)
-            expected = expected[::-1] if transposed else expected
-            if list(x.shape) != expected:
-                raise UserError(f"{self.folder}: tensor {theirs} is {list(x.shape)}, config.json says {expected}")
-            pieces = (x.T if transposed else x).split(rows)
-            state |= {name: piece[: len(like[name])].contiguous() for name, piece in zip(ours, pieces, strict=True)}
+            x = self._read(name)
+            del unread[name]
+            rows = [self.shape["block_size"] if ours == "pos_emb.weight" else len(like[ours]) for ours in our_names]
+            expected = [sum(rows), *like[our_names[0]].shape[1:]]
+            transposed = is_conv1d(name, x, family)
+            if list(x.shape) != (expected := expected[::-1] if transposed else expected):
+                raise UserError(f"{self.folder}: tensor {name} is {list(x.shape)}, config.json says {expected}")
+            for ours, piece in zip(our_names, (x.T if transposed else x).split(rows), strict=True):
+                state[ours] = piece[: len(like[ours])].contiguous()
         if tied:
             state["lm_head.weight"] = state["tok_emb.weight"]
-            again = stored.pop("lm_head.weight", None)
-            if again and not torch.equal(self._read(again), state["tok_emb.weight"]):
-                raise UserError(f"{self.folder}: config.json ties {again} to the embedding, but they differ")
-        unexpected = [name for short, name in stored.items() if not BUFFERS.fullmatch(short)]
-        if unexpected:
+            if unread.pop("lm_head.weight", None) and not torch.equal(
+                self._read("lm_head.weight"), state["lm_head.weight"]
+            ):
+                raise UserError(f"{self.folder}: config.json ties lm_head.weight to the embedding, but they differ")
+        if unexpected := [name for short, name in unread.items() if not BUFFERS.fullmatch(short)]:
             more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
             raise UserError(f"{self.folder} has a tensor that a {family} model lacks: {unexpected[0]}{more}")
         return state
 
+    def _file_of(self, name):
+        if name not in self.stored_name:
+            raise UserError(f"{self.folder} lacks the tensor {name}, which its config.json asks for")
+        return open_safetensors(self.files[self.stored_name[name]])
+
     def _read(self, name):
-        with open_safetensors(self.files[name]) as file:
-            x = file.get_tensor(name)
-        if not x.is_floating_point():
-            raise UserError(f"{self.files[name]}: tensor {name} is {x.dtype}, expected floating-point numbers")
+        with self._file_of(name) as file:
+            x = file.get_tensor(self.stored_name[name])
+        problem = "NaN or inf" if x.is_floating_point() else x.dtype
+        if not x.is_floating_point() or not x.isfinite().all():
+            raise UserError(f"{self.folder}: tensor {name} has {problem}, expected finite floating-point numbers")
         return x
 
 
@@ -113,85 +112,79 @@ def find_folder(init_from):
     try:
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
     except RepositoryNotFoundError:
-        raise UserError(
-            f"init_from={init_from}: there is no folder {name}, and no public model of that name; "
-            "for one that asks for it, log in with: hf auth login"
-        ) from None
+        problem = "no public model of that name; for one that asks for it, log in with: hf auth login"
     except Exception as error:
-        raise UserError(
-            f"init_from={init_from}: there is no folder {name}, and it could not be fetched ({type(error).__name__}): "
-            f"where there is a network, run HF_HOME=DIR hf download {name}, bring DIR here and set HF_HOME to it; "
-            "or give a folder, hf:DIR"
-        ) from None
+        problem = (
+            f"it could not be fetched ({type(error).__name__}): where there is a network, run HF_HOME=DIR hf download "
+            f"{name}, bring DIR here and set HF_HOME to it; or give a folder, hf:DIR"
+        )
+    raise UserError(f"init_from={init_from}: there is no folder {name}, and {problem}")
 
 
 def read_json(path):
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: expected a folder that save_pretrained wrote") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is broken: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is broken: expected an object in braces")
-    return found
+    return content
 
 
 def read_shape(folder):
     """The architecture in a folder's config.json, under our keys. Raises UserError for one that ours cannot be."""
     path = folder / "config.json"
-    theirs = read_json(path)
-    family = theirs.get("model_type")
+    config = read_json(path)
+    family = config.get("model_type")
     if not isinstance(family, str) or family not in MODULES:
         raise UserError(f"{path}: model_type={family}, {SUPPORTED}")
     for key, values in FIXED[family].items():
-        if theirs.get(key, values[0]) not in values:
-            raise UserError(f"{path}: {key}={theirs[key]}, {' or '.join(map(str, values))} is supported")
+        if config.get(key, values[0]) not in values:
+            raise UserError(f"{path}: {key}={config[key]}, {' or '.join(map(str, values))} is supported")
 
-    model_type = "llama" if family == "qwen3" else family
-    shape = {"model_type": model_type, "qk_norm": family == "qwen3"}
+    shape = {}
     for key, name in KEYS[family].items():
-        value = theirs.get(name)
+        value = config.get(name)
         shape[key] = DEFAULTS[family].get(name) if value is None else value
     shape["n_kv_head"] = shape.get("n_kv_head") or shape["n_head"]
-    if shape["n_inner"] is None and model_type == "gpt2" and type(shape["n_embd"]) is int:
+    if shape["n_inner"] is None and family == "gpt2" and type(shape["n_embd"]) is int:
         shape["n_inner"] = 4 * shape["n_embd"]
     for key, value in shape.items():
-        name = KEYS[family].get(key, key)
         if key == "norm_eps":
             holds, expected = is_positive(value), "a finite number above 0"
         elif key == "tie_weights":
             holds, expected = type(value) is bool, "true or false"
-        else:
-            holds = key in ("model_type", "qk_norm") or (type(value) is int and 0 < value <= 2**22)
-            expected = "a whole number above 0, at most 2**22"  # of positions, which no tensor of LLaMA's bounds
+        else:  # positions too, which no tensor of LLaMA's bounds
+            holds, expected = type(value) is int and 0 < value <= 2**22, "a whole number above 0, at most 2**22"
         if not holds:
-            raise UserError(f"{path}: {name}={value}, expected {expected}")
-
-    if shape["n_embd"] % shape["n_head"] or shape["n_head"] % shape["n_kv_head"]:
-        raise UserError(
-            f"{path}: {shape['n_head']} heads ({shape['n_kv_head']} for keys and values) do not divide a width of "
-            f"{shape['n_embd']} evenly"
-        )
-    shape |= {"bias": True, "rope_theta": 10000.0} if model_type == "gpt2" else llama_shape(path, theirs, shape)
-    return shape
+            raise UserError(f"{path}: {KEYS[family].get(key, key)}={value}, expected {expected}")
+    n_head, n_kv_head, n_embd = (shape[key] for key in ("n_head", "n_kv_head", "n_embd"))
+    if n_embd % n_head or n_head % n_kv_head:
+        heads = f"{n_head} heads ({n_kv_head} for keys and values)"
+        raise UserError(f"{path}: {heads} do not divide a width of {n_embd} evenly")
+    if family == "gpt2":
+        return shape | {"model_type": "gpt2", "qk_norm": False, "bias": True, "rope_theta": 10000.0}
+    shape |= {"model_type": "llama", "qk_norm": family == "qwen3"}
+    return shape | llama_shape(path, config, shape)
 
 
 def is_positive(value):
     return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
-def llama_shape(path, theirs, shape):
-    """bias and rope_theta, after a look at what else a LLaMA may have."""
-    biases = [bool(theirs.get(key)) for key in ("attention_bias", "mlp_bias")]
+def llama_shape(path, config, shape):
+    """bias and rope_theta. Raises UserError for what ours lacks of the rest that a LLaMA may have."""
+    biases = [bool(config.get(key)) for key in ("attention_bias", "mlp_bias")]
     if biases[0] != biases[1]:
         raise UserError(f"{path}: attention_bias={biases[0]}, mlp_bias={biases[1]}: only both or neither is supported")
-    width = theirs.get("head_dim", 128 if shape["qk_norm"] else None)  # Qwen3's default
+    width = config.get("head_dim", 128 if shape["qk_norm"] else None)  # Qwen3's default
     if width not in (None, shape["n_embd"] / shape["n_head"]):
         raise UserError(f"{path}: head_dim={width}, only hidden_size / num_attention_heads is supported")
-    rope = {"rope_theta": theirs.get("rope_theta", 10000.0)}
+    rope = {"rope_theta": config.get("rope_theta", 10000.0)}
     for key in ("rope_scaling", "rope_parameters"):  # before transformers 5, and since
-        part = theirs.get(key) or {}
+        part = config.get(key) or {}
         if not isinstance(part, dict) or part.get("rope_type", part.get("type", "default")) != "default":
             raise UserError(f"{path}: {key}={part}, only unscaled rotary positions are supported")
         rope |= part
@@ -204,10 +197,10 @@ def llama_shape(path, theirs, shape):
 
 def tensor_files(folder):
     """{name: path of the file that holds it}, from model.safetensors or the index of several."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        with open_safetensors(whole) as file:
-            return dict.fromkeys(file.keys(), whole)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        with open_safetensors(single) as file:
+            return dict.fromkeys(file.keys(), single)
     if not index.is_file():
         pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         instead = f", only {pickles[0]}, a pickle, which is not read" if pickles else ""

@@ -77,14 +77,13 @@ def family_of(config):
 
 def hf_names(names, family):
     """{Hugging Face's name, without its prefix: [ours, ...]}: one of ours each, but for GPT-2's Q, K and V."""
-    place = {module: i for i, module in enumerate(MODULES[family])}
-    found = {}
+    order = list(MODULES[family])
+    our_names = {}
     for name in names:
         layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
-        theirs = f"{MODULES[family][module]}.{kind}"
-        theirs = theirs if layer is None else f"{LAYERS[family]}.{layer}.{theirs}"
-        found.setdefault(theirs, []).append((place[module], name))
-    return {theirs: [name for _, name in sorted(ours)] for theirs, ours in found.items()}
+        prefix = "" if layer is None else f"{LAYERS[family]}.{layer}."
+        our_names.setdefault(f"{prefix}{MODULES[family][module]}.{kind}", []).append((order.index(module), name))
+    return {hf_name: [name for _, name in sorted(numbered)] for hf_name, numbered in our_names.items()}
 
 
 def is_conv1d(theirs, x, family):
