@@ -1,39 +1,43 @@
 # python compare.py config/study_gpu.py
-# What would settle it: GPT-2 of 124M parameters on OpenWebText, 2.5 billion tokens (20 a parameter): AdamW, the paper's
-# multipliers, `fitted`, and an AdamW with VO and FFN at a quarter of its rate, all tuned alike. At 40 % of an H100's
-# dense bfloat16 rate, which is predicted and not measured, a run takes 1.5 hours of one GPU; an arm 8 to 14 runs, and
-# the study 50 to 85 GPU hours. --seeds=1,2,3 adds two runs an arm: at 20 tokens a parameter one seed says too little.
-# Each run has a GPU of its own; --processes=8 gives it eight. A quarter of the budget shows what to expect:
-# python compare.py --max_iters=1272 config/study_gpu.py --out_dir=out/study_gpu_quarter
-include("gpt2_small.py")
+# What would settle it, first step: a LLaMA of 17M parameters on 340 million tokens of OpenWebText (20 a parameter),
+# 65,536 tokens a step. Not run: two minutes a run are predicted for an H100, an arm has 22 runs of search and 8 seeds,
+# so the five arms take five GPU hours. The data: python data/openwebtext/prepare.py --tokenizer=bpe:8192
+# --max_tokens=400000000 --name=openwebtext_bpe8192. Does AdamW gain from tables, or from more ratios than that; and does
+# Muon, whose tables AdamW trains, want a rate of its own for them? Second step: config/study_gpu_124m.py
+include("shapes/llama_1m.py")
 out_dir = "out/study_gpu"
+dataset = "openwebtext_bpe8192"
+n_layer, n_head, n_embd, n_inner, block_size = 6, 6, 384, 1024, 512
+batch_size, gradient_accumulation_steps = 32, 4  # x 512 tokens = 65,536 tokens a step
 
-max_iters = max_iters if max_iters < 50000 else 5086  # x 491,520 tokens a step = 2.5 billion
+max_iters = max_iters if max_iters < 50000 else 5188
 lr_decay_iters = max_iters
-warmup_iters = max_iters // 20
+warmup_iters = max_iters // 10
 min_lr = 0.0
 weight_decay, beta2 = 0.1, 0.95
-
+log_interval = 10
 eval_interval = max(max_iters // 10, 1)
-eval_iters = 100
-test_loss = True
+eval_iters = 50
+test_loss = full_eval = True
 
 arms = {
     "adamw": "--blockwise=False",
-    "paper": "",
+    "tables": "--lr_rule=tables",
     "fitted": "--lr_rule=fitted",
-    "VO and FFN 0.25x": "--lr_mult.Emb=1 --lr_mult.Head=1 --lr_mult.QK=1 --lr_mult.VO=0.25 --lr_mult.FFN=0.25",
+    "muon, one rate": "--optimizer=muon --blockwise=False",
+    "muon, tables": "--optimizer=muon --lr_rule=tables",
 }
-learning_rates = {
-    "adamw": [6e-4, 1.2e-3, 2.4e-3],
-    "paper": [1.5e-4, 3e-4, 6e-4],
-    "fitted": [2.5e-4, 5e-4, 1e-3],
-    "VO and FFN 0.25x": [1.2e-3, 2.4e-3, 4.8e-3],
-}
-tune = {
-    "beta2": [0.95, 0.99],
-    "warmup_iters": [max_iters // 20, max_iters // 5, max_iters // 2],
-    "weight_decay": [0.0, 0.1, 0.3],
+learning_rates = dict.fromkeys(arms, [1e-3, 2e-3, 4e-3]) | {"fitted": [5e-4, 1e-3, 2e-3]}
+search = "sobol"
+points = 24
+rungs = [[0.25, 2, 6], [1.0, 1, 2], [1.0, 2, 1]]
+space = {
+    "learning_rate": [0.25, 4, "log"],
+    "warmup_iters": [max_iters // 50, max_iters * 7 // 10],
+    "beta2": [0.9, 0.999, "log"],
+    "weight_decay": [0.0, 0.3],
+    "lr_mult.Emb+Head": [0.25, 8, "log"],
+    "lr_mult.QK": [0.5, 8, "log"],
 }
 floors = {"floor 0": ""}
-seeds = [1]
+seeds = list(range(101, 109))
