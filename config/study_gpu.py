@@ -2,8 +2,8 @@
 # What would settle it, first step: a LLaMA of 17M parameters on 340 million tokens of OpenWebText (20 a parameter),
 # 65,536 tokens a step. Not run: two minutes a run are predicted for an H100, an arm has 22 runs of search and 8 seeds,
 # so the five arms take five GPU hours. The data: python data/openwebtext/prepare.py --tokenizer=bpe:8192
-# --max_tokens=400000000 --name=openwebtext_bpe8192. Does AdamW gain from tables, or from more ratios than that; and does
-# Muon, whose tables AdamW trains, want a rate of its own for them? Second step: config/study_gpu_124m.py
+# --max_tokens=400000000 --name=openwebtext_bpe8192. Does AdamW gain from tables, or from more ratios than that; and
+# does Muon, whose tables AdamW trains, want a rate of its own for them? Second step: config/study_gpu_124m.py
 include("shapes/llama_1m.py")
 out_dir = "out/study_gpu"
 dataset = "openwebtext_bpe8192"
@@ -27,7 +27,7 @@ arms = {
     "muon, one rate": "--optimizer=muon --blockwise=False",
     "muon, tables": "--optimizer=muon --lr_rule=tables",
 }
-learning_rates = dict.fromkeys(arms, [1e-3, 2e-3, 4e-3]) | {"fitted": [5e-4, 1e-3, 2e-3]}
+learning_rates = {arm: [1e-3, 2e-3, 4e-3] for arm in arms} | {"fitted": [5e-4, 1e-3, 2e-3]}
 search = "sobol"
 points = 24
 rungs = [[0.25, 2, 6], [1.0, 1, 2], [1.0, 2, 1]]

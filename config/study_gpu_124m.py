@@ -16,7 +16,7 @@ eval_iters = 100
 test_loss = full_eval = True
 
 arms = {"adamw": "--blockwise=False", "tables": "--lr_rule=tables", "muon, tables": "--optimizer=muon --lr_rule=tables"}
-learning_rates = dict.fromkeys(arms, [6e-4, 1.2e-3, 2.4e-3])
+learning_rates = {arm: [6e-4, 1.2e-3, 2.4e-3] for arm in arms}
 search = "sobol"
 points = 8
 rungs = [[0.25, 1, 3], [1.0, 1, 1]]
