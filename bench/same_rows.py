@@ -1,7 +1,7 @@
 """The proof of a refactoring: the same runs in two trees, every logged number compared.
 
     python bench/same_rows.py HEAD~1                      # that commit against the files as they are here
-    python bench/same_rows.py v1 v2 --only=muon,ema       # two commits, some of the runs
+    python bench/same_rows.py v1 v2 --only=muon,auto      # two commits, some of the runs
 
 Each run below takes 24 steps of a tiny model on made-up text, in float32 on the CPU unless it says otherwise. Rows of
 metrics.jsonl must be equal to the last bit, wall times and memory aside. A second pass interrupts the first tree's run

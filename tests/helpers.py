@@ -1,8 +1,16 @@
-"""What several test files make: studies that are finished."""
+"""What several test files need: sizes that fit a test, the pages, studies that are finished."""
 
 import json
 
 import numpy as np
+from conftest import ROOT
+
+TINY = (
+    "--device=cpu", "--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16",
+    "--batch_size=2",
+)  # fmt: skip
+SHORT = ("--gradient_accumulation_steps=2", "--eval_iters=2", "--max_iters=2", "--dataset=tiny", "--wandb_log=False")
+PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def study_of_draws(folder, n=40):

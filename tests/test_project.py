@@ -1,20 +1,16 @@
-"""The house holds: who imports whom, every config trains, every command of README and docs parses or runs."""
+"""The house holds: who imports whom, every config trains, pages and modules are what they say."""
 
 import ast
 import re
 import runpy
-import shlex
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT, metrics, run
+from helpers import PAGES, SHORT, TINY
 
 import compare
-import export
-import measure
-import sample
-import train
 from blockwise.settings import TrainConfig
 from configurator import configure
 from model import ModelConfig, Transformer
@@ -34,17 +30,6 @@ CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
 SIZES = {
     "gpt2_small": 124.4, "llama_134m": 133.9, "llama_230m": 228.3, "llama_250m": 237.3, "llama_500m": 522.0,
     "llama_750m": 743.4, "llama_900m": 898.3, "tinyllama": 1175.0, "llama_2b": 2015.5,
-}  # fmt: skip
-TINY = (
-    "--device=cpu", "--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16",
-    "--batch_size=2",
-)  # fmt: skip
-SHORT = ("--gradient_accumulation_steps=2", "--eval_iters=2", "--max_iters=2", "--dataset=tiny", "--wandb_log=False")
-PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING_PAGES = {ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("training", "methods", "measuring"))}
-KEYS = {
-    "train.py": (TrainConfig, train.FLAGS), "sample.py": (sample.SampleConfig, {}), "measure.py": (None, {}),
-    "export.py": (export.ExportConfig, {}), "compare.py": (compare.StudyConfig, compare.FLAGS),
 }  # fmt: skip
 
 
@@ -161,71 +146,8 @@ def test_parameter_counts_of_the_scaling_law(path):
     assert tokens / 20e6 == pytest.approx(stated, rel=1e-3) and config.lr_decay_iters == config.max_iters
 
 
-def commands_of(page):
-    """The command lines in the sh blocks of a page."""
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
-        lines = block.replace("\\\n", " ").splitlines()
-        yield from (line.split("#")[0].strip() for line in lines if line.split("#")[0].strip())
-
-
-def runs_here(command):
-    """Whether the tests train by it: layers that come later need more of them than a test has, documents an end."""
-    return "train.py" in command and not any(key in command for key in ("--arch_warmup", "--doc_mask"))
-
-
-COMMANDS = {(page, command) for page in PAGES for command in commands_of(page)}
-RUN = sorted({command for page, command in COMMANDS if page in TRAINING_PAGES and runs_here(command)})
-OTHERS = sorted({command for _, command in COMMANDS} - set(RUN))
-
-
-def test_the_pages_have_commands():
-    assert len(list(commands_of(ROOT / "README.md"))) > 10 and len(RUN) > 12 and len(OTHERS) > 30
-
-
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
-
-
-@pytest.mark.parametrize("command", RUN)
-def test_commands_that_train(command, data_dir, tmp_path):
-    """Each runs its first steps, here in one process and at a size that fits a test."""
-    words = shlex.split(command)
-    words = words[words.index("train.py") + 1 :]
-    out = [w for w in words if w.startswith("--out_dir")] or ["--out_dir=out"]
-    out = [f"--out_dir={tmp_path}/{out[0].split('=')[1]}"]
-    small = (*TINY, *SHORT, f"--data_dir={data_dir}", *out)
-    words = [w for w in words if not w.startswith(("--out_dir", "--device=cuda"))]
-    flags = [w for w in words if w in ("--help", "--print_config", "--dry_run")]
-    if "--help" in flags:
-        with pytest.raises(SystemExit) as stop:
-            run(*words)
-        assert stop.value.code == 0
-        return
-    if "--init_from=resume" in words:
-        run(*[w for w in words if w != "--init_from=resume"], *small, "--max_iters=1")
-    assert run(*words, *small) == 0
-
-
-@pytest.mark.parametrize("command", OTHERS)
-def test_other_commands(command):
-    """The files that each names exist, and what has keys takes the keys that it is given."""
-    words = shlex.split(command)
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for word in words:
-        if word.endswith(".py"):
-            assert (ROOT / word).is_file(), command
-    script = next((word for word in words if word in KEYS), None)
-    if script is None or "--help" in words:
-        return
-    words = words[words.index(script) + 1 :]
-    keys, flags = KEYS[script]
-    if script == "measure.py":
-        keys = measure.COMMANDS[words.pop(0)]
-        flags = keys.flags
-    config, _, _ = configure(keys, words, "", flags)
-    if isinstance(config, TrainConfig):
-        config.resolved()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
