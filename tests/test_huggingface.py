@@ -12,7 +12,7 @@ import pytest
 import tiktoken
 import tokenizers
 import torch
-from conftest import ROOT, finish, losses, metrics, out_dir, run, start
+from conftest import ROOT, SMALL, Fork, finish, losses, metrics, out_dir, run
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -499,32 +499,28 @@ def test_export_and_evaluate_by_command(small, tmp_path):
     """As a user would; a run that is in out_dir stays as it is."""
     run(*small, "--vocab_size=300")
     loss = metrics(small)[8]["val/loss"]
-    done = start(f"--out_dir={out_dir(small)}", f"--to={tmp_path / 'hf'}", script="export.py")
+    done = Fork(f"--out_dir={out_dir(small)}", f"--to={tmp_path / 'hf'}", script="export.py")
     words = shapeless(small)
     status, out, err = finish(done)
     assert (status, err) == (0, "") and "300 rows; ids from 256 on are padding" in out
     before = {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()}
-    status, out, _ = finish(start(*words, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True"))
+    status, out, _ = finish(Fork(*words, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True"))
     assert status == 0
     assert float(out.split("validation loss ")[1].split()[0]) == pytest.approx(loss, abs=1e-5)
     assert {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()} == before
 
 
-def test_eval_only_on_a_resume_leaves_the_run_alone(small):
-    """Also rows after the checkpoint, which a run that goes on would cut."""
+def test_eval_only_on_a_resume_leaves_the_run_alone(small, capsys):
+    """Also rows after the checkpoint, which a run that goes on would cut; also past max_iters."""
     run(*small, "--max_iters=4")
+    loss = metrics(small)[4]["val/loss"]
     with open(out_dir(small) / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "train/lo')
     before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
-    assert run(*small, "--init_from=resume", "--eval_only=True", "--eval_iters=2") == 0
+    for words in ((), ("--max_iters=2",)):
+        assert run(*small, "--init_from=resume", "--eval_only=True", *words) == 0
+        assert f"validation loss {loss}" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
-
-
-def test_eval_only_past_max_iters(small, capsys):
-    run(*small, "--max_iters=4")
-    loss = metrics(small)[4]["val/loss"]
-    assert run(*small, "--init_from=resume", "--eval_only=True", "--max_iters=2") == 0
-    assert f"validation loss {loss}" in capsys.readouterr().out
 
 
 def test_training_from_weights_and_resuming(small, folders, tmp_path, capsys):
@@ -575,7 +571,7 @@ def test_bad_weights_leave_the_old_run_where_it_was(small, folder):
     run(*small, "--max_iters=1")
     before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
     (folder / "model.safetensors").write_bytes(b"not this")
-    status, _, err = finish(start(*shapeless(small), f"--init_from=hf:{folder}"))
+    status, _, err = finish(Fork(*shapeless(small), f"--init_from=hf:{folder}"))
     assert (status, len(err.splitlines())) == (2, 1) and "model.safetensors is broken" in err
     assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
 
@@ -644,39 +640,42 @@ def test_data_by_a_models_own_tokenizer(small, tmp_path, monkeypatch):
     assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True", "--eval_iters=1") == 0
 
 
-def test_export_refuses(small, tmp_path):
+@pytest.fixture(scope="module")
+def one_step(data_dir, tmp_path_factory):
+    """Words of a run of one step, to be exported."""
+    words = (*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path_factory.mktemp('one_step') / 'out'}")
+    run(*words, "--max_iters=1", "--bias=False")
+    return words
+
+
+def test_export_refuses(one_step, tmp_path):
     with pytest.raises(UserError, match="no checkpoint in out_dir="):
-        export_to(small, tmp_path / "hf")
-    run(*small, "--max_iters=1")
+        export_to([f"--out_dir={tmp_path / 'nothing'}"], tmp_path / "hf")
     with pytest.raises(UserError, match="to is missing"):
         configure(export.ExportConfig, [], "")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     for to in (tmp_path / "full", tmp_path / "full" / "mine"):
         with pytest.raises(UserError, match="is not an empty folder"):
-            export_to(small, to)
+            export_to(one_step, to)
     with pytest.raises(UserError, match="could not be written"):
-        export_to(small, tmp_path / "full" / "mine" / "below")
+        export_to(one_step, tmp_path / "full" / "mine" / "below")
     (tmp_path / "empty").mkdir()
-    export_to(small, tmp_path / "empty")
-    export_to(small, tmp_path / "a" / "b")
+    export_to(one_step, tmp_path / "empty")
+    export_to(one_step, tmp_path / "a" / "b")
     assert not folder_is_free(tmp_path / "empty") and len(list((tmp_path / "a").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    "words,match",
-    [(("--qk_norm=True",), "qk_norm=True"), (("--model_type=llama", "--logit_softcap=5"), "logit_softcap=5.0")],
-)
-def test_what_no_family_has_is_not_exported(small, tmp_path, words, match):
-    run(*small, *words, "--max_iters=1")
-    with pytest.raises(UserError, match=match):
-        export_to(small, tmp_path / "hf")
-    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+@pytest.mark.parametrize("options", [dict(qk_norm=True), dict(model_type="llama", logit_softcap=5.0)])
+def test_what_no_family_has_is_not_exported(tmp_path, options):
+    name, value = list(options.items())[-1]
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        exported(tmp_path, **options)
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_export_is_read_back(small, tmp_path, monkeypatch):
-    """What another writer would get wrong: a tensor, one that should be zero, the shape, the tokenizer."""
-    run(*small, "--max_iters=1", "--bias=False")
+def test_an_export_is_read_back(one_step, tmp_path, monkeypatch):
+    """What another writer would get wrong, a tensor, one that should be zero, the shape, the tokenizer; a full disk."""
 
     def wrong(change):
         def write(folder, *arguments):
@@ -688,25 +687,17 @@ def test_an_export_is_read_back(small, tmp_path, monkeypatch):
     def add_one(tensor):
         return lambda folder: edit_tensors(folder, lambda tensors: tensors[tensor].add_(1))
 
-    for change, match in (
-        (add_one("transformer.h.1.attn.c_attn.weight"), r"blocks\.1\.attn\.q_proj\.weight differs"),
-        (add_one("transformer.ln_f.bias"), r"norm_f\.bias is not zero"),
-        (lambda folder: edit(folder, n_layer=1), "has a tensor that a gpt2 model lacks"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"no sound tokenizer\.json"),
-    ):
-        monkeypatch.setattr(export, "write_folder", wrong(change))
-        with pytest.raises(UserError, match=f"hf is not written: .*{match}"):
-            export_to(small, tmp_path / "hf")
-        assert {p.name for p in tmp_path.iterdir()} == {"out"}
-
-
-def test_an_export_that_fails_leaves_nothing(small, tmp_path, monkeypatch):
-    run(*small, "--max_iters=1")
-
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match="No space left"):
-        export_to(small, tmp_path / "hf")
-    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    for change, match in (
+        (add_one("transformer.h.1.attn.c_attn.weight"), r"not written: .*blocks\.1\.attn\.q_proj\.weight differs"),
+        (add_one("transformer.ln_f.bias"), r"not written: .*norm_f\.bias is not zero"),
+        (lambda folder: edit(folder, n_layer=1), "not written: .*has a tensor that a gpt2 model lacks"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"not written: .*no sound tokenizer\.json"),
+        (full, "could not be written: .*No space left"),
+    ):
+        monkeypatch.setattr(export, "write_folder", wrong(change))
+        with pytest.raises(UserError, match=f"hf {'is ' * ('not' in match.split()[0])}{match}"):
+            export_to(one_step, tmp_path / "hf")
+        assert not list(tmp_path.iterdir())

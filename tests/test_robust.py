@@ -510,7 +510,7 @@ def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, m
         for key in ("model", "optimizer"):
             assert_same(first[key], second[key])
     monkeypatch.setattr(checkpoint, "write_tensors", lambda *args: os.stat("/nowhere"))
-    with pytest.raises(checkpoint.SaveError, match="ckpt_00000008.pt could not be written"):
+    with pytest.raises(checkpoint.SaveError, match=r"ckpt_00000008\.pt could not be written"):
         run(*small)
     assert capsys.readouterr().err.count("the run continues without it") == 1
 

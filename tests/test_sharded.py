@@ -134,18 +134,12 @@ def test_four_processes_of_which_one_holds_nothing(small, tmp_path):
     run(*more, "--max_iters=3")
 
 
-@pytest.fixture
-def both(small, tmp_path):
-    """Words of the same run of 8 steps in one file and in folders."""
-    full = (*small, "--ema_decay=0.9", "--optimizer=muon", f"--out_dir={tmp_path / 'full'}")
-    sharded = (*full, SHARDED, f"--out_dir={tmp_path / 'sharded'}")
-    for words in (full, sharded):
-        run(*words)
-    return full, sharded
-
-
-def test_both_formats_hold_the_same(both, tmp_path, no_figures, capsys):
+def test_both_formats_hold_the_same(small, tmp_path, no_figures, capsys):
     """Checkpoint, export, text and measurement; a resumed run bit for bit."""
+    full = (*small, "--ema_decay=0.9", "--optimizer=muon", f"--out_dir={tmp_path / 'full'}")
+    both = full, (*full, SHARDED, f"--out_dir={tmp_path / 'sharded'}")
+    for words in both:
+        run(*words)
     folders = [out_dir(words) for words in both]
     paths = [newest_checkpoint(folder) for folder in folders]
     assert [path.name for path in paths] == ["ckpt_00000008.pt", "ckpt_00000008"]
@@ -157,7 +151,7 @@ def test_both_formats_hold_the_same(both, tmp_path, no_figures, capsys):
     tied = {sharded["model"][name].data_ptr() for name in ("lm_head.weight", "tok_emb.weight")}
     assert len(tied) == 1
 
-    found = []
+    outputs = []
     for folder in folders:
         to = tmp_path / f"hf_{folder.name}"
         export.main(export.ExportConfig(out_dir=str(folder), to=str(to), ema=True))
@@ -166,8 +160,8 @@ def test_both_formats_hold_the_same(both, tmp_path, no_figures, capsys):
         capsys.readouterr()
         sample.main(sample.SampleConfig(out_dir=str(folder), num_samples=1, max_new_tokens=20))
         measured = [json.loads(path.read_text()) | {"seconds": 0} for path in sorted(folder.glob("sharpness*.json"))]
-        found.append(((to / "model.safetensors").read_bytes(), capsys.readouterr().out, measured))
-    assert found[0] == found[1] and [row["step"] for row in found[0][2]] == [4, 8]
+        outputs.append(((to / "model.safetensors").read_bytes(), capsys.readouterr().out, measured))
+    assert outputs[0] == outputs[1] and [row["step"] for row in outputs[0][2]] == [4, 8]
     for words in both:
         run(*words, "--init_from=resume", "--max_iters=12")
     assert losses(both[0]) == losses(both[1])
@@ -267,6 +261,7 @@ def test_an_exception_saves_in_one_file(small, monkeypatch):
     assert newest_checkpoint(out_dir(small)).name == "ckpt_00000000.pt"
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_part_of_a_tensor_and_code_that_is_not_run(tmp_path):
     """A Stored reads when it is asked; an index that names a function is refused before it is called."""
     state = {"model": {"a": torch.arange(6.0).view(3, 2)}, "optimizer": [1, torch.tensor(2)], "about": {"b": None}}
