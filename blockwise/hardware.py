@@ -1,6 +1,7 @@
 """What the machine can do and what a run takes of it: peak rate, peak memory."""
 
 import os
+import platform
 import re
 import resource
 import sys
@@ -52,6 +53,15 @@ def free_memory(device):
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024 // processes
     return None
+
+
+def device_name(device):
+    """What a device is called by its maker: the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    model = re.search(r"model name\s*: (.+)", info)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def heap_of(device):

@@ -36,9 +36,9 @@ def set_aside(out_dir):
     return folder
 
 
-def write_config(config, torch_version):
+def write_config(config, torch_version, machine):
     """config.json: every key, resolved, and what it ran with."""
-    about = {"python": platform.python_version(), "torch": torch_version, "commit": commit()}
+    about = {"python": platform.python_version(), "torch": torch_version, "commit": commit(), "machine": machine}
     write_text(Path(config["out_dir"]) / "config.json", json.dumps({**config, **about}, indent=1) + "\n")
 
 

@@ -17,6 +17,7 @@ from blockwise.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from blockwise.hardware import device_name
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
 from blockwise.training.sharding import gathered, is_sharded
@@ -61,7 +62,8 @@ class Output:
                 forget_val_losses(config.out_dir)
         elif folder := set_aside(config.out_dir):
             print0(f"moved the old run in {config.out_dir} to {folder}")
-        write_config(asdict(config) | {"data": start.data.identity}, torch.__version__)
+        machine = device_name(self.world.device)
+        write_config(asdict(config) | {"data": start.data.identity}, torch.__version__, machine)
         self.logger = Logger(asdict(config), progress.step, progress.wandb_id)
         progress.wandb_id = self.logger.wandb_id
 
