@@ -28,9 +28,14 @@ class FolderLock:
     As a context manager it is held inside, else from `acquire` to `release`.
     """
 
-    def __init__(self, folder, label=None, in_use="is in use by another process: wait, or choose another folder"):
-        """label, in_use: what the errors call the folder (None: its path), and what they say where it is taken."""
-        self.folder, self.label, self.in_use = Path(folder), label or str(folder), in_use
+    def __init__(
+        self, folder, label=None, in_use="is in use by another process: wait, or choose another folder", name=".lock"
+    ):
+        """label, in_use: what the errors call the folder (None: its path), and what they say where it is taken.
+
+        name: the file that is locked; locks of different names do not exclude each other.
+        """
+        self.folder, self.label, self.in_use, self.name = Path(folder), label or str(folder), in_use, name
         self.file = None
 
     def acquire(self):
@@ -40,7 +45,7 @@ class FolderLock:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.folder / ".lock", "a+")  # noqa: SIM115
+            self.file = open(self.folder / self.name, "a+")  # noqa: SIM115
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"{self.label} {self.in_use}") from None

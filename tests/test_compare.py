@@ -1,6 +1,5 @@
 """Studies from the command line: what runs, what is never run twice, what stops and resumes, what is reported."""
 
-import argparse
 import json
 import math
 import os
@@ -205,6 +204,7 @@ def test_spikes_are_counted(study, pretend, tmp_path):
     for path in (tmp_path / "out" / "runs").glob("*/result.json"):
         result = json.loads(path.read_text())
         path.write_text(json.dumps({key: result[key] for key in ("status", "loss", "curve", "seconds")}))
+    (tmp_path / "out" / "results.jsonl").unlink()
     before = calls()
     compare.main(words)
     assert calls() == before and "| -, - |" in (tmp_path / "out" / "report.md").read_text()
@@ -338,6 +338,7 @@ def test_a_damaged_result_is_made_again(study, pretend, tmp_path, capsys):
     first, second = sorted((tmp_path / "out" / "runs").glob("*/result.json"))[:2]
     first.write_text('{"sta')
     second.write_text('{"status": "finished", "loss": null, "curve": [], "seconds": 1}')
+    (tmp_path / "out" / "results.jsonl").unlink()
     assert compare.main(study()) == 0
     assert len(calls()) == len(before) + 2 and "is broken" in capsys.readouterr().err
 
@@ -434,6 +435,6 @@ def test_runs_under_torchrun_end_with_a_study_that_is_killed(study, tmp_path):
     process.communicate()
     (folder,) = runs.iterdir()
     deadline = time.monotonic() + 30
-    while runner.is_locked(argparse.Namespace(folder=folder)) and time.monotonic() < deadline:
+    while runner.is_locked(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not runner.is_locked(argparse.Namespace(folder=folder))
+    assert not runner.is_locked(folder)

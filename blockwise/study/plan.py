@@ -1,6 +1,5 @@
 """A study's plan: which runs the comparison needs, which of them are the same, and what is known of each."""
 
-import json
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -11,6 +10,7 @@ from blockwise import UserError, warn
 from blockwise.settings import TrainConfig
 from blockwise.study.config import check, check_common, settings_of, tokens_of
 from blockwise.study.identity import run_name
+from blockwise.study.results import ResultsFile, read_result
 from blockwise.study.rules import coordinate, halving, refined_grid, round_digits, sobol
 from blockwise.study.space import MULT, RATE, Axis, applied, shortened
 from blockwise.study.verdict import judge, look_levels
@@ -53,7 +53,9 @@ class Study:
         """
         self.config = config
         self.folder = Path(config.out_dir)
-        self.results = {}  # folder of a run -> its result; one that failed is tried again by the next call
+        self.file = ResultsFile(self.folder / "results.jsonl")
+        self.results = dict(self.file.results)  # name of a run -> its result; the next call tries one that failed again
+        self.runs_folder = Path(config.runs or self.folder / "runs")
         check(config)
         by_coordinates = config.search == "coordinate"
         default_seed = config.seeds[0] if by_coordinates else 1001
@@ -110,7 +112,7 @@ class Study:
         settings = shortened(self.settings[comparison, arm], budget)
         settings = applied(settings, {RATE: rate, **dict(zip(keys, values, strict=True))})
         config = replace(settings, seed=seed, init_from="auto", wandb_run_name=arm)
-        folder = self.folder / "runs" / run_name(config)
+        folder = self.runs_folder / run_name(config)
         return Run(
             comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys, budget
         )
@@ -186,23 +188,15 @@ class Study:
         return list(dict.fromkeys([*runs, *final])), best, final
 
     def result(self, run):
-        """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", "seconds", "spikes"}, or None.
-
-        loss: by which rates are chosen; test: which is reported, None without test_loss. spikes: None for a run made
-        before they were counted.
-        """
-        path = run.folder / "result.json"
-        if run.folder not in self.results and path.is_file():
+        """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", ...} by `outcome`, or None."""
+        name, path = run.folder.name, run.folder / "result.json"
+        if name not in self.results and path.is_file():
             try:
-                found = json.loads(path.read_text())
-                if not isinstance(found["curve"], list) or (found["status"] == "finished" and found["loss"] * 0 != 0):
-                    raise ValueError("not what a study writes")
-                known = {key: found[key] for key in ("status", "loss", "curve", "seconds")}
-                self.results[run.folder] = {**known, "spikes": found.get("spikes"), "test": found.get("test")}
+                self.results[name] = read_result(run.folder)
             except (ValueError, KeyError, TypeError) as error:
                 warn(f"{path} is broken ({error}): the run is repeated")
                 path.unlink()
-        return self.results.get(run.folder)
+        return self.results.get(name)
 
     def runs(self):
         """Every run known to be needed so far; more follow from their losses."""

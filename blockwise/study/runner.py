@@ -11,10 +11,10 @@ from statistics import median
 
 from blockwise import print0
 from blockwise.curves import curve, read_rows, spikes
-from blockwise.files import InUse, remove, write_text
+from blockwise.files import FolderLock, InUse, remove, write_text
 from blockwise.rundir import run_lock
-from blockwise.settings import TrainConfig, by_hand
 from blockwise.study.config import tokens_of
+from blockwise.study.results import changed, circumstances
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -22,10 +22,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 def write_job(run):
     """The run's settings as a config file, from which it can be repeated by hand."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    default = {key: by_hand(value) for key, value in vars(TrainConfig()).items()}
-    lines = [f"# python train.py {run.folder / 'job.py'}"]
-    settings = {key: by_hand(value) for key, value in vars(run.config).items()}
-    lines += [f"{key} = {value!r}" for key, value in settings.items() if value != default[key]]
+    lines = [f"# python train.py {run.folder / 'job.py'}", *(f"{k} = {v!r}" for k, v in changed(run.config).items())]
     (run.folder / "job.py").write_text("\n".join(lines) + "\n")
 
 
@@ -53,18 +50,66 @@ def slots(config):
     return [{"OMP_NUM_THREADS": threads}] * jobs
 
 
-def start(run, processes, slot):
-    """train.py on the run's job file; what it prints goes to log.txt in the run's folder."""
-    write_job(run)
-    environment = {**os.environ, **slot, "LAUNCHED_BY": str(os.getpid())}  # the run ends by itself when we are killed
-    with open(run.folder / "log.txt", "w") as log:
-        args = command(run, processes)
+def launch(folder, args, environment):
+    """train.py as a process in a session of its own; what it prints goes to log.txt in the run's folder."""
+    environment = {**os.environ, **environment, "LAUNCHED_BY": str(os.getpid())}  # it ends by itself when we are killed
+    with open(Path(folder, "log.txt"), "w") as log:
         return subprocess.Popen(args, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
-def is_locked(run):
-    """Whether a process that an earlier call left behind is still training this run."""
-    lock = run_lock(run.folder)
+class LocalEngine:
+    """Runs side by side on this machine, each with its share of the GPUs or of the cores."""
+
+    def __init__(self, config):
+        self.processes, self.free = config.processes, slots(config)
+        self.side_by_side = len(self.free)
+        self.running = {}  # Run -> (process, its slot, when it started; None: it was resumed)
+
+    def has_room(self):
+        return bool(self.free)
+
+    def start(self, run):
+        fresh, slot = not (run.folder / "metrics.jsonl").exists(), self.free.pop()
+        process = launch(run.folder, command(run, self.processes), slot)
+        self.running[run] = process, slot, time.monotonic() if fresh else None
+
+    def ended(self):
+        """[(run, exit status, seconds or None)] of the runs that ended since the last call."""
+        done = [run for run, (process, _, _) in self.running.items() if process.poll() is not None]
+        return [self.end(run) for run in done]
+
+    def end(self, run):
+        process, slot, began = self.running.pop(run)
+        self.free.append(slot)
+        return run, process.returncode, began and time.monotonic() - began
+
+    def stop(self):
+        """Ask every run to save and end, and wait for that."""
+        for process, _, _ in self.running.values():
+            process.terminate()
+        for process, _, _ in self.running.values():
+            process.wait()
+
+
+def claim(run):
+    """The right to train a run, a lock that is held until its result is written; None: another has it.
+
+    That is another study, or a process of train.py that an earlier call left behind.
+    """
+    lock = FolderLock(run.folder, name=".study")
+    try:
+        lock.acquire()
+    except InUse:
+        return None
+    if is_locked(run.folder):
+        lock.release()
+        return None
+    return lock
+
+
+def is_locked(folder):
+    """Whether a process is training the run of this folder."""
+    lock = run_lock(folder)
     try:
         lock.acquire()
         lock.release()
@@ -74,7 +119,12 @@ def is_locked(run):
 
 
 def outcome(run, status, seconds):
-    """The result of a run that ended with this exit status, by its metrics.jsonl."""
+    """The result of a run that ended with this exit status, by its metrics.jsonl and config.json.
+
+    {"status": "finished" | "diverged" | "failed", "loss": by which rates are chosen, "test": which is reported (None
+    without test_loss), "curve": [(step, loss)], "seconds": None for a run that was resumed, "spikes", "blocks",
+    "versions", "machine"}; None also for what earlier versions did not state.
+    """
     try:
         rows = read_rows(run.folder)
     except (OSError, ValueError):
@@ -82,6 +132,7 @@ def outcome(run, status, seconds):
     last = rows[-1] if rows else {}
     val = curve(rows, "val/loss")
     result = {"status": "failed", "loss": None, "test": None, "curve": val, "seconds": seconds, "spikes": spikes(rows)}
+    result |= circumstances(run.folder)
     if last.get("step") == run.config.max_iters and "val/loss" in last:
         # a run that ends well above where it began has only blown up
         kept = math.isfinite(float(last["val/loss"])) and val[-1][1] <= val[0][1] + 0.1
@@ -92,43 +143,61 @@ def outcome(run, status, seconds):
     return result
 
 
+def engine_of(config):
+    """The engine that makes the runs. Raises UserError where that is Ray, and it is not installed or not there."""
+    if config.engine == "local":
+        return LocalEngine(config)
+    from blockwise.study.cluster import RayEngine
+
+    return RayEngine(config)
+
+
 def run_all(study, stop):
     """Run what is needed until nothing is left. Ends early, with the runs saved, once `stop` is true."""
-    processes, free = study.config.processes, slots(study.config)
-    running = {}  # Run -> (process, its slot, when it started)
+    engine = engine_of(study.config)
     done = [run for run in study.runs() if study.result(run)]
     for run in done:
         discard_weights(run)  # an earlier call may have been killed before it came to this
     speeds = [tokens_of(run.config) / study.result(run)["seconds"] for run in done if study.result(run)["seconds"]]
-    side_by_side, waiting, todo = len(free), set(), study.todo()
-    while (todo or running) and not stop:
+    claims, waiting = {}, set()  # {folder of a run of ours: its lock}; runs that others are making
+    todo = write_down(study)
+    while todo and not stop:
         for run in todo:
-            if not free or run in running:
+            if run.folder in claims or not engine.has_room() or study.result(run):
                 continue
-            if is_locked(run):
+            if not (lock := claim(run)):
                 if run not in waiting:
-                    print0(f"{run.label}: waiting for an earlier call's process, which still trains it")
+                    print0(f"{run.label}: waiting for another study, or an earlier call's process, which trains it")
                 waiting.add(run)
-                continue
-            fresh, slot = not (run.folder / "metrics.jsonl").exists(), free.pop()
-            running[run] = start(run, processes, slot), slot, time.monotonic() if fresh else None
+            elif study.result(run):  # which another study finished just now
+                lock.release()
+            else:
+                claims[run.folder] = lock
+                write_job(run)
+                engine.start(run)
         time.sleep(0.2)
-        for run in [run for run, (process, _, _) in running.items() if process.poll() is not None]:
-            process, slot, began = running.pop(run)
-            free.append(slot)
-            result = outcome(run, process.returncode, began and time.monotonic() - began)
-            study.results[run.folder] = result
+        ended = engine.ended()
+        for run, status, seconds in ended:
+            result = study.results[run.folder.name] = outcome(run, status, seconds)
             if result["status"] != "failed":
                 write_text(run.folder / "result.json", json.dumps(result))
                 discard_weights(run)
-                speeds += [tokens_of(run.config) / result["seconds"]] if began else []
-            todo = study.todo()
-            text = describe_outcome(run, result, process.returncode)
-            print0(f"{run.label}: {text}; {progress_line(study, speeds, side_by_side)}")
-    for process, _, _ in running.values():
-        process.terminate()  # train.py saves and ends
-    for process, _, _ in running.values():
-        process.wait()
+                speeds += [tokens_of(run.config) / seconds] if seconds else []
+            claims.pop(run.folder).release()
+            text = describe_outcome(run, result, status)
+            print0(f"{run.label}: {text}; {progress_line(study, speeds, engine.side_by_side)}")
+        if ended or any(study.result(run) for run in waiting):
+            todo = write_down(study)
+            waiting &= set(todo)
+    engine.stop()
+
+
+def write_down(study):
+    """Put every run that is done into results.jsonl; returns those that are not."""
+    for run in study.runs():
+        if (result := study.result(run)) and result["status"] != "failed":
+            study.file.add(run, result)
+    return study.todo()
 
 
 def discard_weights(run):

@@ -3,7 +3,6 @@
 What follows needs the facts in that file alone, so `judged` gives an old study today's words.
 """
 
-import json
 import math
 from dataclasses import asdict
 from statistics import mean
@@ -28,7 +27,7 @@ def facts(study):
         ],
         "tokens": sorted({tokens_of(study.settings[c, study.config.baseline]) for c in study.comparisons}),
         "study": asdict(study.config) | {"search_seed": study.search_seed},
-        "commits": sorted({commit for run in results if (commit := commit_of(run))}),
+        "commits": sorted({v["commit"] for r in results.values() if (v := r.get("versions")) and v["commit"]}),
     }
 
 
@@ -82,14 +81,6 @@ def point_of(study, runs):
     floor = runs[0].config.resolved().min_lr
     point = {"learning_rate": runs[0].rate, "floor": floor, "status": worst["status"], "loss": loss}
     return point | {"spikes": worst["spikes"]}
-
-
-def commit_of(run):
-    """The project's commit with which a run was made, by its config.json."""
-    try:
-        return json.loads((run.folder / "config.json").read_text())["commit"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def judged(found):
