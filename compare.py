@@ -40,7 +40,8 @@ def check_machine(study):
     from blockwise.data.mixture import open_dataset
     from blockwise.distributed import auto_device, find_device
 
-    find_device(auto_device(study.config.device))
+    if study.config.engine == "local":  # a cluster's nodes have devices of their own
+        find_device(auto_device(study.config.device))
     for kind in dict.fromkeys((c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in study.settings.values()):
         open_dataset(*kind).verify()
 

@@ -37,7 +37,10 @@ class StudyConfig(TrainConfig):
     floors: Annotated[dict[str, str], "likewise, for where learning rates end; they follow the arm's arguments (none: min_lr for all, and 0.05 learning_rate)"] = field(default_factory=dict)
     twice: Annotated[bool, "run the baseline with twice the steps too, and read the speedup from that"] = False
     extensions: Annotated[int, "learning rates by which a grid may grow", Range(0)] = 6
-    jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)", Range(1)] = None
+    runs: Annotated[str | None, "folder of the runs, which studies may share (None: out_dir/runs)"] = None
+    engine: Annotated[Literal["local", "ray"], "where the runs are made; local: on this machine; ray: as tasks of a Ray cluster, whose nodes share the folders"] = "local"
+    address: Annotated[str | None, "engine=ray: address of the cluster; auto: the one that this machine is in (None: RAY_ADDRESS, or a cluster of this machine alone)"] = None
+    jobs: Annotated[int | None, "runs at a time (None: one a GPU, on a CPU one a core; engine=ray: as many as there is room for)", Range(1)] = None
     processes: Annotated[int, "of each run; above 1, under torchrun", Range(1)] = 1
     # fmt: on
 
