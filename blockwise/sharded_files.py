@@ -149,11 +149,7 @@ class Stored:
         if not self.shape:
             return self.pieces[0][1]()
         first, last, _ = rows.indices(self.shape[0])
-        ends = [start for start, _ in self.pieces[1:]] + [self.shape[0]]
-        wanted = [(s, load) for (s, load), end in zip(self.pieces, ends, strict=True) if s < last and end > first]
-        if not wanted:
-            return self.pieces[0][1]()[:0].clone()
-        return torch.cat([load()[max(first - s, 0) : last - s] for s, load in wanted])
+        return torch.cat([load()[max(first - start, 0) : max(last - start, 0)] for start, load in self.pieces])
 
 
 def shard_like(value, p):

@@ -1,7 +1,5 @@
 """ema_decay: an exponential moving average of the weights (arXiv 1412.6980, section 7.2), evaluated beside them."""
 
-from contextlib import contextmanager
-
 import torch
 
 from blockwise.optimizers import local
@@ -19,44 +17,38 @@ class EMA:
             saved = (checkpoint and checkpoint["ema"]) or {}
             self.updates = saved.get("updates", 0)
             for name, p in model.named_parameters():
-                own = shard_like(saved["weights"][name], p) if saved else p.detach().clone()
-                self.weights[name] = own.to(p)
+                average = shard_like(saved["weights"][name], p) if saved else p.detach().clone()
+                self.weights[name] = average.to(p)
 
     @torch.no_grad()
     def update(self):
         if self.weights:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             new = [local(p.detach()) for _, p in self.model.named_parameters()]
-            torch._foreach_lerp_([local(own) for own in self.weights.values()], new, 1 - decay)
+            torch._foreach_lerp_([local(average) for average in self.weights.values()], new, 1 - decay)
             self.updates += 1
 
     def evaluate(self, evaluate):
-        """The losses that evaluate() finds with the average in the weights' place, each key with _ema; {} where off."""
+        """The losses that evaluate() returns with the average in place of the weights, keys with _ema; {} where off."""
         if not self.weights:
             return {}
-        with self.in_the_weights_place():
-            return {f"{key}_ema": value for key, value in evaluate().items()}
-
-    @contextmanager
-    def in_the_weights_place(self):
-        """Inside, the model's parameters hold the average, and the average holds them: nothing is copied,
-        but for FSDP, which keeps addresses of its own."""
         self.swap()
         try:
-            yield
+            return {f"{key}_ema": value for key, value in evaluate().items()}
         finally:
             self.swap()
 
     @torch.no_grad()
     def swap(self):
+        """Exchange the weights and the average: nothing is copied but under FSDP, which keeps addresses of its own."""
         for name, p in self.model.named_parameters():
-            if (mine := local(p)) is not p:
-                average = local(self.weights[name])
-                kept = mine.clone()
-                mine.copy_(average)
-                average.copy_(kept)
-                continue
-            p.data, self.weights[name] = self.weights[name], p.data
+            average, shard = self.weights[name], local(p)
+            if shard is p:
+                p.data, self.weights[name] = average, p.data
+            else:
+                weights = shard.clone()
+                shard.copy_(local(average))
+                local(average).copy_(weights)
 
     def state_dict(self):
         """ema: None where off, else the average under every name that the model's own state has, and its updates."""
