@@ -77,11 +77,11 @@ def read_back(folder, to, state, config):
         source = Pretrained(f"hf:{folder}")
         with torch.device("meta"):
             like = Transformer(ModelConfig.of(source.shape)).state_dict()
-        found = source.weights(like)
+        written = source.weights(like)
         for name, x in with_all_heads(state, config)[0].items():
-            if not torch.allclose(found.pop(name), x, rtol=0, atol=0, equal_nan=True):
+            if not torch.equal(written.pop(name), x):
                 raise UserError(f"{name} differs from the checkpoint's")
-        for name, x in found.items():  # the biases that Hugging Face's GPT-2 must have
+        for name, x in written.items():  # the biases that Hugging Face's GPT-2 must have
             if x.any():
                 raise UserError(f"{name} is not zero, and the checkpoint has none")
     except UserError as error:

@@ -8,7 +8,7 @@ import re
 
 from blockwise import UserError
 
-# Our modules -> theirs, inside a layer and outside. Q, K and V come in this order in GPT-2's one matrix.
+# Our modules -> Hugging Face's, inside a layer and outside. Q, K and V come in this order in GPT-2's one matrix.
 MODULES = {
     "gpt2": {
         "tok_emb": "wte", "pos_emb": "wpe", "norm1": "ln_1",
@@ -30,7 +30,7 @@ LAYERS = {"gpt2": "h", "llama": "layers", "qwen3": "layers"}
 PREFIX = {"gpt2": "transformer.", "llama": "model.", "qwen3": "model."}
 BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
 
-# Our key -> theirs in config.json
+# Our key -> Hugging Face's in config.json
 KEYS = {
     "gpt2": {
         "vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
@@ -50,7 +50,7 @@ DEFAULTS = {
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
 }
 DEFAULTS["qwen3"] = DEFAULTS["llama"]
-# Settings that change the computation, and the values of them that ours has; left out, they have the first one
+# Settings that change the computation, and the values that ours can compute; the first one is the default
 FIXED = {
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
@@ -76,7 +76,7 @@ def family_of(config):
 
 
 def hf_names(names, family):
-    """{Hugging Face's name, without its prefix: [ours, ...]}: one of ours each, but for GPT-2's Q, K and V."""
+    """{Hugging Face's name, without its prefix: [our names]}: one of ours each, except for GPT-2's Q, K and V."""
     order = list(MODULES[family])
     our_names = {}
     for name in names:
@@ -86,5 +86,6 @@ def hf_names(names, family):
     return {hf_name: [name for _, name in sorted(numbered)] for hf_name, numbered in our_names.items()}
 
 
-def is_conv1d(theirs, x, family):
-    return family == "gpt2" and theirs.startswith("h.") and x.dim() == 2
+def is_conv1d(name, x, family):
+    """Whether a tensor of Hugging Face's, by its name without prefix, is stored as (in, out)."""
+    return family == "gpt2" and name.startswith("h.") and x.dim() == 2
