@@ -18,6 +18,7 @@ from configurator import configure
 FLAGS = {
     "print_config": "print the resolved config as JSON and exit",
     "dry_run": "print config, parameters per block, tokens per step and memory, check the data fully, and exit",
+    "dry_run=measure": "the same, and measure the memory of a real step, as --dry_run does where there is a GPU",
 }
 if __name__ == "__main__":  # before torch is loaded: --help answers at once, and no signal finds us without a handler
     end_with_launcher()
@@ -26,6 +27,8 @@ if __name__ == "__main__":  # before torch is loaded: --help answers at once, an
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     with exit_on_user_error():
         config, given, flags = configure(TrainConfig, sys.argv[1:], __doc__, FLAGS)
+    if "dry_run" in flags:
+        stop.release()  # there is nothing to save
 
 import math
 from dataclasses import dataclass
@@ -128,7 +131,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     notes = [data.note, layers.describe(progress.step), lr_mult.describe()]
     if "dry_run" in flags:
         make_model = partial(Transformer, activation_checkpointing=config.activation_checkpointing)
-        world.on_master(dry_run, config, make_model, model_config, data, lr_mult.final(), notes, world)
+        more = notes, world, compile_may_fail, "dry_run=measure" in flags
+        world.on_master(dry_run, config, make_model, model_config, data, lr_mult.final(), *more)
         return 0
     if progress.step > config.max_iters and not config.eval_only:
         print0(f"{start.path} is past max_iters={config.max_iters}: nothing to do")

@@ -94,25 +94,13 @@ def training_memory(make_model, batch_size, block_size, micro_steps, device, dty
     return live.peak, 4 * weights  # beside the weights their gradients, what they were before the update, and its size
 
 
-def largest_batch(needed, start, limit):
-    """The largest batch size found whose needed(batch size) bytes are within limit; 0 if not even 1 is.
+def at_depth(needed, layers):
+    """needed(layers), in bytes, of a deep model: each further layer adds what the second one does.
 
-    needed: grows, nearly in proportion; it is slow, so a secant from `start` looks for the limit, and beyond 8 times
-    `start`, where it is slowest, what follows from smaller sizes is the answer.
+    Following a step takes seconds a layer; this follows three layers at any depth.
     """
-    known = {size: needed(size) for size in (start, 2 * start)}
-    for _ in range(6):
-        (a, at_a), (b, at_b) = sorted(known.items(), key=lambda pair: abs(pair[1] - limit))[:2]
-        if at_a == at_b:  # something that the batch does not change takes more
-            size = 2 * max(known)
-        elif (size := max(int(a + (limit - at_a) * (b - a) / (at_b - at_a)), 1)) > 8 * start:
-            if 8 * start in known:
-                return size
-            size = 8 * start
-        if size in known:
-            break
-        known[size] = needed(size)
-    return max((size for size, bytes_ in known.items() if bytes_ <= limit), default=0)
+    first = needed(1)
+    return first + (layers - 1) * (needed(2) - first) if layers > 1 else first
 
 
 def with_gaps(bytes_, heap):

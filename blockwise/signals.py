@@ -13,10 +13,15 @@ class StopRequest:
     """True once one of these signals came. While it lives none of them interrupts anything, a save least of all."""
 
     def __init__(self):
-        self.signal = None
+        self.signal, self.before = None, {}
         for number in STOPPING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
-                signal.signal(number, self._note)
+                self.before[number] = signal.signal(number, self._note)
+
+    def release(self):
+        """From here on signals do what they did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number, frame):
         self.signal = signal.Signals(number).name

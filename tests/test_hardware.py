@@ -2,24 +2,25 @@
 
 import json
 import re
+import signal
+import tempfile
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import Fork, finish, losses, metrics, run
-from test_curvature import make
+from conftest import Fork, finish, losses, metrics, out_dir, run, wait_for
 from test_parallel import scripted
 from torch import nn
 
-import model
-from blockwise import hardware, matmul
+from blockwise import UserError, hardware
 from blockwise.blocks import param_groups
-from blockwise.hardware import LiveBytes, largest_batch, training_memory
+from blockwise.hardware import LiveBytes, training_memory
 from blockwise.settings import TrainConfig
-from blockwise.training import compiled_memory, summary
+from blockwise.training import memory, summary
 from blockwise.training.memory import StepMemory
 from blockwise.training.summary import larger_micro_batch
 from model import ModelConfig, Transformer
@@ -64,23 +65,100 @@ def test_the_peak_of_a_step_by_hand(monkeypatch):
     assert peaks == pytest.approx([weights + 3 * activation, *[2 * weights + 3 * activation] * 2], abs=1000)
 
 
-def test_the_largest_batch():
-    """Of memory that bends, as where tensors outgrow the heap, and of a limit that nothing fits."""
-    calls = []
+def step_memory(**keys):
+    """StepMemory of a small model in one process, without what the process holds besides."""
+    config = TrainConfig(**SMALL_KEYS, **keys).resolved()
+    model_config = ModelConfig.of(config)
+    world = SimpleNamespace(size=1, device=torch.device("cpu"))
+    memory = StepMemory(config, Transformer, model_config, param_groups(Transformer(model_config), 1.0), world)
+    memory.held = 0
+    return memory
 
-    def needed(size):
-        calls.append(size)
-        return 1000 + (13 * size if size < 50 else 650 + 10 * (size - 50))
 
-    for start in (30, 50, 100):
-        calls.clear()
-        found = largest_batch(needed, start, 3000)
-        assert needed(found) <= 3000 < needed(found + 2) and len(calls) < 10
-    calls.clear()
-    assert largest_batch(needed, 10, 3000) == 171 and max(calls) == 80  # from there on extrapolated
-    assert 150 < largest_batch(lambda size: max(needed(size), 1100), 2, 3000) <= 185  # flat at first
-    assert largest_batch(lambda size: max(needed(size), 1100), 2, 1099) == 0
-    assert largest_batch(needed, 4, 1012) == 0 and largest_batch(needed, 4, 1013) == 1
+SMALL_KEYS = {
+    "n_head": 2, "n_embd": 32, "block_size": 32, "vocab_size": 256, "dtype": "float32", "compile": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_step_of_a_deep_model_follows_from_shallow_ones(monkeypatch, accumulated):
+    """And one of a large batch from small ones: exactly, where there are no gaps between tensors."""
+    monkeypatch.setattr(hardware, "HEAP", 1.0)
+    memory = step_memory(n_layer=5, batch_size=4, gradient_accumulation_steps=accumulated)
+    shape = 11, 32, accumulated, torch.device("cpu"), torch.float32
+    whole, _ = training_memory(partial(memory.make_model, 5), *shape)
+    assert memory.of_run(11) == pytest.approx(whole + memory.state, rel=1e-3)
+
+
+def test_the_largest_batch(monkeypatch):
+    """By the estimate; and from what the run's own batch size was measured to take, what each further one adds."""
+    memory = step_memory(n_layer=2, batch_size=2, gradient_accumulation_steps=1)
+    fixed, update = memory.state + memory.weights, memory.state + 4 * memory.weights
+    monkeypatch.setattr(memory, "activations", lambda batch_size: 1e6 * batch_size)
+    assert memory.largest_batch(fixed + 7.5e6) == 7
+    assert memory.largest_batch(update - 1) == 0  # the update takes as much at any batch size
+    assert memory.largest_batch(fixed + 7.5e6, measured=fixed + 1.2e6) == 2 + 10  # 0.6 MB a sequence
+    assert memory.largest_batch(fixed + 7.5e6, measured=fixed + 3e6) == 2 + 4  # at most the estimate's 1 MB
+    assert memory.largest_batch(fixed, measured=fixed + 1e6) == 2  # it ran
+
+
+def test_ddp_holds_gradients_in_buckets():
+    """Another copy of them from the first micro-step on, as with several micro-steps; and NCCL has its buffers."""
+    config = TrainConfig(**SMALL_KEYS, n_layer=1, batch_size=1, gradient_accumulation_steps=2).resolved()
+    model_config = ModelConfig.of(config)
+    groups = param_groups(Transformer(model_config), 1.0)
+    two, nccl = (
+        StepMemory(replace(config, backend=backend), Transformer, model_config, groups, world)
+        for backend, world in zip(
+            ("gloo", "nccl"), [SimpleNamespace(size=2, device=torch.device("cpu"))] * 2, strict=True
+        )
+    )
+    assert (two.earlier, two.unsharded(1)) == (
+        two.weights,
+        step_memory(n_layer=1, batch_size=1, gradient_accumulation_steps=2).unsharded(1) + two.held,
+    )
+    assert nccl.held - two.held > 1e8
+
+
+def test_a_measured_step(small, tmp_path, capsys):
+    """Of a run whose data is not there, in a process of its own. The estimate comes near what is measured."""
+    words = (*small, "--n_embd=256", "--n_layer=3", "--block_size=256", "--batch_size=16", "--vocab_size=4096")
+    words = (*words, "--dataset=absent", "--max_iters=1", "--dropout=0", "--dry_run=measure")
+    with pytest.raises(UserError, match="no data set 'absent'"):
+        run(*words)
+    out = capsys.readouterr().out
+    measured, estimated = (
+        int(re.search(rf"{how}: ([\d,]+) MB \(eager\)", out)[1].replace(",", "")) for how in ("measured", "estimated")
+    )
+    assert measured > 500 and estimated == pytest.approx(measured, rel=0.2)
+    assert not out_dir(small).exists()
+
+
+def test_a_step_that_cannot_be_measured(small, tmp_path, capsys, monkeypatch):
+    """One line says why, as the run itself would; the estimate is there all the same."""
+    script = tmp_path / "train.py"
+    script.write_text("import sys\nsys.exit('Traceback\\n\\nerror: out of memory on cuda:0: lower batch_size=2')")
+    monkeypatch.setattr(memory, "TRAIN", script)
+    assert run(*small, "--dry_run=measure") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "memory of a step could not be measured: out of memory on cuda:0: lower batch_size=2" in lines
+    assert any("estimated" in line and "MB (eager)" in line for line in lines)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_dry_run_ends_at_once(small, data_dir, number, status):
+    """And takes with it the process that measures, and its files."""
+    process = Fork(*small, "--dry_run=measure")
+    wait_for(process.texts[0], "optimizer: adamw", process)
+    while not (
+        jobs := [job for job in Path(tempfile.gettempdir()).glob("*/job.py") if str(data_dir) in job.read_text()]
+    ):
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert finish(process)[0] == status and time.monotonic() - began < 10
+    assert not any(job.exists() for job in jobs)
 
 
 def estimate(capsys, *words):
@@ -104,78 +182,19 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(small, tmp_pat
     assert all(metrics(words)[step][key] == metrics(small)[step][key] for step in range(8) for key in same)
 
 
-# Compiled
-
-
-def allocated(code, given):
-    """Largest sum of the bytes that the code of inductor holds. given: {input that it frees: bytes}"""
-    held, peak = dict(given), 0
-    for line in code[code.index("def call(") :].splitlines():
-        if found := re.match(r" *(\w+) = empty_strided_cpu\((\(.*?\)), \(.*?\), torch.(\w+)\)", line):
-            held[found[1]] = torch.empty(eval(found[2]), dtype=getattr(torch, found[3]), device="meta").nbytes
-        elif found := re.match(r" *(\w+) = (?:reinterpret_tensor\()?(\w+).*; +del \w+  # reuse", line):
-            held[found[1]] = held.pop(found[2], 0)
-        elif found := re.match(r" *del (\w+)$", line):
-            held.pop(found[1], None)
-        elif line.strip().startswith("return ("):
-            break
-        peak = max(peak, sum(held.values()))
-    return peak
-
-
-def inductors_code(graph, is_backward):
-    """What inductor writes for a graph; it is not built."""
-    from torch._inductor import compile_fx
-    from torch._inductor import graph as lowering
-
-    class Written(Exception):
-        pass
-
-    def codegen(self, write=lowering.GraphLowering.codegen):
-        raise Written(write(self)[0].value)
-
-    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="def call") as caught:
-        patch.setattr(lowering.GraphLowering, "codegen", codegen)
-        with torch._inductor.config.patch(force_disable_caches=True):
-            compile_fx.compile_fx_inner(graph, inputs, is_backward=is_backward)
-    return str(caught.value)
-
-
-@pytest.mark.slow
-def test_memory_of_a_compiled_step(monkeypatch):
-    """The count on a graph is what inductor's code for it allocates; depths beyond two follow from one and two."""
-    monkeypatch.setattr(matmul, "ONEDNN", False)
-    monkeypatch.setattr(hardware, "HEAP", 1.0)
-    monkeypatch.setattr(model, "training_loss", lambda x, w, y, *more: F.cross_entropy(F.linear(x, w), y))  # as on CUDA
-    config = replace(make("gpt2", True).config, vocab_size=512, block_size=64, n_embd=64, n_inner=256, n_head=4)
-    make_model = lambda n: Transformer(replace(config, n_layer=n, n_kv_head=2))  # noqa: E731
-    known = 8, 64, torch.device("cpu"), torch.bfloat16
-    graphs = []
-    count = compiled_memory.timeline
-    monkeypatch.setattr(compiled_memory, "timeline", lambda graph, heap: graphs.append(graph) or count(graph, heap))
-    whole = compiled_memory.moments_of(partial(make_model, 3), *known)
-    for graph, is_backward in zip(list(graphs), (False, True), strict=True):
-        given = {n.name: n.meta["val"].nbytes for n in graph.graph.nodes if n.op == "placeholder" and is_backward}
-        given = {name: size for name, size in given.items() if not name.startswith("primals")}
-        peak = allocated(inductors_code(graph, is_backward), given)
-        moments = [moment for _, moment in count(graph)]
-        assert max(m.fixed + m.scaled for m in moments) == pytest.approx(peak, rel=0.1)
-    found = compiled_memory.compiled_moments(make_model, 3, *known)
-    for moment, expected in zip(found, whole, strict=True):
-        assert moment.fixed + moment.scaled == pytest.approx(expected.fixed + expected.scaled, rel=0.02)
-
-
-def test_a_dry_run_survives_the_compiler(small, capsys, monkeypatch):
+def test_a_dry_run_survives_its_estimate(small, capsys, monkeypatch):
     def fail(*args):
         raise RuntimeError("no such pass\nin this version")
 
-    monkeypatch.setattr(compiled_memory, "moments_of", fail)
-    _, out = estimate(capsys, *small, "--compile=True")
-    assert "compiled step: not estimated (no such pass" in out and "MB (eager)" in out
     monkeypatch.setattr(summary, "StepMemory", fail)
     assert run(*small, "--dry_run") == 0
     assert "memory: not estimated (no such pass" in capsys.readouterr().out
+
+
+def test_the_estimate_bounds_a_compiled_step(small, capsys):
+    _, out = estimate(capsys, *small, "--compile=True")
+    assert "MB (eager, which bounds a compiled step from above)" in out
+    assert re.search(r"estimated largest batch_size: at least \d+", out)
 
 
 def test_larger_micro_batches():

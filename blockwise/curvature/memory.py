@@ -1,7 +1,5 @@
 """What a product with the Hessian takes of a device's memory, and how many sequences at a time fit into it."""
 
-from functools import partial
-
 import torch
 
 from blockwise import UserError
@@ -27,15 +25,6 @@ def product_memory(make_model, sequences, block_size, device):
         weights, live.peak = live.now, live.now
         HessianVectorProduct(model, batch, params).hvp([torch.zeros_like(p) for p in params])
     return live.peak - weights
-
-
-def deep_product_memory(make_model, layers, sequences, block_size, device):
-    """`product_memory` of a model of many layers, from those of one and two: each further layer adds the same.
-
-    make_model: number of layers -> the model. A trace takes seconds a layer; this takes three layers at any depth.
-    """
-    one, two = (product_memory(partial(make_model, n), sequences, block_size, device) for n in (1, 2))
-    return one + (layers - 1) * (two - one)
 
 
 def held_memory(make_model, vectors):

@@ -10,8 +10,9 @@ import torch
 from blockwise import UserError, print0
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
 from blockwise.curvature.hessian import Batch
-from blockwise.curvature.memory import SHARE, deep_product_memory, fitting_micro_batch, held_memory
+from blockwise.curvature.memory import SHARE, fitting_micro_batch, held_memory, product_memory
 from blockwise.curvature.tracker import CurvatureTracker
+from blockwise.hardware import at_depth
 from blockwise.optimizers import preconditioner, stability_threshold
 from blockwise.schedules import due
 
@@ -95,6 +96,9 @@ def micro_batch_within(memory, config, make_model, world):
     return fitting_micro_batch(
         config.curvature_micro_batch,
         math.ceil(config.curvature_batch_size / world.size),
-        needed=lambda n: deep_product_memory(make_model, config.n_layer, n, config.block_size, world.device),
+        needed=lambda n: at_depth(
+            lambda layers: product_memory(partial(make_model, layers), n, config.block_size, world.device),
+            config.n_layer,
+        ),
         limit=SHARE * memory - held_memory(partial(make_model, config.n_layer), vectors),
     )

@@ -1,58 +1,65 @@
-"""What a process needs of its device's memory, estimated before anything is built: eager, compiled, sharded."""
+"""The peak memory of a training step: of an eager one estimated before anything is built, of a real one measured."""
 
+import json
 import math
-from dataclasses import replace
-from functools import cached_property, partial
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from bisect import bisect_right
+from dataclasses import fields, replace
+from functools import cache, partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 
-from blockwise.hardware import resident_memory, training_memory
+from blockwise import UserError
+from blockwise.hardware import at_depth, resident_memory, training_memory
 from blockwise.optimizers import state_bytes
-from blockwise.training.compiled_memory import compiled_memory, compiled_moments
 from blockwise.training.sharding import is_sharded
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+NCCL = 0.5e9  # bytes reserved for NCCL's buffers, which are none of torch's tensors; not measured
+LARGEST = 1 << 20  # sequences; no batch beyond is looked for
 
 
 class StepMemory:
-    """Estimates of the peak of a training step, in bytes, all that a process holds included.
+    """Estimates of the peak of an eager training step, in bytes, of all that a process holds.
 
-    make_model: ModelConfig -> the model, on the default device. groups: the model's parameters as the optimizer has
+    make_model: ModelConfig -> the model, on the default device. groups: the model's parameters as the optimizer gets
     them, which may be on the meta device.
     """
 
     def __init__(self, config, make_model, model_config, groups, world):
-        self.config, self.world, self.dtype = config, world, getattr(torch, config.dtype)
+        self.config, self.world = config, world
         self.make_model = lambda layers: make_model(replace(model_config, n_layer=layers))
-        self.micro_steps = config.gradient_accumulation_steps // world.size
         self.state = state_bytes(config, groups)
-        self.traces = {}  # {(batch size, micro-steps): bytes}
-        self.held = resident_memory(world.device)
+        self.held = resident_memory(world.device) + (NCCL if world.size > 1 and config.backend == "nccl" else 0)
         with torch.device("meta"):
             model = self.make_model(config.n_layer)
         self.weights = sum(p.nbytes for p in model.parameters())
-        self.earlier = self.weights if self.micro_steps > 1 else 0  # gradients of the micro-steps before
+        # Gradients that are there while others are made: of earlier micro-steps, or DDP's buckets
+        several = config.gradient_accumulation_steps > world.size or world.size > 1
+        self.earlier = self.weights if several else 0
         self.blocks = [list(block.parameters()) for block in model.blocks]
         inside = {p for block in self.blocks for p in block}
         self.others = [p for p in model.parameters() if p not in inside]
+        self.tensors = cache(self.tensors)
 
     def of_run(self, batch_size):
-        """As the run will be. Raises what the compiler does where that is compiled and cannot be traced."""
         if is_sharded(self.config, self.world):
             return sum(self.sharded(self.world.size, batch_size))
         return self.unsharded(batch_size)
 
     def unsharded(self, batch_size):
-        return self.compiled(batch_size) if self.config.compile else self.eager(batch_size)
-
-    def eager(self, batch_size):
-        return self.held + self.state + max(self.traced(batch_size, self.micro_steps), 4 * self.weights)
-
-    def compiled(self, batch_size):
-        step = self.weights + self.earlier + compiled_memory(self.moments, batch_size / self.config.batch_size)
-        return self.held + self.state + max(step, 4 * self.weights)
+        update = 4 * self.weights  # besides the weights their gradients, a copy of them, and its difference
+        return self.held + self.state + max(self.weights + self.earlier + self.activations(batch_size), update)
 
     def sharded(self, processes, batch_size):
-        """(shares, gathered, activations) of a process under FSDP; see `place` in sharding.py.
+        """(shares, gathered, activations) of a process under FSDP; see sharding.py.
 
         Shares are those of weights, gradients and optimizer state, rows being divided. Gathered are embeddings and
         output layer with their gradients all the time, and of the blocks the one that computes, the next one, the
@@ -71,21 +78,98 @@ class StepMemory:
         return shares, gathered, activations
 
     def activations(self, batch_size):
-        """What a forward and backward pass keeps and makes, beside weights and their gradients."""
-        if self.config.compile:
-            ratio = batch_size / self.config.batch_size
-            return ratio * max(moment.scaled for moment in self.moments)
-        return max(self.traced(batch_size, micro_steps=2) - 2 * self.weights, 0)
+        """What a forward and backward pass keeps and makes, besides weights and their gradients.
 
-    def traced(self, batch_size, micro_steps):
-        if (batch_size, micro_steps) not in self.traces:
-            make_model = partial(self.make_model, self.config.n_layer)
-            known = self.config.block_size, micro_steps, self.world.device, self.dtype
-            self.traces[batch_size, micro_steps] = training_memory(make_model, batch_size, *known)[0]
-        return self.traces[batch_size, micro_steps]
+        It grows by the same amount with every sequence, so two sizes are enough.
+        """
+        size = self.config.batch_size
+        first = self.tensors(size)
+        each = (self.tensors(2 * size) - first) / size if batch_size != size else 0
+        return max(first + (batch_size - size) * each, 0)
 
-    @cached_property
-    def moments(self):
-        config = self.config
-        known = config.n_layer, config.batch_size, config.block_size, self.world.device, self.dtype
-        return compiled_moments(self.make_model, *known)
+    def tensors(self, batch_size):
+        """`activations`, by following such a pass of models of one and two layers."""
+        block_size, dtype = self.config.block_size, getattr(torch, self.config.dtype)
+        micro_steps = 2 if self.earlier or is_sharded(self.config, self.world) else 1
+
+        def needed(layers):
+            make_model = partial(self.make_model, layers)
+            return training_memory(make_model, batch_size, block_size, micro_steps, self.world.device, dtype)[0]
+
+        return at_depth(needed, self.config.n_layer) - micro_steps * self.weights
+
+    def largest_batch(self, limit, measured=None):
+        """The largest batch size whose step takes at most `limit` bytes; 0 if there is none.
+
+        measured: bytes that the run's own batch size takes, where that is known; it fits. What compiled code saves by
+        fusing is then left out of what each further sequence adds, so this is a lower bound.
+        """
+        if measured is None:
+            return bisect_right(range(1, LARGEST), limit, key=self.of_run)
+        size = self.config.batch_size
+        each = self.activations(size + 1) - self.activations(size)
+        besides = measured - self.held - self.state - self.weights - self.earlier
+        if besides > 0:
+            each = min(each, besides / size)
+        return size + max(int((limit - measured) / each), 0)
+
+
+def measured_memory(config, data, world, compile_may_fail):
+    """The peak in bytes of real steps of a run on one process, as it will train: compiled, its batch size, optimizer.
+
+    train.py trains in a process of its own until its second step is logged; out_dir is not touched. On a CPU it is the
+    peak of all that the process holds. Raises UserError with the reason, in one line, where the run ends before.
+    """
+    micro_steps = config.gradient_accumulation_steps // world.size
+    with tempfile.TemporaryDirectory() as folder, ended_by_sigterm():
+        config = replace(
+            config, **(stand_in(folder, config) if data.train is None else {}), out_dir=f"{folder}/run",
+            init_from="scratch", max_iters=max(config.max_iters, 3), eval_iters=1, eval_interval=0, log_interval=1,
+            gradient_accumulation_steps=2 if micro_steps > 1 or world.size > 1 else 1, parallel="auto", backend="auto",
+            curvature_batch_size=math.ceil(config.curvature_batch_size / world.size), arch_warmup=False,
+            compile="auto" if config.compile and compile_may_fail else config.compile, wandb_log=False, profile=False,
+            keep_checkpoints=2, eval_only=False, test_loss=False,
+        )  # fmt: skip
+        job, log, rows = (Path(folder, name) for name in ("job.py", "log.txt", "run/metrics.jsonl"))
+        job.write_text("".join(f"{f.name} = {getattr(config, f.name)!r}\n" for f in fields(config)))
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+        environment["LAUNCHED_BY"] = str(os.getpid())  # it ends by itself when this process is killed
+        with open(log, "w") as file:
+            words = [sys.executable, str(TRAIN), str(job)]
+            process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True)
+        try:
+            while process.poll() is None:
+                lines = rows.read_text().splitlines(keepends=True) if rows.exists() else []
+                if len(lines) > 1 and lines[1].endswith("\n"):  # the first step makes the optimizer's state
+                    return json.loads(lines[1])["mem_mb"] * 1e6
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
+        printed = log.read_text(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
+        raise UserError(printed[-1].removeprefix("error: "))
+
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
+
+
+def stand_in(folder, config):
+    """The keys of a data set that takes the place of one that is not there: zeros, which take as much memory."""
+    path = Path(folder, "zeros")
+    path.mkdir()
+    for split in ("train", "val"):
+        (path / f"{split}.bin").write_bytes(bytes(2 * (config.block_size + 1)))
+    splits = {split: {"tokens": config.block_size + 1, "sha256": ""} for split in ("train", "val")}
+    meta = {"tokenizer": "bytes", "vocab_size": 2, "dtype": "uint16", "end_of_text": 1, "splits": splits}
+    (path / "meta.json").write_text(json.dumps(meta))
+    return {"dataset": path.name, "data_dir": folder}
+
+
+class ended_by_sigterm:
+    """Inside, SIGTERM raises SystemExit, so that temporary files go; before and after it ends the process at once."""
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGTERM, self.before)

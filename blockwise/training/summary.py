@@ -1,16 +1,17 @@
-"""What a run says of itself before it starts: the groups, a step, memory; all there is to --dry_run."""
+"""The first lines of a run: its parameter groups and its step; and --dry_run, which prints its memory too."""
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
-from blockwise import first_line, print0
+from blockwise import UserError, first_line, print0
 from blockwise.blocks import param_groups
-from blockwise.hardware import free_memory, largest_batch
+from blockwise.hardware import free_memory
 from blockwise.optimizers import MATRIX_BLOCKS, state_bytes
 from blockwise.settings import DRAWN
-from blockwise.training.memory import StepMemory
+from blockwise.training.memory import StepMemory, measured_memory
 from blockwise.training.sharding import is_sharded
 
 
@@ -58,10 +59,11 @@ def state_sizes(config, groups):
     return f"{state} (adamw: {mb(state_bytes(adamw, groups))})"
 
 
-def dry_run(config, make_model, model_config, data, lr_mult, notes, world):
+def dry_run(config, make_model, model_config, data, lr_mult, notes, world, compile_may_fail, measure):
     """Everything short of training: what would run, how large it is, and whether the data is what it says it is.
 
     make_model: model_config, or another -> the model, on the default device. Rank 0 alone calls it.
+    measure: whether to take a real step for its memory where there is no GPU, too.
     Raises UserError, after all else is printed, for data that is bad or not there.
     """
     print0(json.dumps(asdict(config), indent=1))
@@ -72,8 +74,10 @@ def dry_run(config, make_model, model_config, data, lr_mult, notes, world):
     print0(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts):>14,}")
     print0(f"tokens per step: {config.tokens_per_step:,}")
     print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
+    measure = measure or world.device.type == "cuda"
     try:
-        print_memory(config, make_model, model_config, groups, world)
+        memory = StepMemory(config, make_model, model_config, groups, world)
+        print_memory(memory, partial(measured_memory, config, data, world, compile_may_fail) if measure else None)
     except Exception as error:  # nothing of the run depends on it
         print0(f"memory: not estimated ({first_line(error)})")
     for note in filter(None, notes):
@@ -82,32 +86,34 @@ def dry_run(config, make_model, model_config, data, lr_mult, notes, world):
     print0(f"data: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens, all checked")
 
 
-def print_memory(config, make_model, model_config, groups, world):
-    """The estimated peak of a step, eager and compiled, what is free, and the largest batch size that this holds.
+def print_memory(memory, measure):
+    """The peak of a step, measured or estimated, what is free, and the largest batch size that this holds.
 
+    memory: StepMemory of the run. measure: () -> bytes that a step takes in fact; None: an estimate is enough.
     For a model that FSDP shards, or that does not fit, also the peak of a process by their number.
     """
-    memory = StepMemory(config, make_model, model_config, groups, world)
-    if config.compile:
-        try:
-            memory.moments  # noqa: B018
-        except Exception as error:  # of the compiler's insides, which change from version to version
-            print0(f"memory of a compiled step: not estimated ({first_line(error)})")
-            memory.config = config = replace(config, compile=False)
-    needed = memory.of_run(config.batch_size)
-    ways = {"eager": memory.eager} | ({"compiled": memory.compiled} if config.compile else {})
+    config, world, measured = memory.config, memory.world, None
     sharded = is_sharded(config, world)
-    own = ("sharded, " if sharded else "") + list(ways)[-1]
-    others = [f"{name}: {mb(way(config.batch_size))}" for name, way in ways.items() if sharded or name != own]
-    beside = f"; {'unsharded and ' if sharded else ''}{', '.join(others)}" if others else ""
-    print0(f"memory of a process, estimated: {mb(needed)} ({own}{beside})")
-    free = free_memory(world.device)
-    if free:
-        limit = free + memory.held
-        largest = largest_batch(memory.of_run, config.batch_size, limit)
-        print0(f"free memory: {mb(free)}; estimated largest batch_size: {largest}")
+    needed = memory.of_run(config.batch_size)
+    if measure and sharded:
+        print0("memory of a step is measured on one process, which parallel=fsdp has no use for: estimated instead")
+    elif measure:
+        try:
+            measured = measure()
+            print0(f"memory of a process, measured: {mb(measured)} ({'compiled' if config.compile else 'eager'})")
+        except UserError as error:
+            print0(f"memory of a step could not be measured: {error}")
+    bound = ", which bounds a compiled step from above" if config.compile else ""
+    unsharded = f"; unsharded: {mb(memory.unsharded(config.batch_size))}" if sharded else ""
+    print0(f"memory of a process, estimated: {mb(needed)} ({'sharded, ' * sharded}eager{bound}{unsharded})")
+    if free := free_memory(world.device):
+        limit = 0.95 * free + memory.held  # gaps, workspaces of libraries and compiled kernels need the rest
+        largest = memory.largest_batch(limit, measured)
+        how = "at least " if config.compile and largest else ""
+        print0(f"free memory: {mb(free)}; estimated largest batch_size: {how}{largest}")
         if world.device.type != "cpu" and (line := larger_micro_batch(config, world, largest)):
             print0(line)
+        needed = measured or needed
     if config.parallel == "fsdp" or (free and needed > limit):
         print_shares(memory, world)
 
