@@ -109,8 +109,8 @@ def print_memory(memory, measure):
     if free := free_memory(world.device):
         limit = 0.95 * free + memory.held  # gaps, workspaces of libraries and compiled kernels need the rest
         largest = memory.largest_batch(limit, measured)
-        how = "at least " if config.compile and largest else ""
-        print0(f"free memory: {mb(free)}; estimated largest batch_size: {how}{largest}")
+        more = " or more" if config.compile and largest else ""
+        print0(f"free memory: {mb(free)}; estimated largest batch_size: {largest}{more}")
         if world.device.type != "cpu" and (line := larger_micro_batch(config, world, largest)):
             print0(line)
         needed = measured or needed
