@@ -19,8 +19,9 @@ from blockwise.blocks import block_type, param_groups
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, matmul_precision, scaling
-from blockwise.curvature.memory import deep_product_memory, fitting_micro_batch, held_memory, product_memory
+from blockwise.curvature.memory import fitting_micro_batch, held_memory, product_memory
 from blockwise.curvature.tracker import CurvatureTracker
+from blockwise.hardware import at_depth
 from blockwise.loader import Dataset, probe_batch
 from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
 from blockwise.settings import TrainConfig
@@ -276,7 +277,8 @@ def test_the_memory_of_a_deeper_product(model_type):
         make_model = layered(replace(make(model_type, False).config, vocab_size=vocabulary, block_size=32))
         known = sequences, 32, torch.device("cpu")
         traced = product_memory(functools.partial(make_model, 4), *known)
-        assert deep_product_memory(make_model, 4, *known) == pytest.approx(traced, rel=0.03)
+        found = at_depth(lambda n: product_memory(functools.partial(make_model, n), *known), 4)
+        assert found == pytest.approx(traced, rel=0.03)
 
 
 def test_how_many_sequences_fit():
