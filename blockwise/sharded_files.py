@@ -6,7 +6,7 @@ lists with {"tensor": name} in place of each tensor. Both load with `torch.load(
 
 import io
 import pickle
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch.utils.serialization import config as serialization
@@ -28,8 +28,7 @@ def write_shards(folder, state, world):
     world.on_master(make_empty, folder)
     tensors, files, problem = {}, {}, None
     tree = take_tensors(state, tensors)
-    shares = {name: share_of(tensor, world) for name, tensor in tensors.items()}
-    contents = {SHARD.format(world.rank): {name: (first, rows) for name, (first, rows) in shares.items() if len(rows)}}
+    contents = {SHARD.format(world.rank): {name: share_of(tensor, world) for name, tensor in tensors.items()}}
     if world.is_master:
         contents[STATE] = tree
     try:
@@ -103,7 +102,7 @@ def put_tensors(tree, tensor):
         return {key: put_tensors(value, tensor) for key, value in tree.items()}
     if isinstance(tree, list):
         return [put_tensors(value, tensor) for value in tree]
-    return tree.clone() if isinstance(tree, torch.Tensor) else tree
+    return in_full(tree)
 
 
 def read_shards(folder, on_disk=()):
@@ -112,10 +111,20 @@ def read_shards(folder, on_disk=()):
     on_disk: keys whose tensors are not read but given as Stored. Raises UserError for a folder of an earlier version
     whose index refers to what no index of tensors does.
     """
-    tree = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    stored = (earlier_tensors if (folder / EARLIER_INDEX).exists() else stored_tensors)(folder)
-    read = cache(lambda name: stored[name][:])  # once, where it is tied
+    tree, pieces = torch.load(folder / STATE, map_location="cpu", weights_only=True), {}
+    for name, first, rows in (earlier_pieces if (folder / EARLIER_INDEX).exists() else pieces_in)(folder):
+        pieces.setdefault(name, {})[first] = rows
+    stored = {name: Stored(rows_at) if rows_at[0].ndim else rows_at[0] for name, rows_at in pieces.items()}
+    read = cache(lambda name: in_full(stored[name]))  # once, where it is tied
     return {key: put_tensors(value, stored.get if key in on_disk else read) for key, value in tree.items()}
+
+
+def pieces_in(folder):
+    """(tensor name, first row, rows) of everything in a folder's shards, whose pages are not read yet."""
+    for path in folder.glob("shard_*.pt"):
+        for name, (first, rows) in load_mapped(path).items():
+            if len(rows):
+                yield name, first, rows
 
 
 def load_mapped(path):
@@ -128,28 +137,24 @@ def load_mapped(path):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def stored_tensors(folder):
-    """{name: Stored} of the tensors in a folder's shards."""
-    pieces = {}
-    for path in sorted(folder.glob("shard_*.pt")):
-        for name, (first, rows) in load_mapped(path).items():
-            pieces.setdefault(name, []).append((first, partial(rows.detach)))
-    shapes = {name: (last[0] + len(last[1]()), *last[1]().shape[1:]) for name, (*_, last) in pieces.items()}
-    return {name: Stored(shapes[name], pieces[name]) for name in pieces}
-
-
 class Stored:
     """A tensor on the disk: stored[first:last] reads these rows into a new tensor, stored[:] all."""
 
-    def __init__(self, shape, pieces):
-        """pieces: (first row, function that gives the rows from there on) of each file that has some, in order."""
-        self.shape, self.pieces = torch.Size(shape), pieces
+    def __init__(self, rows_at):
+        """rows_at: {first row: rows from there on, as pages of a file}."""
+        self.rows_at = dict(sorted(rows_at.items()))
+        self.shape = torch.Size([sum(map(len, rows_at.values())), *rows_at[0].shape[1:]])
 
     def __getitem__(self, rows):
-        if not self.shape:
-            return self.pieces[0][1]()
         first, last, _ = rows.indices(self.shape[0])
-        return torch.cat([load()[max(first - start, 0) : max(last - start, 0)] for start, load in self.pieces])
+        return torch.cat([rows[max(first - at, 0) : max(last - at, 0)] for at, rows in self.rows_at.items()])
+
+
+def in_full(value):
+    """A Stored tensor read, a number in a tensor copied, everything else as it is: nothing small maps a file."""
+    if isinstance(value, Stored):
+        return value[:]
+    return value.clone() if isinstance(value, torch.Tensor) and not value.ndim else value
 
 
 def shard_like(value, p):
@@ -157,12 +162,8 @@ def shard_like(value, p):
 
     Of a Stored tensor a process reads only the rows that it keeps.
     """
-    if not isinstance(value, torch.Tensor | Stored):
-        return value
-    if not hasattr(p, "to_local") or value.shape != p.shape:
-        if isinstance(value, Stored):
-            return value[:]
-        return value if value.ndim else value.clone()  # a step count must not be a page of a file that may go
+    if not hasattr(p, "to_local") or getattr(value, "shape", None) != p.shape:
+        return in_full(value)
     from torch.distributed.tensor import DTensor  # slow to load
 
     first, last = row_range(len(p), p.device_mesh.get_local_rank(), p.device_mesh.size())
@@ -191,20 +192,13 @@ class EarlierIndex(pickle.Unpickler):
         return torch.Size if name == "Size" else Attributes
 
 
-def earlier_tensors(folder):
-    """{name: Stored} of the tensors in a folder of an earlier version."""
+def earlier_pieces(folder):
+    """(tensor name, first row, rows) of everything in a folder of an earlier version."""
     with open(folder / EARLIER_INDEX, "rb") as file:
         index = EarlierIndex(file).load()
-    pieces = {name: [] for name in index.state_dict_metadata}
     for place, data in index.storage_data.items():
-        read = partial(read_bytes, folder / data.relative_path, data.offset, data.length)
-        pieces[place.fqn].append((place.offset[0] if place.offset else 0, read))
-    sizes = {name: about.size for name, about in index.state_dict_metadata.items()}
-    return {name: Stored(sizes[name], sorted(parts, key=lambda part: part[0])) for name, parts in pieces.items()}
-
-
-def read_bytes(path, offset, length):
-    """The tensor that torch.save wrote into a part of a file."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)
+        with open(folder / data.relative_path, "rb") as file:
+            file.seek(data.offset)
+            content = io.BytesIO(file.read(data.length))
+        rows = torch.load(content, map_location="cpu", weights_only=True)
+        yield place.fqn, place.offset[0] if place.offset else 0, rows
