@@ -28,12 +28,12 @@ def write_shards(folder, state, world):
     world.on_master(make_empty, folder)
     tensors, files, problem = {}, {}, None
     tree = take_tensors(state, tensors)
-    contents = {SHARD.format(world.rank): {name: share_of(tensor, world) for name, tensor in tensors.items()}}
-    if world.is_master:
-        contents[STATE] = tree
     try:
+        contents = {SHARD.format(world.rank): {name: share_of(tensor, world) for name, tensor in tensors.items()}}
+        if world.is_master:
+            contents[STATE] = tree
         files = {name: write_tensors(folder / name, content) for name, content in contents.items()}
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the peers wait below
         problem = str(error)
     for peer_files, peer_problem in world.gather((files, problem)):
         if peer_problem:
