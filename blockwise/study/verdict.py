@@ -34,38 +34,40 @@ def look_levels(looks):
 
 def power(gap, deviation, seeds, alpha=ALPHA):
     """The chance that a paired t-test of so many seeds sees a true gap, where differences have this deviation."""
-    from scipy.stats import nct, t
+    import numpy as np
+    from scipy.stats import chi2, norm, t
 
-    if seeds < 2:
-        return 0.0
-    if deviation == 0 or (shift := abs(gap) / deviation * math.sqrt(seeds)) > 30:
-        return float(gap != 0)
-    bound = t.ppf(1 - alpha / 2, seeds - 1)
-    return float(nct.sf(bound, seeds - 1, shift) + nct.cdf(-bound, seeds - 1, shift))
+    if seeds < 2 or deviation == 0:
+        return float(seeds > 1 and gap != 0)
+    shift, bound = abs(gap) / deviation * math.sqrt(seeds), t.ppf(1 - alpha / 2, seeds - 1)
+    # Over the deviations that so many seeds may show; scipy's own distribution has no value for some of these
+    bounds = bound * np.sqrt(chi2.ppf((np.arange(2000) + 0.5) / 2000, seeds - 1) / (seeds - 1))
+    return float(np.mean(norm.sf(bounds - shift) + norm.cdf(-bounds - shift)))
 
 
-def seeds_needed(gap, deviation):
+def seeds_needed(gap, deviation, alpha=ALPHA):
     """Seeds with which a paired t-test sees such a gap with a power of 0.8, from the normal approximation."""
     from scipy.stats import norm
 
-    z = norm.isf(ALPHA / 2)
+    z = norm.isf(alpha / 2)
     return math.ceil(((z + norm.ppf(POWER)) * deviation / gap) ** 2 + z * z / 2) if gap else None
 
 
-def paired_test(losses, baseline, margin, alpha=ALPHA):
+def paired_test(losses, baseline, margin, alpha=ALPHA, arms=1):
     """The differences losses - baseline of paired runs: their mean, its interval, and tests of it.
 
     losses, baseline: {seed: final loss}; seeds that both have, and that diverged in neither, count.
-    Returns {"seeds", "gap", "median", "deviation", "alpha", "low", "high", "p", "p_beyond", "narrow", "power"}:
-    median is Hodges and Lehmann's estimate; low and high end the interval of confidence 1 - alpha, and narrow that of
-    1 - 2 alpha, which shows equivalence; p is for no gap, p_beyond for one of the margin. All but seeds and alpha are
-    None without a pair, all that need a deviation with one.
+    Returns {"seeds", "gap", "median", "deviation", "alpha", "low", "high", "narrow", "p", "p_beyond", "power",
+    "needed"}: median is Hodges and Lehmann's estimate; low and high end the interval of confidence 1 - alpha, narrow
+    that of 1 - 2 alpha, which shows equivalence; p is for no gap, p_beyond for one of the margin; power and needed (the
+    seeds for one of 0.8) are for the gap that was seen, so many arms sharing alpha. All but seeds and alpha are None
+    without a pair, all that need a deviation with one.
     """
     from scipy.stats import t
 
     seeds = [s for s in losses if s in baseline and math.isfinite(losses[s]) and math.isfinite(baseline[s])]
     differences, n = [losses[s] - baseline[s] for s in seeds], len(seeds)
-    result = dict.fromkeys(("gap", "median", "deviation", "low", "high", "p", "p_beyond", "narrow", "power"))
+    result = dict.fromkeys(("gap", "median", "deviation", "low", "high", "p", "p_beyond", "narrow", "power", "needed"))
     result |= {"seeds": n, "alpha": alpha}
     if n:
         pairs = [(a + b) / 2 for i, a in enumerate(differences) for b in differences[i:]]
@@ -81,7 +83,8 @@ def paired_test(losses, baseline, margin, alpha=ALPHA):
         result |= {
             "deviation": deviation, "low": gap - half, "high": gap + half, "p": two_sided(abs(gap)),
             "p_beyond": two_sided(abs(gap) - margin), "narrow": [gap - short, gap + short],
-            "power": power(gap, deviation, n, alpha),
+            "power": power(gap, deviation, n, alpha / arms),
+            "needed": seeds_needed(gap, deviation, alpha / arms),
         }  # fmt: skip
     return result
 
@@ -103,7 +106,9 @@ def judge(losses, baseline, margin, levels=None):
     """
     levels, both = levels or {}, losses[baseline] is not None
     tests = {
-        arm: paired_test(own, losses[baseline], margin, levels.get(arm, ALPHA)) if both and own is not None else None
+        arm: paired_test(own, losses[baseline], margin, levels.get(arm, ALPHA), len(losses) - 1)
+        if both and own is not None
+        else None
         for arm, own in losses.items()
         if arm != baseline
     }
@@ -141,8 +146,9 @@ def sentence(arm, baseline, test):
         f"{arm} against {baseline}: {test['word']} (gap {test['gap']:+.4f}, {interval(test)}, {test['seeds']} seeds, "
         f"Hodges-Lehmann {test['median']:+.4f}, p {test['p']:.2g} by Holm)"
     )
-    if test["word"] == "undecided" and (needed := seeds_needed(test["gap"], test["deviation"])):
-        text += f"; the power for a gap of this size was {test['power']:.0%}, {needed} seeds would have {POWER:.0%}"
+    if test["word"] == "undecided" and test["gap"]:
+        needed = f"{test['needed']} seeds would have {POWER:.0%}"
+        text += f"; the power for a gap of this size was {test['power']:.0%}, {needed}"
     return text
 
 
