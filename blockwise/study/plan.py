@@ -109,8 +109,8 @@ class Study:
     def run_of(self, comparison, arm, point, seed, budget=1.0):
         """point: (learning rate, value of each key of the arm); budget: share of the study's steps."""
         keys, (rate, *values) = self.keys(comparison, arm), point
-        settings = shortened(self.settings[comparison, arm], budget)
-        settings = applied(settings, {RATE: rate, **dict(zip(keys, values, strict=True))})
+        changes = {RATE: rate, **dict(zip(keys, values, strict=True))}
+        settings = shortened(applied(self.settings[comparison, arm], changes), budget)
         config = replace(settings, seed=seed, init_from="auto", wandb_run_name=arm)
         folder = self.runs_folder / run_name(config)
         return Run(
@@ -211,8 +211,8 @@ class Study:
         tokens = 0
         for (comparison, arm), settings in self.settings.items():
             runs, best, _ = self.arm(comparison, arm)
-            missing = 0.0 if best is not None else len(self.seeds_of(comparison)[arm])
-            missing -= best is None and self.search_seed in self.config.seeds
+            fresh = [seed for seed in self.seeds_of(comparison)[arm] if seed != self.search_seed]
+            missing = 0.0 if best is not None else len(fresh)
             missing += 3 if arm.endswith(TWICE) and not runs else 0
             if best is None and self.config.search == "sobol":
                 missing += sum(share * runs for share, runs in self.rung_sizes()) - sum(run.budget for run in runs)
