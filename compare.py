@@ -17,7 +17,7 @@ from blockwise import exit_on_user_error, print0, warn
 from blockwise.layer_warmup import layer_schedule
 from blockwise.rundir import run_lock
 from blockwise.settings import TrainConfig
-from blockwise.signals import StopRequest
+from blockwise.signals import StopRequest, end_with_launcher
 from blockwise.study.config import StudyConfig, check_args
 from blockwise.study.plan import Study
 from blockwise.study.report import again, print_plan, write
@@ -80,5 +80,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     with exit_on_user_error():
         sys.exit(main(sys.argv[1:]))

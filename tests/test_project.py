@@ -79,7 +79,7 @@ def test_files_and_functions_are_short(path):
 
 
 def test_entry_points_do_not_import_each_other():
-    entries = {"train", "sample", "export", "plot", "compare", "measure"}
+    entries = {"train", "sample", "export", "plot", "compare", "measure", "tune"}
     for name in entries | {"model", "configurator"}:
         assert not set(imports_of(ROOT / f"{name}.py")) & entries
 

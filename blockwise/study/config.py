@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from blockwise import UserError
 from blockwise.keys import Range
 from blockwise.settings import TrainConfig
+from blockwise.study.results import changed
 from blockwise.study.space import RATE, check_key
 
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
@@ -57,6 +58,11 @@ class StudyConfig(TrainConfig):
         self.check("looks", rising, f"rising numbers from 2 to the {len(self.seeds)} of seeds")
         divides = self.gradient_accumulation_steps % self.processes == 0
         self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
+
+
+def config_file(config, first):
+    """The text of a config file with the keys that are not at their defaults, behind a first line."""
+    return "".join([f"{first}\n", *(f"{key} = {value!r}\n" for key, value in changed(config).items())])
 
 
 def check(config):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwise import warn
 from blockwise.curves import read_rows
-from blockwise.settings import TrainConfig, by_hand
+from blockwise.settings import by_hand
 from blockwise.study.identity import fingerprint
 
 POINTS = 20  # of a run, at which its line states what every block did
@@ -45,8 +45,8 @@ class ResultsFile:
 
 
 def changed(config):
-    """{key: value} of a TrainConfig, without what is at its default."""
-    default = vars(TrainConfig())
+    """{key: value} of a config, without what is at its default."""
+    default = vars(type(config)())
     return {key: by_hand(value) for key, value in vars(config).items() if by_hand(value) != by_hand(default[key])}
 
 

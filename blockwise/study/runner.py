@@ -13,8 +13,8 @@ from blockwise import print0
 from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import FolderLock, InUse, remove, write_text
 from blockwise.rundir import run_lock
-from blockwise.study.config import tokens_of
-from blockwise.study.results import changed, circumstances
+from blockwise.study.config import config_file, tokens_of
+from blockwise.study.results import circumstances
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -22,8 +22,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 def write_job(run):
     """The run's settings as a config file, from which it can be repeated by hand."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"# python train.py {run.folder / 'job.py'}", *(f"{k} = {v!r}" for k, v in changed(run.config).items())]
-    (run.folder / "job.py").write_text("\n".join(lines) + "\n")
+    (run.folder / "job.py").write_text(config_file(run.config, f"# python train.py {run.folder / 'job.py'}"))
 
 
 def command(run, processes):

@@ -1,0 +1,130 @@
+"""tune.py: what it plans for a model, a text and the time; what it makes of the answer. Its runs are made up."""
+
+import json
+import math
+
+import pytest
+from test_search import fill
+
+import tune
+from blockwise import UserError
+from blockwise.settings import TrainConfig
+from blockwise.study import report
+from blockwise.study.config import StudyConfig
+from blockwise.study.plan import Study
+from compare import parse
+from configurator import configure
+
+MINE = """
+dataset, device, model_type = "tiny", "cpu", "llama"
+n_layer, n_head, n_embd, n_inner, block_size = 1, 4, 64, 128, 16
+batch_size, gradient_accumulation_steps = 8, 2
+max_iters, learning_rate, min_lr, blockwise = 400, 2e-3, 2e-4, False
+"""
+
+
+@pytest.fixture
+def tuned(tmp_path, data_dir, monkeypatch):
+    """Call tune.py in tmp_path; its runs end at loss(run) and take 2 s and 0.1 s a step. Returns study and rates."""
+
+    def call(loss, *words):
+        monkeypatch.setattr(tune, "measured", lambda *args: (2.0, 0.1, 2))
+        monkeypatch.setattr(tune, "compare", lambda file, *flags: done(file, loss) if not flags else 0)
+        (tmp_path / "mine.py").write_text(MINE)
+        words = [str(tmp_path / "mine.py"), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--hours=0.25", *words]
+        assert tune.main(words) == 0
+        study = read(tmp_path / "study.py")
+        if "--plan" in words:
+            return study, None
+        rates, given, _ = configure(TrainConfig, [str(tmp_path / "mine.py"), str(tmp_path / "rates.py")], "")
+        answer = json.loads((tmp_path / "rates.json").read_text())
+        assert {key: getattr(rates, key) for key in answer["rates"]} == answer["rates"] and given >= set(
+            answer["rates"]
+        )
+        return study, (answer["answer"], rates)
+
+    return call
+
+
+def read(file):
+    return configure(StudyConfig, [str(file)], "")[0]
+
+
+def done(file, loss):
+    study = Study(read(file), parse)
+    fill(study, loss)
+    report.write(study)
+    return 0
+
+
+def valley(run, gain):
+    """Lowest at a rate of 4e-3; with rates per block, tables at four times the rest gain so many nats."""
+    tables = run.config.resolved().lr_mult["Emb"]
+    lead = gain - 0.01 * math.log2(tables / 4) ** 2 if run.arm == tune.BLOCKWISE else 0
+    slow = 0.02 * math.log2(run.rate / 4e-3) ** 2 + 0.1 * (run.config.warmup_iters / run.config.max_iters - 0.3) ** 2
+    return 3 + slow - lead + 0.3 * (run.budget < 1) + 1e-3 * (run.seed * (2 if run.arm == tune.ONE else 3) % 7)
+
+
+def test_rates_per_block_where_they_gain(tuned):
+    study, (answer, rates) = tuned(lambda run: valley(run, 0.2))
+    assert answer.startswith("rates per block: lower by more than 0.01, -0.") and "x in steps (" in answer
+    assert rates.blockwise and rates.lr_mult["Emb"] > 2 and rates.lr_mult["Norm"] == 1.0
+    assert 1e-3 < rates.learning_rate < 1.6e-2 and 0 < rates.warmup_iters < 0.7 * 400 == 0.7 * rates.max_iters
+    assert study.rungs[0][0] == 0.25 and study.search_seed not in study.seeds
+    assert study.learning_rates == {tune.ONE: [2e-3], tune.BLOCKWISE: [2e-3]}
+    assert rates.min_lr_ratio == pytest.approx(0.1)
+
+
+def test_one_rate_where_they_do_not(tuned):
+    _, (answer, rates) = tuned(lambda run: 3.0 + 1e-3 * (run.seed * (2 if run.arm == tune.ONE else 3) % 7))
+    assert answer.startswith(f"within the margin: use one rate of {rates.learning_rate:g};")
+    assert not rates.blockwise and set(rates.resolved().lr_mult.values()) == {1.0}
+
+
+def test_undecided_is_not_a_recommendation(tuned):
+    _, (answer, rates) = tuned(lambda run: 3.0 + 0.01 * (run.seed * (7 if run.arm == tune.ONE else 5) % 11) ** 2)
+    assert answer.startswith("rates per block: undecided: use one rate of") and not rates.blockwise
+
+
+def test_the_plan_fits_into_the_hours(tuned, tmp_path, capsys):
+    points = []
+    for hours in (20, 2, 1):
+        study, _ = tuned(None, f"--hours={hours}", "--plan")
+        (tmp_path / "study.py").unlink()
+        runs = [
+            (share, n * p)
+            for (share, n, _), p in zip(study.rungs, (study.points, *(r[2] for r in study.rungs)), strict=False)
+        ]
+        seconds = sum(count * (2 + 0.1 * 400 * share) for share, count in [*runs, (1, len(study.seeds))])
+        assert 0.4 * hours < 2 * seconds / 2 / 3600 <= hours or study.points == 64
+        points.append(study.points)
+    assert points == sorted(points, reverse=True) and points[0] == 64 > points[-1]
+    assert "in all at most" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"hours=0.01: expected at least .* on this machine, or a smaller --budget"):
+        tuned(None, "--hours=0.01", "--plan")
+
+
+def test_a_budget_and_a_proxy(tuned, capsys):
+    """5 tokens per parameter of each model; as many steps as the model itself has, hence fewer tokens a step."""
+    study, _ = tuned(None, "--hours=9", "--budget=5", "--proxy.n_embd=32", "--proxy.n_head=2", "--plan")
+    (full, _), (small, _) = (tune.sizes(c) for c in (configure(TrainConfig, [], "", start=study)[0],) * 2)
+    assert full == small  # of the proxy itself
+    assert study.tokens_per_step * study.max_iters == pytest.approx(5 * small, rel=0.02)
+    model = capsys.readouterr().out.splitlines()[0].replace(",", "").split()
+    parameters, steps, tokens = int(model[2]), int(model[4]), int(model[7])
+    assert parameters > 2 * small and steps == round(5 * parameters / tokens) and tokens == 16 * 16
+    assert study.max_iters == pytest.approx(steps, rel=0.2) and study.tokens_per_step < tokens / 2
+
+
+def test_muon_and_tied_tables(tuned):
+    study, _ = tuned(None, "--optimizer=muon", "--tie_weights=True", "--plan")
+    assert study.optimizer == "muon" and "lr_mult.Emb" in study.space and "Head" not in "".join(study.space)
+
+
+def test_it_goes_on_and_does_not_mix_plans(tuned, tmp_path):
+    tuned(None, "--plan")
+    before = (tmp_path / "study.py").read_text()
+    tuned(lambda run: valley(run, 0.2))
+    assert (tmp_path / "study.py").read_text() == before  # a plan that was made is what runs
+    with pytest.raises(UserError, match=r"was made by other arguments: expected another --out_dir"):
+        tuned(None, "--hours=3")
