@@ -70,7 +70,7 @@ from model import Transformer
 
 def main(config):
     device = find_device(auto_device(config.device))
-    model, tokenizer, n_ids = (from_checkpoint if config.init_from == "resume" else from_pretrained)(config)
+    model, tokenizer, n_ids, ends = (from_checkpoint if config.init_from == "resume" else from_pretrained)(config)
     model.to(device).eval()
     if config.compile:
         model.compile()
@@ -92,15 +92,15 @@ def main(config):
                 tokens, config.max_new_tokens, config.temperature, config.top_k, generator, n_ids, config.top_p
             )
             ids = (token.item() for token in new)
-            print(text_until(config.stop, ids, prompt[len(bos) :], tokenizer))
+            print(text_until(config.stop, ids, prompt[len(bos) :], tokenizer, ends))
         print("---------------")
 
 
-def text_until(stop, ids, prompt, tokenizer):
-    """The prompt's text and that of the ids that follow it, up to the end-of-text token or to the text `stop`."""
+def text_until(stop, ids, prompt, tokenizer, ends=()):
+    """The prompt's text and that of the ids that follow it, up to the end-of-text token, one of `ends`, or `stop`."""
     new, length = [], len(tokenizer.decode(prompt))
     for i in ids:
-        if i == tokenizer.end_of_text:
+        if i == tokenizer.end_of_text or i in ends:
             break
         new.append(i)
         if stop and (at := tokenizer.decode(prompt + new).find(stop, length)) >= 0:
@@ -109,11 +109,11 @@ def text_until(stop, ids, prompt, tokenizer):
 
 
 def from_checkpoint(config):
-    """Model, tokenizer and number of ids of text of the newest checkpoint in a folder."""
+    """Model, tokenizer, number of ids of text, and more ids that end one, of the newest checkpoint in a folder."""
     checkpoint = load_checkpoint(require_checkpoint(config.out_dir))
     model = Transformer.from_checkpoint(checkpoint, ema=config.ema)
     tokenizer = Tokenizer(checkpoint["tokenizer"])
-    return model, tokenizer, tokenizer.vocab_size
+    return model, tokenizer, tokenizer.vocab_size, set()
 
 
 def from_pretrained(config):
@@ -121,7 +121,7 @@ def from_pretrained(config):
     source = Pretrained(config.init_from)
     model = Transformer.from_pretrained(source)
     tokenizer = Tokenizer(read_json(json_in(source.folder), str(source.folder)))
-    return model, tokenizer, min(tokenizer.vocab_size, source.text_ids())
+    return model, tokenizer, min(tokenizer.vocab_size, source.text_ids()), source.ends()
 
 
 if __name__ == "__main__":

@@ -310,10 +310,21 @@ def config_of(path):
 def weights_of(checkpoint, ema=False):
     """The model's state dict. ema: the moving average instead; raises UserError if the run kept none."""
     if not ema:
-        return checkpoint["model"]
+        return finite(checkpoint["model"], checkpoint)
     if checkpoint["ema"] is None:
         raise UserError("ema=True: the checkpoint has no average of its weights; train with --ema_decay=0.999 for one")
-    return {**checkpoint["model"], **checkpoint["ema"]["weights"]}
+    return finite({**checkpoint["model"], **checkpoint["ema"]["weights"]}, checkpoint)
+
+
+def finite(weights, checkpoint):
+    """The weights. Raises UserError where one is NaN or inf: nothing that is computed from them means anything."""
+    for name, x in weights.items():
+        if not x.isfinite().all():
+            raise UserError(
+                f"{name} of the checkpoint of step {checkpoint['step']} holds NaN or inf: the run has diverged; "
+                "expected a checkpoint from before"
+            )
+    return weights
 
 
 def load_optimizer(optimizer, state):

@@ -111,7 +111,7 @@ class Split:
         self.checked = True
 
     def check_width(self):
-        """Recognize what is no uint16 although nothing says so: an .npy file, wider integers, plain bytes of text."""
+        """Detect files that are not uint16 token ids: an .npy file, wider integers, plain bytes of text."""
         head = self.ids()[: 1 << 16]
         if len(head) < 64:  # too few to tell
             return
@@ -316,7 +316,7 @@ def read_meta(folder):
     path = folder / "meta.json"
     try:
         if path.is_file():
-            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta = json.loads(path.read_text(encoding="utf-8-sig"))
             tokens = [meta["splits"][split]["tokens"] for split in ("train", "val")]
             if not all(type(n) is int for n in [meta["vocab_size"], *tokens]) or meta["dtype"] not in DTYPES:
                 raise ValueError("vocab_size and tokens must be integers, dtype uint16 or uint32")

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from blockwise import UserError
+
 
 def sample(logits, temperature, top_k, generator, top_p=1.0):
     """Draw one id from each row of logits (B, V) -> (B, 1).
@@ -11,6 +13,8 @@ def sample(logits, temperature, top_k, generator, top_p=1.0):
     temperature: 0 takes the likeliest. top_k: draw from that many of the likeliest, None: from all; top_p: of these
     from the fewest likeliest whose probabilities sum to it (nucleus sampling, arXiv 1904.09751).
     """
+    if not logits.isfinite().all():
+        raise UserError("the logits are NaN or inf: expected a model that has not diverged; in float16, dtype=float32")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no temperature overflows

@@ -7,14 +7,18 @@ import codecs
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from blockwise import UserError
+from blockwise import UserError, print0
 
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
 TOKENIZERS = "bytes, gpt2, bpe:N (trained on the training part), or a folder with a tokenizer.json"
 GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
+LONGEST = 1000  # characters of a run that a BPE is trained on in one piece
+LONG_RUN = re.compile(rf"\S{{{LONGEST + 1},}}|\s{{{LONGEST + 1},}}")
+RENAMED = "\U0010ffff"  # before the names of special tokens that no text is to spell: a code point, not a character
 LINE_END = re.compile(r"(?<=\S)(?=\r?\n)")  # GPT-2's words end here in any case: pieces give the tokens of the whole
 
 
@@ -92,6 +96,8 @@ class Tokenizer:
             return self.bpe.encode(text, disallowed_special=())
         if self.name != "chars":
             pieces = LINE_END.split(text) if self.by_line else [text]
+            if RENAMED in text:  # a text may hold it before what follows it in a special token's new name
+                pieces = [part for piece in pieces for part in re.split(f"(?<={RENAMED})", piece)]
             return [i for e in self.encoder.encode_batch_fast(pieces, add_special_tokens=False) for i in e.ids]
         index = {c: i for i, c in enumerate(self.chars)}
         missing = sorted(set(text) - index.keys())
@@ -160,7 +166,7 @@ def tokenizer_named(word, texts, end_of_text=False):
         end = {"end_of_text": 0} if end_of_text and word == "bytes" else {}
         return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word] | end)
     if word and Path(word).exists():
-        return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}"))
+        return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}", say_guess=end_of_text))
     if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
         raise UserError(
             f"unknown tokenizer {word!r}: expected bytes, gpt2, bpe:N with N from 257 to 65536, or a tokenizer.json"
@@ -182,15 +188,32 @@ def train_bpe(texts, vocab_size, end_of_text=False):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     size = vocab_size - end_of_text
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    texts = [texts] if isinstance(texts, str) else texts
+    texts, cuts = [texts] if isinstance(texts, str) else texts, Counter()
     # A text in one piece takes 180 bytes a byte
-    bpe.train_from_iterator((piece for text in texts for piece in LINE_END.split(text)), trainer)
+    pieces = (piece for text in texts for line in LINE_END.split(text) for piece in without_long_runs(line, cuts))
+    bpe.train_from_iterator(pieces, trainer)
+    if cuts:
+        print0(
+            f"bpe:{vocab_size}: {cuts['runs']:,} runs of more than {LONGEST:,} characters, all text or all white "
+            "space, were cut for training: its time would grow with the square of their length",
+        )
     if bpe.get_vocab_size() != size:
         found = bpe.get_vocab_size() + end_of_text
         raise UserError(f"bpe:{vocab_size}: this text has merges for {found} tokens only: ask for fewer")
     if end_of_text:
         bpe.add_special_tokens(["<|endoftext|>"])
     return bpe.to_str()
+
+
+def without_long_runs(text, cuts):
+    """The text in pieces, cut every LONGEST characters inside of a longer run. cuts: counts "runs"."""
+    start = 0
+    for run in LONG_RUN.finditer(text):
+        cuts["runs"] += 1
+        for at in range(run.start() + LONGEST, run.end(), LONGEST):
+            yield text[start:at]
+            start = at
+    yield text[start:]
 
 
 def pretrained(name, place, revision):
@@ -201,10 +224,10 @@ def pretrained(name, place, revision):
         path = fetched_tokenizer(place, revision)
     else:
         raise UserError(f"there is no folder {place}: expected one with a tokenizer.json, or a model of the hub")
-    found = read_json(path, name)
-    if "end_of_text" not in found:
-        raise UserError(f"{path} has no end-of-text token: expected </s> or <|endoftext|>")
-    return found
+    description = read_json(path, name, say_guess=True)
+    if "end_of_text" not in description:
+        raise UserError(f"{path} has no end-of-text token: expected eos_token in tokenizer_config.json, or </s>")
+    return description
 
 
 def json_in(place):
@@ -215,8 +238,11 @@ def json_in(place):
     return path
 
 
-def read_json(path, name):
-    """The description, under `name`, of the tokenizer that a tokenizer.json holds."""
+def read_json(path, name, say_guess=False):
+    """The description, under `name`, of the tokenizer that a tokenizer.json holds.
+
+    Its end-of-text token is the one that the files beside it state, else guessed; say_guess: print a guess.
+    """
     from tokenizers import Tokenizer as Trained
 
     try:
@@ -225,10 +251,15 @@ def read_json(path, name):
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is no sound tokenizer.json: {error}") from None
+        raise UserError(f"{path} is not a valid tokenizer.json: {error}") from None
     stated, bos = stated_by(path.with_name("tokenizer_config.json"))
-    ends = [ids[token] for token in ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", stated) if token in ids]
-    end = {"end_of_text": ends[0]} if ends else {}
+    if stated is not None and stated not in ids:
+        raise UserError(f"{path.with_name('tokenizer_config.json')}: eos_token={stated!r} is not in {path.name}")
+    guesses = [token for token in ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>") if token in ids]
+    if stated is None and guesses and say_guess:
+        print0(f"{path}: no tokenizer_config.json states an eos_token: taken for it: {guesses[0]}")
+    ends = guesses if stated is None else [stated]
+    end = {"end_of_text": ids[ends[0]]} if ends else {}
     first = {} if bos is None else {"bos": [ids[bos]] if bos in ids else []}
     return {"tokenizer": name, "vocab_size": max(ids.values(), default=0) + 1, **end, **first, "json": text}
 
@@ -239,13 +270,15 @@ def stated_by(path):
     None where they name none; BOS is "" where they say that no text begins with it, None where they leave that open.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
         end, bos = (
             token.get("content") if isinstance(token, dict) else token
             for token in (settings.get("eos_token"), settings.get("bos_token"))
         )
-    except (OSError, ValueError, AttributeError):
+    except FileNotFoundError:
         return None, None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     return end, {True: bos, False: ""}.get(settings.get("add_bos_token"))
 
 
@@ -260,10 +293,12 @@ def fetched_tokenizer(repo, revision):
     import huggingface_hub as hub
 
     try:
-        kept = hub.try_to_load_from_cache(repo, "tokenizer.json", revision=revision)
-        if isinstance(kept, str):
-            return Path(kept)
+        cached = hub.try_to_load_from_cache(repo, "tokenizer.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
         hub.HfApi().model_info(repo, revision=revision, expand=["sha"])  # fails at once where there is no network
+        with suppress(hub.errors.EntryNotFoundError):  # it states which token ends a text
+            hub.hf_hub_download(repo, "tokenizer_config.json", revision=revision)
         return Path(hub.hf_hub_download(repo, "tokenizer.json", revision=revision))
     except Exception as error:
         raise UserError(
@@ -280,7 +315,7 @@ def without_special_tokens(spec):
     def renamed(token):
         if token == "\0":  # the end of a text in our exports, but in a text the byte, spelled as byte-level models do
             return byte_alphabet()[0]
-        return "\U0010ffff" + token if token in special else token  # a code point that is no character
+        return RENAMED + token if token in special else token
 
     model, vocab = spec["model"], spec["model"]["vocab"]
     if isinstance(vocab, dict):

@@ -13,6 +13,7 @@ import sys
 import unittest
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from blockwise import UserError
 from blockwise.data.text import BOM, TextFiles, prepare_text, read_text, split_text, tiny_shakespeare
 from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe
+from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe, without_long_runs
 
 TEXT = "Grüß Gott, schöne Welt! — 你好 🙂\r\n" * 40
 CHARS = Tokenizer({"tokenizer": "chars", "vocab_size": 4, "chars": "aβ你🙂"})
@@ -360,6 +361,64 @@ def test_special_tokens_are_encoded_as_text():
     tokenizer = Tokenizer({"tokenizer": "own", "vocab_size": 281, "json": bpe.to_str()})
     assert 280 not in tokenizer.encode("a</s> ÿb") and tokenizer.decode(tokenizer.encode("a</s> ÿb")) == "a</s> ÿb"
     assert tokenizer.decode([280]) == "</s> ÿ"
+
+
+@pytest.mark.parametrize("text", ["\U0010ffff</s> ÿ", "a\U0010ffff\U0010ffff</s> ÿb"])
+def test_no_text_spells_the_new_name_of_a_special_token(text):
+    bpe = Trained.from_str(BPE.description["json"])
+    bpe.add_special_tokens(["</s> ÿ"])
+    tokenizer = Tokenizer({"tokenizer": "own", "vocab_size": 281, "json": bpe.to_str()})
+    assert 280 not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+
+
+ENDS = ["<pad>", "</s>", "<|endoftext|>", "<eos>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "settings, end",
+    [
+        ({"eos_token": "<eos>"}, "<eos>"),  # Gemma: its </s> is an HTML tag
+        ({"eos_token": "<|endoftext|>"}, "<|endoftext|>"),  # Phi-3
+        ({"eos_token": {"content": "<|im_end|>"}}, "<|im_end|>"),
+        ({"eos_token": None}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_end_of_text_is_the_stated_one_and_a_guess_is_said(tmp_path, capsys, settings, end):
+    bpe = Trained.from_str(BPE.description["json"])
+    bpe.add_special_tokens(ENDS)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    if settings is not None:  # with the mark that Notepad writes
+        (tmp_path / "tokenizer_config.json").write_text("\ufeff" + json.dumps(settings), encoding="utf-8")
+    tokenizer = tokenizer_named(str(tmp_path), "", end_of_text=True)
+    assert tokenizer.decode([tokenizer.end_of_text]) == (end or "</s>")
+    assert ("no tokenizer_config.json states an eos_token: taken for it: </s>" in capsys.readouterr().out) == (not end)
+
+
+@pytest.mark.parametrize("content", ['{"eos_token": "<eot>"}', "{", "[]"])
+def test_a_stated_end_that_cannot_be_taken_is_no_guess(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(BPE.description["json"])
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json(: eos_token='<eot>' is not in| cannot be read)"):
+        tokenizer_named(str(tmp_path), "", end_of_text=True)
+
+
+@pytest.mark.parametrize("run", ["x" * 20_000, " " * 20_000, "ab" * 5_000 + "\n" * 10_000])
+def test_a_bpe_is_trained_on_long_runs_in_pieces(run, capsys):
+    """In one piece, 400,000 characters took minutes: the time grew with their square."""
+    tokenizer = tokenizer_named("bpe:258", f"{run}\n{TEXT}")
+    assert tokenizer.decode(tokenizer.encode(run)) == run
+    assert "runs of more than 1,000 characters" in capsys.readouterr().out
+
+
+def test_ordinary_text_is_not_cut_for_a_bpe(capsys):
+    tokenizer_named("bpe:280", f"{TEXT} {'x' * 1000} {TEXT}{' ' * 900}")
+    assert capsys.readouterr().out == ""
+    text = f"a {'y' * 2500} b{' ' * 1001}c"
+    cuts = Counter()
+    pieces = list(without_long_runs(text, cuts))
+    assert "".join(pieces) == text and cuts == {"runs": 2} and [len(piece) for piece in pieces] == [1002, 1000, 1502, 2]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"type": "BPE"}}'])

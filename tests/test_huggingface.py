@@ -591,7 +591,7 @@ def test_sampling(small, folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         text(f"--init_from=hf:{folder}")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is no sound tokenizer\.json"):
+    with pytest.raises(UserError, match=r"is not a valid tokenizer\.json"):
         text(f"--init_from=hf:{folder}")
     many = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 1, "cat": 256}, unk_token="the"))
     many.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -694,7 +694,7 @@ def test_an_export_is_read_back(one_step, tmp_path, monkeypatch):
         (add_one("transformer.h.1.attn.c_attn.weight"), r"not written: .*blocks\.1\.attn\.q_proj\.weight differs"),
         (add_one("transformer.ln_f.bias"), r"not written: .*norm_f\.bias is not zero"),
         (lambda folder: edit(folder, n_layer=1), "not written: .*has a tensor that a gpt2 model lacks"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"not written: .*no sound tokenizer\.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"not written: .*not a valid tokenizer\.json"),
         (full, "could not be written: .*No space left"),
     ):
         monkeypatch.setattr(export, "write_folder", wrong(change))

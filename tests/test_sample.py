@@ -1,19 +1,25 @@
 """Text from a checkpoint: deterministic, within the vocabulary, from the newest one that is whole."""
 
 import json
+import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiktoken
 import torch
 from conftest import finish, out_dir, run, start
+from safetensors.torch import load_file, save_file
 
 import blockwise.tokenizer
 import export
+import measure
 import model
 import sample
-from blockwise import UserError
+from blockwise import UserError, sampling
+from blockwise.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from blockwise.data.text import prepare_text
+from blockwise.huggingface.load import Pretrained
 from blockwise.tokenizer import BYTES, GPT2, Tokenizer, read_json, tokenizer_named
 from configurator import configure
 
@@ -85,6 +91,77 @@ def test_generation_ends_at_the_end_of_text():
     assert sample.text_until("cd", iter(ids), list(b"cd"), plain) == "cdab."
     assert sample.text_until("ya", ids, list(b"x.y"), plain) == "x.yab.cd"  # half of it in the prompt
     assert sample.text_until("\xe9", "ab\xe9c".encode(), [], plain) == "ab"
+
+
+@pytest.mark.parametrize("content, ends", [
+    ('{"eos_token_id": 99}', {99}), ('{"eos_token_id": [99, 100]}', {99, 100}), ('{"eos_token_id": null}', set()),
+    ("\ufeff{}", set()), (None, set()),
+])  # fmt: skip
+def test_generation_ends_where_generation_config_says(tmp_path, content, ends):
+    """A chat model has two ends: of a turn and of a text."""
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(content, encoding="utf-8")
+    assert Pretrained.ends(SimpleNamespace(folder=tmp_path)) == ends
+    text = sample.text_until("", list(b"abcd"), [], Tokenizer(BYTES | {"end_of_text": 100}), ends)
+    assert text == ("ab" if ends else "abc")
+
+
+def test_a_prompt_file_may_begin_with_a_byte_order_mark(small, tmp_path, capsys):
+    run(*small, "--max_iters=1")
+    texts = []
+    for mark in ("", "\ufeff"):
+        (tmp_path / "prompt.txt").write_text(f"{mark}the cat", encoding="utf-8")
+        capsys.readouterr()
+        write(small, f"--start=FILE:{tmp_path / 'prompt.txt'}", "--num_samples=1", "--max_new_tokens=5")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("the cat")
+
+
+def with_a_bad_weight(small, value):
+    """The newest checkpoint of a short run, with a weight that is NaN or inf."""
+    run(*small, "--max_iters=1")
+    path = newest_checkpoint(out_dir(small))
+    checkpoint = load_checkpoint(path)
+    checkpoint["model"]["blocks.1.mlp.up_proj.weight"][3, 2] = value
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    save_checkpoint(path.parent, checkpoint, None, keep=-1)
+    return path
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_one_line_everywhere(small, tmp_path, no_figures, value):
+    with_a_bad_weight(small, value)
+    problem = r"blocks\.1\.mlp\.up_proj\.weight of the checkpoint of step 1 holds NaN or inf: the run has diverged"
+    options = [f"--out_dir={out_dir(small)}"]
+    for command in (
+        lambda: write(small, "--num_samples=1"),
+        lambda: export.main(configure(export.ExportConfig, [*options, f"--to={tmp_path / 'hf'}"], "")[0]),
+        lambda: measure.main(configure(measure.SharpnessConfig, [*options, "--device=cpu"], "")[0]),
+        lambda: measure.main(configure(measure.FrequencyConfig, [*options, "--device=cpu"], "")[0]),
+        lambda: run(*small, "--init_from=resume", "--max_iters=3"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            command()
+
+
+def test_hugging_face_weights_that_are_not_finite_are_refused(small, tmp_path):
+    run(*small, "--max_iters=1")
+    hf = tmp_path / "hf"
+    export.main(configure(export.ExportConfig, [f"--out_dir={out_dir(small)}", f"--to={hf}"], "")[0])
+    tensors = load_file(hf / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight") or name.endswith("mlp.c_fc.weight"))
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    for command in (lambda: write(small, f"--init_from=hf:{hf}"), lambda: run(*small, f"--init_from=hf:{hf}")):
+        with pytest.raises(UserError, match=r"mlp\.(c_fc|up_proj)\.weight has NaN or inf, expected finite"):
+            command()
+
+
+def test_logits_that_are_not_finite_are_one_line():
+    for temperature in (0, 1.0):
+        with pytest.raises(UserError, match="the logits are NaN or inf"):
+            sampling.sample(torch.tensor([[0.0, math.nan]]), temperature, None, None)
 
 
 def test_end_of_text_in_a_prompt(monkeypatch):

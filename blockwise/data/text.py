@@ -8,13 +8,13 @@ from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
 
-from blockwise import UserError
+from blockwise import UserError, print0
 from blockwise.data.writing import check_losses, sole_writer, write_dataset
+from blockwise.tokenizer import LINE_END
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PIECE = 1 << 20  # characters of a text that are in memory at a time
 BPE_BYTES = 50_000_000  # of text that a BPE is trained on: more changes few merges, and takes minutes and gigabytes
-WORD_END = re.compile(r"(?<=\S)(?=\r?\n)")  # as tokenizer.LINE_END
 BOM = "\ufeff"
 
 
@@ -43,8 +43,8 @@ def parts_of(pieces, size):
 
 
 def read_text(path):
-    """A file's text, line ends as they are. Raises UserError if it is missing or not UTF-8."""
-    return "".join(decoded(path, io.BytesIO(read_bytes(path))))
+    """A file's text without a byte order mark, line ends as they are. Raises UserError if missing or not UTF-8."""
+    return "".join(decoded(path, io.BytesIO(read_bytes(path)))).removeprefix(BOM)
 
 
 def read_bytes(path):
@@ -108,10 +108,10 @@ def pieces_of(texts):
 
 
 def last_word_end(text):
-    """Where the last match of WORD_END is, 0 if there is none."""
+    """Where the last match of LINE_END is, 0 if there is none."""
     end = len(text)
     while (end := text.rfind("\n", 0, end)) > 0:
-        found = WORD_END.search(text, max(end - 2, 0), end + 1)
+        found = LINE_END.search(text, max(end - 2, 0), end + 1)
         if found and found.start():
             return found.start()
     return 0
@@ -160,7 +160,7 @@ def write_parts(folder, parts, tokenizer, source):
         ids = {split: encoded(split) for split in ("train", "val")}
         write_dataset(folder, ids, tokenizer.description, source, sizes)
     for split in ("train", "val"):
-        print(f"{split}: {sizes[split]:,} bytes of text")
+        print0(f"{split}: {sizes[split]:,} bytes of text")
 
 
 def first_bytes(texts, limit=BPE_BYTES):

@@ -46,6 +46,12 @@ class Pretrained:
             if sorted(stored) != sorted(expected):
                 raise UserError(f"{self.folder}: tensor {name} is {stored}, config.json says {expected}")
 
+    def ends(self):
+        """The ids at which its generation_config.json says that generation ends; of a chat model often several."""
+        path = self.folder / "generation_config.json"
+        ends = read_json(path).get("eos_token_id") if path.is_file() else None
+        return {i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)}
+
     def text_ids(self):
         """Number of ids before the padding, which are those at the end that generation_config.json suppresses."""
         path, rows = self.folder / "generation_config.json", self.shape["vocab_size"]
@@ -123,7 +129,7 @@ def find_folder(init_from):
 
 def read_json(path):
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: expected a folder that save_pretrained wrote") from None
     except (ValueError, RecursionError) as error:
