@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 import tiktoken
 from conftest import ROOT, contents, finish, ids_of, kill_all, meta_of, start, workers_of
@@ -30,6 +31,7 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from blockwise import UserError
+from blockwise.data import reading
 from blockwise.data.hub import Documents, choice
 from blockwise.data.reading import documents, import_datasets
 from blockwise.data.shards import result_of
@@ -243,7 +245,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     (work / "000007.train.bin").write_bytes(b"ab")
     process = start(*words, script=script)
     status, out, err = finish(process)
-    assert (status, err) == (0, "") and f"going on: {len(list_of_shards(text)) - 8} shards are finished" in out
+    assert (status, err) == (0, "") and f"resuming: {len(list_of_shards(text)) - 8} shards already finished" in out
     assert contents(folder) == contents(tmp_path / "whole" / "openwebtext")
 
 
@@ -309,7 +311,11 @@ def test_a_folder_that_cannot_be_made(tmp_path, source):
     """Nothing is kept, so nothing is said of that."""
     (tmp_path / "file").write_text("x")
     status, error = prepare("openwebtext", f"--source={source}", f"--data_dir={tmp_path / 'file'}")
-    assert status == 2 and error == f"error: {tmp_path / 'file' / 'openwebtext'} cannot be written: Not a directory\n"
+    assert (
+        status == 2
+        and error
+        == f"error: {tmp_path / 'file' / 'openwebtext'} cannot be written: {tmp_path / 'file'} is not a folder\n"
+    )
 
 
 @pytest.mark.parametrize("moment", ["start", "workers", "shards"])
@@ -508,14 +514,14 @@ def test_mistakes(tmp_path, source, t5, monkeypatch):
         assert key in answer and value in answer
     assert "--name=a/b" in refused("openwebtext", f"--source={source}", "--name=a/b")
     assert "GB of memory" in refused("openwebtext", f"--source={source}", "--workers=1000000")
-    usage = SimpleNamespace(free=100)
+    usage = SimpleNamespace(free=100, total=200)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         assert "GB of disk" in refused("openwebtext", f"--source={source}")
     assert "there is no folder /typo/dir" in refused("c4", f"--source={source}", "--tokenizer_path=/typo/dir")
     assert "no tokenizer.json" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
     (empty / "tokenizer.json").write_text("{}")
-    assert "tokenizer.json is no sound" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
+    assert "tokenizer.json is not a valid" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
     words = {f"w{i}": i for i in range(65536)}
     Trained(models.WordLevel(words, "w0")).save(str(empty / "tokenizer.json"))
     assert "no end-of-text token" in refused("c4", f"--source={source}", f"--tokenizer_path={empty}")
@@ -726,6 +732,97 @@ def test_links_and_what_is_not_read(tmp_path, capsys):
         (tmp_path / "docs" / name).unlink()
 
 
+@pytest.mark.parametrize(
+    "names, stated, open_",
+    [
+        (["arxiv", "dev.to", "github"], "dev.to.jsonl (validation)", "that of arxiv.jsonl says nothing"),
+        (["training", "inference", "faq"], "training.jsonl (train)", "that of faq.jsonl says nothing"),
+        (["a/train", "a/test", "b/x"], "test.jsonl (test), train.jsonl (train)", "that of x.jsonl says nothing"),
+        (["validation-0", "validation-1"], "validation-0.jsonl (validation)", ""),
+        (["test"], "test.jsonl (test)", ""),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_names_that_do_not_explain_all_files_are_an_error_or_said(tmp_path, capsys, names, stated, open_):
+    """A guess from a name never leaves documents out, and never makes training data of a validation split."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(tmp_path / f"{name}.jsonl", [name])
+    with pytest.raises(UserError) as error:
+        local_source(tmp_path, by_name=True)
+    assert all(part in str(error.value) for part in (stated, open_, "expected --val_fraction=X", "--split=NAME"))
+    every = local_source(tmp_path, by_name=True, hold_out=True)
+    assert sorted(texts_of(every)) == sorted(names) and list(every.files) == ["train"]
+    assert f"also {stated}" in capsys.readouterr().out
+
+
+def test_names_that_explain_all_files_are_followed(tmp_path, capsys):
+    for name in ("train-0", "train-1", "validation", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [name])
+    assert {split: len(part) for split, part in local_source(tmp_path).files.items()} == {"train": 2, "validation": 1}
+    chosen_from = local_source(tmp_path, by_name=True, hold_out=True)
+    assert texts_of(chosen_from) == ["train-0", "train-1"] and "validation.jsonl" in capsys.readouterr().out
+    write_jsonl(tmp_path / "extra.jsonl", ["extra"])  # what is stated wins, and says what it leaves out
+    assert texts_of(local_source(tmp_path, ["train"], by_name=True)) == ["train-0", "train-1"]
+    assert "extra.jsonl" in capsys.readouterr().out
+    assert len(texts_of(local_source(tmp_path, ["train"]))) == 5
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "DatasetDict"])
+def test_a_folder_of_save_to_disk(tmp_path, kind):
+    """Its shards as state.json names them, not the caches that `map` leaves beside them, nor the JSON about them."""
+    hf = import_datasets()
+    one = hf.Dataset.from_dict({"text": DOCS[:20]})
+    if kind == "Dataset":
+        one.save_to_disk(tmp_path / "saved", num_shards=3)
+        shutil.copy(tmp_path / "saved/data-00000-of-00003.arrow", tmp_path / "saved/cache-0123.arrow")
+        assert texts_of(local_source(tmp_path / "saved")) == DOCS[:20]
+        (tmp_path / "saved/state.json").write_text("{}")
+        with pytest.raises(UserError, match=r"state\.json is not a valid state of save_to_disk"):
+            local_source(tmp_path / "saved")
+    else:
+        hf.DatasetDict({"train": one, "validation": hf.Dataset.from_dict({"text": ["v"]})}).save_to_disk(
+            tmp_path / "saved"
+        )
+        assert list(Documents(local_source(tmp_path / "saved"))) == [
+            ("val", "v"),
+            *(("train", text) for text in DOCS[:20]),
+        ]
+
+
+@pytest.mark.parametrize(
+    "name, text, line",
+    [
+        ("x.tsv", 'text\tn\n"Hello" he said\t1\nb\t2\n', 2),  # pandas: `Hello he said`, the quotes are lost
+        ("x.tsv", 'text\tn\na\t1\n"b\t2\nc\t3\n"d" e\t4\n', 5),  # pandas: three lines in one text
+        ("x.csv", 'text,n\n"never closed,1\nb,2\n', 3),
+        ("x.csv.gz", 'text,n\na,1\n"b" c,2\n', 3),
+    ],
+)
+def test_quotes_that_would_join_lines_are_refused(tmp_path, name, text, line):
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(UserError, match=rf"{name}, line {line}: a quote that does not enclose a field"):
+        list(read_texts(tmp_path / name))
+
+
+def test_well_formed_quotes_are_read(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbftext,n\r\n"a ""quote"", and\n\na line",1\r\n\r\nplain \'s "x",2\r\n')
+    assert list(read_texts(tmp_path / "x.csv")) == ['a "quote", and\n\na line', 'plain \'s "x"']
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
+def test_rows_that_are_not_read_are_missed(tmp_path, monkeypatch, name):
+    pa.csv.write_csv(pa.table({"text": ["a", "b"]}), tmp_path / name) if name.endswith("csv") else write_parquet(
+        tmp_path / name, ["a", "b"]
+    )
+    assert list(read_texts(tmp_path / name)) == ["a", "b"]
+    real = reading.tables
+    monkeypatch.setattr(reading, "tables", lambda *most, **more: (table[:1] for table in real(*most, **more)))
+    with pytest.raises(UserError, match=r"has 2 rows, 1 were read"):
+        list(read_texts(tmp_path / name))
+
+
 def test_no_document_is_in_two_splits(tmp_path):
     folder = tmp_path / "train-and-val"
     folder.mkdir()
@@ -741,5 +838,5 @@ def test_no_document_is_in_two_splits(tmp_path):
     with pytest.raises(UserError, match="are the same"):
         local_source(folder / "train.jsonl", None, tmp_path / "copy.jsonl")
     (folder / "train.jsonl").rename(folder / "train-val.jsonl")
-    with pytest.raises(UserError, match="is it for train or validation"):
+    with pytest.raises(UserError, match="cannot tell whether this is train or validation data"):
         local_source(tmp_path)

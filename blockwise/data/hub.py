@@ -131,14 +131,15 @@ def find_source(args, splits, config):
         return hub_source(args.repo, args.revision, splits, config, args.max_docs or args.max_tokens)
     if args.val_fraction and (args.val_split or val_source):
         raise UserError("--val_fraction with --val_split or --val_source: expected one of them")
-    if args.split or args.val_split or args.val_fraction:
+    if args.split or args.val_split:
         splits = [args.split or "train", *([args.val_split] if args.val_split else [])]
         if len(set(splits)) < len(splits):
             raise UserError(f"--val_split={args.val_split} is the split for training, too: expected another")
     if Path(args.source).exists():
-        return local_source(args.source, splits, val_source, True, args.config)
+        return local_source(args.source, splits, val_source, True, args.config, bool(args.val_fraction))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", args.source):
         raise UserError(f"{args.source} does not exist: expected a folder, a file, or OWNER/NAME of the hub")
+    splits = splits or (["train"] if args.val_fraction else None)
     return hub_source(args.source, args.revision, splits, args.config, args.max_docs or args.max_tokens)
 
 

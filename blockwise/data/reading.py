@@ -1,9 +1,12 @@
 """The documents of one file. `datasets` unpacks and parses it; what it lacks is here, each with its reason."""
 
 import codecs
+import csv
+import io
 import json
 import os
 import re
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +131,7 @@ def table_documents(link, form, path, column, start):
 
     row = 0
     try:
+        stated = rows_stated(link, form, path)
         # Other columns of a parquet file may be large, and need not be read
         only = {"columns": [column]} if form == "parquet" and column in parquet_columns(link) else {}
         for table in tables(link, form, **only):
@@ -136,11 +140,37 @@ def table_documents(link, form, path, column, start):
                     if i > start:
                         yield (i, *decoded(data, f"{path}, row {i}"))
             row += table.num_rows
+        if stated not in (None, row):
+            raise UserError(f"{path} has {stated:,} rows, {row:,} were read: expected another format, like .jsonl")
     except UserError:
         raise
     except Exception as error:  # of pyarrow, of pandas, of datasets
         kind = "parquet" if isinstance(error, pyarrow.ArrowException) and form == "parquet" else form
-        raise UserError(f"{path} is no sound {kind} file: {error}") from None
+        raise UserError(f"{path} is not a valid {kind} file: {error}") from None
+
+
+def rows_stated(link, form, path):
+    """Number of rows, counted without `datasets`; None where it is not counted. Raises UserError for stray quotes.
+
+    pandas takes a quote at the start of a field for the start of a quoted one and joins the lines up to the next quote.
+    """
+    if form == "parquet":
+        from pyarrow import parquet
+
+        return parquet.read_metadata(link).num_rows
+    if form not in ("csv", "tsv"):
+        return None
+    csv.field_size_limit(sys.maxsize)
+    packed = None if link.suffix == f".{form}" else link.suffix[1:]
+    with open_packed(link, packed) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, delimiter="\t" if form == "tsv" else ",", strict=True)
+        try:
+            return sum(1 for row in rows if row) - 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {rows.line_num}: a quote that does not enclose a field ({error}) would join lines: "
+                "expected quotes doubled inside of quoted fields, or .jsonl"
+            ) from None
 
 
 def parquet_columns(link):

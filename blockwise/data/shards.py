@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from blockwise import UserError
+from blockwise import UserError, print0
 from blockwise.data.writing import DTYPES, check_losses, dtype_of, sole_writer, write_dataset, write_ids
 from blockwise.files import cause, free_space, replace
 
@@ -79,9 +79,11 @@ def print_read(source, total, skipped):
     files = [f"{len(part):,} file{'s' * (len(part) > 1)}" for part in source.files.values()]
     files = files if files[1:] else [f"the same {files[0]}"] * 2
     for split, part in zip(SPLITS, files, strict=True):
-        print(f"{split}: {total[split]['documents']:,} documents, {total[split]['bytes']:,} bytes of text, from {part}")
+        print0(
+            f"{split}: {total[split]['documents']:,} documents, {total[split]['bytes']:,} bytes of text, from {part}"
+        )
     if skipped:
-        print(f"left out: {skipped:,} rows without text (--bad_rows=skip)")
+        print0(f"left out: {skipped:,} rows without text (--bad_rows=skip)")
 
 
 def again(work):
@@ -93,10 +95,9 @@ def say_abandoned(folder, work):
     files = [path for path in folder.glob("work-*/*") if path.parent != work]
     if files:
         others, size = sorted({str(path.parent) for path in files}), sum(path.stat().st_size for path in files)
-        print(
+        print0(
             f"shards of other settings lie in {', '.join(others)}: {size / 1e9:,.3f} GB, "
             "kept for the command that made them; delete what is not wanted",
-            flush=True,
         )
 
 
@@ -109,9 +110,9 @@ def check_space(work, text_bytes, workers, shard_bytes, vocab_size):
     memory = (workers + 1) * (WORKER_BYTES + 8 * shard_bytes)
     free, installed = free_space(work), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     left = "unknown" if free is None else f"{free / 1e9:,.1f} GB"
-    print(
+    print0(
         f"about {text_bytes / 1e9:,.3f} GB of text: needs {disk / 1e9:,.3f} GB of disk in {work.parent} "
-        f"({left} free) and {memory / 1e9:,.1f} GB of memory for {workers} workers", flush=True
+        f"({left} free) and {memory / 1e9:,.1f} GB of memory for {workers} workers"
     )  # fmt: skip
     if free is not None and disk > free:
         raise UserError(f"{work.parent} needs about {disk / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free")
@@ -126,7 +127,7 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, m
     width = DTYPES[dtype_of(tokenizer.vocab_size)].itemsize
     finished = {path.stem: shard for path in work.glob("*.json") if (shard := finished_shard(path, width))}
     if finished:
-        print(f"going on: {len(finished)} shards are finished", flush=True)
+        print0(f"resuming: {len(finished)} shards already finished")
     # A new interpreter for each: a fork of a process with threads (pyarrow's) may hang.
     context = multiprocessing.get_context("spawn")
     try:
@@ -284,7 +285,7 @@ def concatenate_shards(work, shards, split, dtype):
             path = work / f"{number:06d}.{split}.bin"
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != shard[split]["sha256"]:
-                raise UserError(f"{discard_damaged(work, shards)}: give the same command again, which makes them again")
+                raise UserError(f"{discard_damaged(work, shards)}: run the same command again to rebuild them")
             yield np.frombuffer(data, dtype=DTYPES[dtype])[: shard[split]["tokens"]]
 
 

@@ -1,6 +1,7 @@
 """The files of a corpus: of one's own, or of a data set of the Hugging Face hub; which of them are for what."""
 
 import itertools
+import json
 import os
 import re
 from collections import defaultdict
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwise import UserError
+from blockwise import UserError, print0
 from blockwise.data.reading import EXPECTED, documents, form_of, import_datasets
 from blockwise.files import free_space, sha256
 
@@ -56,12 +57,13 @@ def text_per_byte(name):
 # Files of one's own
 
 
-def local_source(path, splits=None, val_path=None, by_name=False, config=None):
+def local_source(path, splits=None, val_path=None, by_name=False, config=None, hold_out=False):
     """Files below `path`, in the order of their names. Raises UserError where a split has none, or two have one file.
 
     splits: of whom the second is for validation. One alone takes every file, or with `by_name` those whose name, or the
-    deepest folder that does so, states it, if names state any; None finds out whether there are two. config: one that
-    the folder's README.md describes, as a clone of a data set of the hub has it.
+    deepest folder that does so, states it, if names state any. None goes by the names, and raises UserError where they
+    explain only some of the files, or no training; with `hold_out` (documents are to be chosen) it then takes all.
+    config: one that the folder's README.md describes, as a clone of a data set of the hub has it.
     """
     path = Path(os.path.abspath(path))
     if config:
@@ -80,7 +82,10 @@ def local_source(path, splits=None, val_path=None, by_name=False, config=None):
     else:
         if not config:
             groups = files_by_split(found, path if path.is_dir() else path.parent)
-        splits = splits or [split for split in ("train", "validation") if groups.get(split)] or ["train"]
+        if not splits and set(groups) != {None} and (None in groups or "train" not in groups):
+            groups = {"train": explained(path, groups, hold_out)}
+        splits = splits or [split for split in ("train", "validation")[: 1 if hold_out else 2] if groups.get(split)]
+        splits = splits or ["train"]
         if set(groups) == {None} and len(splits) == 1:
             groups = {splits[0]: found}
         for split in splits:
@@ -93,6 +98,20 @@ def local_source(path, splits=None, val_path=None, by_name=False, config=None):
     refuse_overlap(files)
     print_unread(path, unread)
     return Source(path.name, None, files, Path)
+
+
+def explained(path, groups, hold_out):
+    """All files, where their names leave open what some are for and `hold_out` settles it; else raises UserError."""
+    names = {split: [os.path.basename(name) for name, *_ in part] for split, part in groups.items()}
+    stated = ", ".join(f"{part[0]} ({split})" for split, part in names.items() if split)
+    if not hold_out:
+        open_ = f", that of {names[None][0]} says nothing" if None in names else ""
+        raise UserError(
+            f"{path}: names say what some files are for, {stated}{open_}: expected --val_fraction=X to take them all, "
+            "or --split=NAME [--val_split=NAME] to take those of a name alone"
+        )
+    print0(f"taken whatever their names say: all files of {path}, also {stated}")
+    return [file for part in groups.values() for file in part]
 
 
 def file_at(name):
@@ -119,6 +138,11 @@ def files_below(folder):
     """
     names, unread, seen = [], [], {os.path.realpath(folder)}
     for top, folders, files in os.walk(folder, followlinks=True):
+        if {"state.json", "dataset_info.json"} <= set(files):  # Dataset.save_to_disk, which may also hold caches
+            saved = saved_files(top)
+            unread += [os.path.join(top, name) for name in files if name not in saved]
+            files = saved
+        files = [name for name in files if name != "dataset_dict.json"]  # DatasetDict.save_to_disk
         hidden = [name for name in (*folders, *files) if name.startswith(".") and name != ".lock"]
         unread += [os.path.join(top, name) for name in hidden]
         real = {name: os.path.realpath(os.path.join(top, name)) for name in folders if name not in hidden}
@@ -139,6 +163,16 @@ def files_below(folder):
     return read, unread
 
 
+def saved_files(folder):
+    """The files that a folder written by `datasets`' save_to_disk states. Raises UserError if it states none."""
+    path = os.path.join(folder, "state.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [stated["filename"] for stated in json.load(file)["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a valid state of save_to_disk: {type(error).__name__}: {error}") from None
+
+
 def files_by_split(files, top):
     """{split or None: files}, by the name of the file, else of the deepest folder that names a split."""
     by_split = defaultdict(list)
@@ -151,7 +185,9 @@ def split_named(name, path):
     for part in reversed(Path(name).parts):
         named = [split for split, pattern in SPLIT_NAMES.items() if pattern.search(part)]
         if named[1:]:
-            raise UserError(f"{path}: is it for {' or '.join(named)}? Rename it, or use --source and --val_source")
+            raise UserError(
+                f"{path}: cannot tell whether this is {' or '.join(named)} data: rename it, or use --val_source"
+            )
         if named:
             return named[0]
     return None
@@ -178,7 +214,7 @@ def print_unread(path, unread):
     if unread:
         names = [os.path.relpath(name, path) for name in sorted(unread)[:5]]
         more = f" and {len(unread) - 5} more" if unread[5:] else ""
-        print(f"not read: {len(unread)} of {path} ({', '.join(names)}{more})", flush=True)
+        print0(f"not read: {len(unread)} of {path} ({', '.join(names)}{more})")
 
 
 # Data sets of the hub
@@ -232,7 +268,7 @@ def hub_source(repo, revision, splits, config=None, max_docs=None):
     source = Source(repo, commit, {split: [(n, sizes[n], None) for n in groups[split]] for split in splits}, path_of)
     others = [split for split in groups if split not in splits]
     if others:
-        print(f"not read: the splits {', '.join(others)} of {repo}", flush=True)
+        print0(f"not read: the splits {', '.join(others)} of {repo}")
     if max_docs is None:
         check_download_space(source)
     return source
@@ -276,6 +312,6 @@ def check_download_space(source):
     todo = sum(n for name, n, _ in files if not isinstance(hub.try_to_load_from_cache(source.name, name, **at), str))
     free = free_space(cache)
     left = "unknown" if free is None else f"{free / 1e9:,.1f} GB"
-    print(f"{todo / 1e9:,.1f} GB to fetch into {cache} ({left} free; HF_HOME moves it)", flush=True)
+    print0(f"{todo / 1e9:,.1f} GB to fetch into {cache} ({left} free; HF_HOME moves it)")
     if free is not None and todo > free:
         raise UserError(f"{cache} needs {todo / 1e9:,.1f} GB of disk, {free / 1e9:,.1f} GB are free: HF_HOME moves it")

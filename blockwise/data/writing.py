@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blockwise import UserError
+from blockwise import UserError, print0
 from blockwise.files import FolderLock, cause, replace, sync
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -58,7 +58,7 @@ def write_dataset(folder, splits, tokenizer, source, text_bytes=None, **facts):
             with suppress(OSError):
                 (folder / f"{name}.tmp").unlink()
     for split, stated in meta["splits"].items():
-        print(f"{folder / split}.bin: {stated['tokens']:,} tokens ({tokenizer['tokenizer']})")
+        print0(f"{folder / split}.bin: {stated['tokens']:,} tokens ({tokenizer['tokenizer']})")
 
 
 def dtype_of(vocab_size):
@@ -91,10 +91,10 @@ def check_losses(tokenizer, tokens, unknown, characters, lost):
     Not at the first one: T5's own vocabulary drops line ends, and the published runs on C4 have it so.
     """
     if tokenizer.lossless:
-        print(f"{tokenizer.name} spells any text: nothing is lost", flush=True)
+        print0(f"{tokenizer.name} spells any text: nothing is lost")
         return
     shares = unknown / max(tokens, 1), lost / max(characters, 1)
     text = f"{tokenizer.name}: {shares[0]:.2%} of tokens are unknown, {shares[1]:.2%} of characters do not decode back"
     if max(shares) > REFUSE:
         raise UserError(f"{text}: this tokenizer cannot spell this text, expected another one")
-    print(f"WARNING: {text}" if max(shares) > WARN else text, flush=True)
+    print0(f"WARNING: {text}" if max(shares) > WARN else text)
