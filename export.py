@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from blockwise import UserError, exit_on_user_error
+from blockwise import UserError, exit_on_user_error, print0
 from blockwise.keys import PATH, Keys
 from configurator import configure
 
@@ -65,9 +65,9 @@ def main(config):
         raise UserError(f"to={to} could not be written: {error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"wrote {path} to {to}: step {checkpoint['step']}, tokenizer {tokenizer.name}")
+    print0(f"wrote {path} to {to}: step {checkpoint['step']}, tokenizer {tokenizer.name}")
     if rows > tokenizer.vocab_size:
-        print(f"the embedding keeps its {rows} rows; ids from {tokenizer.vocab_size} on are padding, never generated")
+        print0(f"the embedding keeps its {rows} rows; ids from {tokenizer.vocab_size} on are padding, never generated")
 
 
 def read_back(folder, to, state, config):

@@ -1,6 +1,7 @@
 """One learning rate per block type: block table, schedules, data, checkpoints. Importing this loads no torch."""
 
 import os
+import select
 import sys
 from contextlib import contextmanager, suppress
 
@@ -66,16 +67,31 @@ def drop_buffer(stream):
         os.close(nothing)
 
 
+def nobody_reads(stream):
+    """Whether a stream is a pipe whose reader has closed it."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 @contextmanager
 def exit_on_user_error():
     """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and its exit status; Ctrl-C one and 130.
 
-    A mistake is a UserError, or a file that the system will not open, read or write.
+    A mistake is a UserError, or a file that the system will not open, read or write. A character that the console's
+    encoding lacks is printed as an escape, and a reader of stdout that has had enough ends the command quietly.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # a stream of a test, a full disk, a closed stream
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        sys.stdout.flush()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
+            if isinstance(error, BrokenPipeError) and nobody_reads(sys.stdout):
+                drop_buffer(sys.stdout)
+                sys.exit(0)
             raise
         every_rank = getattr(error, "every_rank", False)
         leave("error: " + " ".join(str(error).split()), getattr(error, "status", 2), every_rank)

@@ -169,7 +169,8 @@ def cause(error):
     if os.path.islink(path) and not os.path.exists(path):
         return f"{path} is a link to {os.readlink(path)}, which does not exist"
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{path} is not a folder"
+        part = next((part for part in (Path(path), *Path(path).parents) if part.exists() and not part.is_dir()), path)
+        return f"{part} is not a folder"
     return f"{path}: {error.strerror}"
 
 

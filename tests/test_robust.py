@@ -21,7 +21,7 @@ import export
 import measure
 import sample
 import train
-from blockwise import UserError, checkpoint, files, loader, print0
+from blockwise import UserError, checkpoint, exit_on_user_error, files, loader, print0
 from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint, save_checkpoint
 from blockwise.data.shards import check_space
 from blockwise.data.writing import write_dataset
@@ -58,6 +58,57 @@ def test_a_pipe_that_nobody_reads(small):
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(metrics(small)) == list(range(9))
+
+
+def entry(action, encoding, tmp_path, monkeypatch):
+    """What an entry point that does `action` writes to a console of this encoding."""
+    with open(tmp_path / "console", "w", encoding=encoding) as console:
+        monkeypatch.setattr(sys, "stdout", console)
+        with exit_on_user_error():
+            action()
+    return (tmp_path / "console").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "encoding, text, expected",
+    [("ascii", "é 🙂", rb"\xe9 \U0001f642"), ("latin-1", "é 你", b"\xe9 \\u4f60"), ("utf-8", "a\udcff", rb"a\udcff"),
+     ("utf-8", "é", "é".encode())],
+)  # fmt: skip
+def test_a_character_that_the_console_lacks_is_an_escape(tmp_path, monkeypatch, encoding, text, expected):
+    assert entry(lambda: print(text), encoding, tmp_path, monkeypatch) == expected + b"\n"
+
+
+@pytest.mark.parametrize("script", ["sample.py", "plot.py"])
+def test_a_reader_that_has_had_enough_ends_a_command_quietly(small, tmp_path, script):
+    run(*small, "--max_iters=1")
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = {
+        "sample.py": [f"--out_dir={out_dir(small)}", "--num_samples=1", "--max_new_tokens=2", "--device=cpu"],
+        "plot.py": ["curves", str(out_dir(small)), f"--out={tmp_path / 'x.png'}"],
+    }[script]
+    done = subprocess.run(
+        [sys.executable, script, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_pipe_of_something_else_is_still_an_error():
+    with pytest.raises(BrokenPipeError), exit_on_user_error():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_preparation_goes_on_without_its_console(tmp_path):
+    """Nothing in a data set depends on who reads the messages."""
+    (tmp_path / "x.txt").write_text("the cat sat on a mat\n" * 40)
+    with open("/dev/full", "w") as full:
+        words = ["data/text/prepare.py", tmp_path / "x.txt", "--name=x", "--tokenizer=bytes", f"--data_dir={tmp_path}"]
+        done = subprocess.run(
+            [sys.executable, *map(str, words)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x" / "meta.json").exists()
 
 
 def test_a_line_that_cannot_be_printed_is_dropped_alone(tmp_path, monkeypatch):
@@ -104,7 +155,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_reason(tmp_path, monk
     for name, reason in {
         "link": f"link is a link to {tmp_path / 'gone'}, which does not exist",
         "file": "file is not a folder",
-        "file/inside": "file/inside is not a folder",
+        "file/inside": "/file is not a folder",
     }.items():
         with pytest.raises(UserError, match=f"^out_dir=o cannot be written: .*{re.escape(reason)}$"):
             FolderLock(tmp_path / name, "out_dir=o").acquire()
