@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from test_processes import wait_for
 import export
 import measure
 import sample
-import train
 from blockwise import UserError, checkpoint, exit_on_user_error, files, loader, print0
 from blockwise.checkpoint import load_checkpoint, manifests, newest_checkpoint, save_checkpoint
 from blockwise.data.shards import check_space
@@ -299,17 +299,20 @@ def test_an_exception_saves_first(small, tmp_path, monkeypatch, where, capsys):
     """The state before its step, from which a run goes on exactly; nothing in the middle of an update."""
     straight = (*small, f"--out_dir={tmp_path / 'straight'}")
     run(*straight)
-    calls, (owner, name) = [], {"forward": (Transformer, "forward"), "update": (train, "clip_grads_with_norm_")}[where]
+    calls, (owner, name) = (
+        [],
+        {"forward": (Transformer, "forward"), "update": (torch.nn.utils, "clip_grads_with_norm_")}[where],
+    )
     original = getattr(owner, name)
 
     def failing(*args, **more):
         calls.append(1)
         if len(calls) == (31 if where == "forward" else 7):  # of step 6; forward passes of evaluations count too
-            raise RuntimeError("out of memory")
+            raise RuntimeError("no more")
         return original(*args, **more)
 
     monkeypatch.setattr(owner, name, failing)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="no more"):
         run(*small)
     monkeypatch.undo()
     saved = newest_checkpoint(out_dir(small))
@@ -538,6 +541,26 @@ def test_a_checkpoint_is_hashed_while_it_is_written(tmp_path, monkeypatch):
     stated = json.loads(path.with_suffix(".json").read_text())
     assert stated["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert stated["bytes"] == path.stat().st_size and newest_checkpoint(tmp_path) == path
+
+
+def test_two_ranks_never_write_one_checkpoint_at_once(tmp_path, monkeypatch):
+    """As after an error on both; the second one sees that the first has committed it."""
+    write, begun, ended = checkpoint.write_tensors, [], []
+
+    def slow(path, content):
+        begun.append(time.sleep(0.2))
+        stated = write(path, content)
+        ended.append(len(begun))
+        return stated
+
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
+    state = {"step": 3, "config": {}, "model": {"w": torch.arange(9)}}
+    ranks = [threading.Thread(target=save_checkpoint, args=(tmp_path, state, None, 2)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert ended == [1] and newest_checkpoint(tmp_path).name == "ckpt_00000003.pt"
 
 
 def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, monkeypatch, capsys):

@@ -46,9 +46,8 @@ class Output:
 
     def __init__(self, config, start, progress, world):
         self.config, self.progress, self.world, self.is_master = config, progress, world, world.is_master
-        self.logger, self.writes = None, not writes_nothing(config)
-        self.thread, self.writing = ThreadPoolExecutor(1), None
-        if self.writes and world.is_master:
+        self.logger, self.thread, self.writing = None, ThreadPoolExecutor(1), None
+        if world.is_master and not writes_nothing(config):
             self.begin(start)
         progress.wandb_id = world.on_master(lambda: progress.wandb_id)  # after an error any rank may save
 
@@ -99,7 +98,7 @@ class Output:
             warn(f"{self.config.out_dir}: rows of metrics.jsonl are not on the disk, the checkpoint of this step is")
         background = self.in_background and not must and not sharing
         state = state if sharing else gathered(state, self.world, copy=background)
-        if not (sharing or self.logger or (without_peers and self.writes)):
+        if not (sharing or self.logger or without_peers):
             return False
         val_loss = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         kept = self.config.keep_checkpoints, not self.config.always_save_checkpoint
