@@ -43,7 +43,7 @@ from blockwise.layer_warmup import LayerWarmup
 from blockwise.lr_multipliers import LRMultipliers
 from blockwise.optimizers import keep_state, optimizer_for
 from blockwise.qk_clip import clip_qk
-from blockwise.schedules import block_rate, due
+from blockwise.schedules import block_rate, due, schedule_notes
 from blockwise.training import (
     EMA,
     BlockStats,
@@ -128,7 +128,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     progress = Progress.of(start.checkpoint)
     layers = LayerWarmup(config, start.checkpoint)
     lr_mult = LRMultipliers(config, start.checkpoint)
-    notes = [data.note, layers.describe(progress.step), lr_mult.describe()]
+    notes = [data.note, layers.describe(progress.step), lr_mult.describe(), *schedule_notes(config)]
     if "dry_run" in flags:
         make_model = partial(Transformer, activation_checkpointing=config.activation_checkpointing)
         more = notes, world, compile_may_fail, "dry_run=measure" in flags

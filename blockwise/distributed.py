@@ -163,7 +163,12 @@ def auto_dtype(name, device):
     if name != "auto":
         return name
     cuda = str(device).startswith("cuda") and torch.cuda.is_available()
-    return "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if cuda and has_bfloat16() else "float32"
+
+
+def has_bfloat16():
+    """Whether the CUDA device computes in bfloat16 itself."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def find_device(name, local_rank=0):

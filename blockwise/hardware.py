@@ -1,4 +1,4 @@
-"""What the machine can do and what a run takes of it: peak rate, peak memory."""
+"""Peak rate of the device, free and used memory, and the estimate of a step's memory."""
 
 import os
 import platform
@@ -13,13 +13,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Dense bf16 or fp16 rate from the makers' data sheets, in 1e12 operations per second. The first match counts.
+# Dense bf16 or fp16 rate from the makers' data sheets, in 1e12 operations per second. Words of the device's name, in
+# this order and side by side; the first match counts.
 PEAK_TFLOPS = (
-    ("B200", 2250), ("GB200", 2250), ("H200", 989), ("GH200", 989), ("H100 PCIe", 756), ("H100 NVL", 835),
-    ("H100", 989), ("A100", 312), ("A800", 312), ("H800", 989), ("L40S", 362), ("L40", 181), ("L4", 121),
-    ("A10G", 70), ("A10", 125), ("A40", 150), ("A6000", 155), ("RTX 4090", 165), ("RTX 3090", 71),
-    ("V100", 125), ("T4", 65),
+    ("B300", 2250), ("GB300", 2500), ("B200", 2250), ("GB200", 2500), ("H200", 989), ("GH200", 989), ("H100 PCIe", 756),
+    ("H100 NVL", 835), ("H100", 989), ("A100", 312), ("A800", 312), ("H800", 989), ("L40S", 362), ("L40", 181),
+    ("L4", 121), ("A10G", 70), ("A10", 125), ("A30", 165), ("A40", 150), ("RTX A6000", 155), ("RTX 5090", 210),
+    ("RTX 4090", 165), ("RTX 3090", 71), ("V100", 125), ("T4", 65),
 )  # fmt: skip
+OTHER_CARDS = {"MIG", "Laptop", "Max", "D", "Ti", "SUPER"}  # words that make a slice, or another card, of a name
 
 
 # Measured with glibc on models of 1 to 30 million parameters; docs/performance.md has estimates beside measurements
@@ -31,8 +33,10 @@ def peak_flops(device, dtype):
     """Operations per second of a matrix product on `device`, or None where it is not known (CPUs, float32)."""
     if device.type != "cuda" or dtype == torch.float32:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tera * 1e12 for part, tera in PEAK_TFLOPS if part in name), None)
+    words = re.split(r"[\s-]+", torch.cuda.get_device_name(device))
+    if OTHER_CARDS & set(words):
+        return None
+    return next((tera * 1e12 for name, tera in PEAK_TFLOPS if f" {name} " in f" {' '.join(words)} "), None)
 
 
 def peak_memory_mb(device):

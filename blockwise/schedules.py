@@ -25,6 +25,40 @@ def block_rate(config, step, lr_mult):
     )
 
 
+def schedule_notes(config):
+    """One line for each thing that the learning rate will do and the keys do not seem to say. config: resolved."""
+    if not config.decay_lr:
+        return []
+    notes, last = [], max(config.max_iters - 1, 0)
+    if config.warmup_iters > last > 0:
+        share = block_rate(config, last, 1.0) / config.learning_rate if config.learning_rate else 1
+        notes.append(
+            f"warmup_iters={config.warmup_iters} is not over by max_iters={config.max_iters}: "
+            f"the learning rate rises to {share:.3g} of its peak"
+        )
+    if config.schedule == "constant":
+        return notes
+    multipliers = {"Norm": 1.0} if config.lr_mult == "auto" else config.lr_mult
+    floors = {block: config.min_lr * (x if config.min_lr_scaled else 1) for block, x in multipliers.items()}
+    low = [block for block, x in multipliers.items() if 0 < config.learning_rate * x < floors[block]]
+    if low and config.warmup_iters <= last:
+        notes.append(
+            f"min_lr={config.min_lr:g} is above the peak learning rate of {', '.join(low)}: after the warmup it rises "
+            f"to min_lr; lower min_lr, or set min_lr_ratio"
+        )
+    if config.lr_decay_iters < config.max_iters:
+        notes.append(
+            f"lr_decay_iters={config.lr_decay_iters} is below max_iters={config.max_iters}: from step "
+            f"{config.lr_decay_iters} on the learning rate stays at its floor, min_lr={config.min_lr:g}"
+        )
+    elif config.lr_decay_iters > config.max_iters and config.warmup_iters <= last:
+        notes.append(
+            f"lr_decay_iters={config.lr_decay_iters} is above max_iters={config.max_iters}: the learning rate of Norm "
+            f"ends at {block_rate(config, last, multipliers['Norm']):.3g}, not at its floor, min_lr={config.min_lr:g}"
+        )
+    return notes
+
+
 def learning_rate(schedule, step, *, peak, floor, warmup, end, decay=1 / 3, base=None):
     """Learning rate of step `step`, counted from 0.
 

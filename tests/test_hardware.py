@@ -197,6 +197,35 @@ def test_the_estimate_bounds_a_compiled_step(small, capsys):
     assert re.search(r"estimated largest batch_size: \d+ or more", out)
 
 
+@pytest.mark.parametrize(
+    "name, tera",
+    [
+        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA RTX A1000", None), ("NVIDIA RTX A4000", None), ("NVIDIA A40", 150), ("NVIDIA RTX A6000", 155),
+        ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA B300", 2250),
+        ("NVIDIA GeForce RTX 5090", 210), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A30", 165),
+        ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA L40S", 362),
+        ("NVIDIA A10", 125), ("NVIDIA A10G", 70), ("Tesla V100-SXM2-16GB", 125), ("Tesla T4", 65),
+        ("NVIDIA T400", None),
+    ],
+)  # fmt: skip
+def test_peak_rates_by_exact_names(monkeypatch, name, tera):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    rate = hardware.peak_flops(torch.device("cuda"), torch.bfloat16)
+    assert rate == (tera and tera * 1e12)
+
+
+@pytest.mark.parametrize("dtype, emulated, said", [("float32", True, 1), ("float32", False, 0), ("float16", True, 0)])
+def test_float16_where_there_is_no_bfloat16(capsys, monkeypatch, dtype, emulated, said):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or not emulated
+    )
+    config = TrainConfig(**{**SMALL_KEYS, "dtype": dtype}, n_layer=1, device="cuda").resolved()
+    world = SimpleNamespace(size=1, device=torch.device("cuda"))
+    summary.print_summary(config, Transformer(ModelConfig.of(config)), config.lr_mult, [], world)
+    assert capsys.readouterr().out.count("--dtype=float16") == said
+
+
 def test_larger_micro_batches():
     config = TrainConfig(batch_size=12, gradient_accumulation_steps=40)
     for size, largest, expected in ((1, 100, (60, 8)), (8, 100, (60, 8)), (8, 60, (12, 40)), (1, 20, (12, 40))):

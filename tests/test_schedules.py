@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from blockwise.schedules import block_rate, learning_rate
+from blockwise.schedules import block_rate, learning_rate, schedule_notes
 from blockwise.settings import TrainConfig
 
 
@@ -147,3 +147,29 @@ def test_block_rate_floors():
     assert block_rate(constant, 8, 6) == block_rate(TrainConfig(decay_lr=False, **config), 8, 6) == 6.0
     paper = TrainConfig(schedule="wsd", wsd_boost="paper", min_lr_scaled=True, wsd_decay=0.5, **config)
     assert [block_rate(paper, step, 6) for step in (2, 4, 8)] == [6.0, 1.0, 1.5]  # a scaled floor above the base
+
+
+USUAL = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 10, "max_iters": 100, "lr_decay_iters": 100}
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({}, []),
+        ({"decay_lr": False, "warmup_iters": 200}, []),
+        ({"schedule": "constant", "lr_decay_iters": 10, "min_lr": 1.0}, []),
+        ({"learning_rate": 5e-5}, ["above the peak learning rate of Norm: after the warmup it rises"]),
+        ({"lr_mult": {"VO": 0.05}}, ["above the peak learning rate of VO:"]),
+        ({"learning_rate": 5e-5, "min_lr_ratio": 0.1}, []),
+        ({"lr_mult": {"VO": 0.05}, "min_lr_scaled": True}, []),
+        ({"lr_decay_iters": 40}, ["from step 40 on the learning rate stays at its floor, min_lr=0.0001"]),
+        ({"max_iters": 55, "lr_mult": "auto"}, ["the learning rate of Norm ends at 0.00056"]),
+        (
+            {"warmup_iters": 199},
+            ["warmup_iters=199 is not over by max_iters=100: the learning rate rises to 0.5 of its peak"],
+        ),
+    ],
+)
+def test_what_a_schedule_will_do_against_what_its_keys_say(keys, expected):
+    notes = schedule_notes(TrainConfig(**{**USUAL, **keys}).resolved())
+    assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True)), notes

@@ -8,6 +8,7 @@ import torch
 
 from blockwise import UserError, first_line, print0
 from blockwise.blocks import param_groups
+from blockwise.distributed import has_bfloat16
 from blockwise.hardware import free_memory
 from blockwise.optimizers import MATRIX_BLOCKS, state_bytes
 from blockwise.settings import DRAWN
@@ -37,6 +38,8 @@ def print_summary(config, model, lr_mult, notes, world):
         f"x {config.batch_size} sequences x {config.block_size} tokens"
     )
     print0(f"on {config.device} in {config.dtype}, {'compiled' if config.compile else 'eager'}, into {config.out_dir}")
+    if world.device.type == "cuda" and config.dtype == "float32" and not has_bfloat16():
+        print0("this GPU has no bfloat16, so dtype=auto is float32; --dtype=float16 is available and faster")
 
 
 def print_groups(config, groups):
