@@ -79,8 +79,8 @@ def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=n
     traces = dict.fromkeys(blocks, 0.0)
     for draw in draws:
         labels = partial(sampled_labels, model, seed=seed, draw=draw, precision=precision)
-        found = gradient(model, batch, params, micro, all_reduce, labels, precision)
-        squares = (g.norm().item() ** 2 for g in found)
+        grads = gradient(model, batch, params, micro, all_reduce, labels, precision)
+        squares = (g.norm().item() ** 2 for g in grads)
         for block, members in blocks.items():
             traces[block] += batch.positions * sum(next(squares) for _ in members)
     return {b: traces[b] / len(draws) / sum(p.numel() for p in members) for b, members in blocks.items()}

@@ -24,7 +24,7 @@ def draw(folders, out):
     baseline = studies[0]["baseline"]
     names = dict.fromkeys(arm for study in studies for arm in study["arms"])
     points = {arm: [(s["tokens"], s["arms"][arm]) for s in studies if arm in s["arms"]] for arm in names}
-    lines = {arm: [(tokens, one["mean"]) for tokens, one in found] for arm, found in points.items()}
+    lines = {arm: [(tokens, result["mean"]) for tokens, result in line] for arm, line in points.items()}
 
     for line in table(points, lines, baseline):
         print(line)
@@ -32,15 +32,15 @@ def draw(folders, out):
     figure, (left, right) = start_figure(2)
     styles = cycle(zip(COLOURS, "sD^v<>", strict=True))
     right.axhline(0, color="black", linestyle=(0, (5, 2)))
-    for arm, found in points.items():
-        if len(found) < 2:
+    for arm, line in points.items():
+        if len(line) < 2:
             continue
         colour, marker = ("black", "o") if arm == baseline else next(styles)
         style = {"color": colour, "marker": marker, "markersize": 5, "label": literal(arm), "capsize": 3}
         dash = (0, (5, 2)) if arm == baseline else "-"
-        deviations = [one["deviation"] or 0 for _, one in found]
+        deviations = [result["deviation"] or 0 for _, result in line]
         left.errorbar(*zip(*lines[arm], strict=True), deviations, linestyle=dash, **style)
-        gaps = [(tokens, *gap_of(one)) for tokens, one in found if gap_of(one)]
+        gaps = [(tokens, *gap_of(result)) for tokens, result in line if gap_of(result)]
         if gaps:
             tokens, gap, low, high = zip(*gaps, strict=True)
             beside = np.array(tokens) * 1.04 ** len(right.containers)  # so that intervals do not cover each other
@@ -59,10 +59,14 @@ def draw(folders, out):
 
 def read(folder):
     """What the figure needs of a study: its tokens, its baseline, and its arms as study.json has them."""
-    with study_of(folder) as found:
-        config, (comparison, *others) = found["study"], found["places"].values()
+    with study_of(folder) as study:
+        config, (comparison, *others) = study["study"], study["places"].values()
         step = config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
-        arms = {arm: one for arm, one in comparison.items() if one["mean"] is not None and one["role"] != "twice"}
+        arms = {
+            arm: result
+            for arm, result in comparison.items()
+            if result["mean"] is not None and result["role"] != "twice"
+        }
         if others or config["baseline"] not in arms:
             raise UserError(f"{folder}: expected a study with one condition, one floor and a finished baseline")
     return {
@@ -71,9 +75,9 @@ def read(folder):
     }  # fmt: skip
 
 
-def gap_of(one):
+def gap_of(result):
     """(gap to the baseline, the ends of its interval) of an arm, both the gap itself for one seed; None: no test."""
-    test = one.get("test")
+    test = result.get("test")
     if not test or test["gap"] is None:
         return None
     return test["gap"], *((test["gap"],) * 2 if test["low"] is None else (test["low"], test["high"]))
@@ -83,11 +87,11 @@ def table(points, lines, baseline):
     """The lines of a Markdown table with every arm at every budget."""
     yield "| tokens | arm | loss | gap | 95 % interval | speedup |"
     yield "|---|---|---|---|---|---|"
-    for arm, found in points.items():
-        for tokens, one in found:
-            gap, low, high = gap_of(one) or (None, None, None)
+    for arm, line in points.items():
+        for tokens, result in line:
+            gap, low, high = gap_of(result) or (None, None, None)
             ratio = None if arm == baseline else speedup(lines[arm], lines[baseline], tokens)
-            cells = [f"{tokens:,}", arm, f"{one['mean']:.3f}", "" if gap is None else f"{gap:+.3f}"]
+            cells = [f"{tokens:,}", arm, f"{result['mean']:.3f}", "" if gap is None else f"{gap:+.3f}"]
             cells += [f"{low:+.3f} to {high:+.3f}" if low != high else "", "" if ratio is None else f"{ratio:.2f}x"]
             yield f"| {' | '.join(cells)} |"
 

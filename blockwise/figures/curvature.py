@@ -12,17 +12,17 @@ def draw(folder):
     """curvature.png: the largest eigenvalues against the step, of checkpoints and as train.py logged them."""
     folder = Path(folder)
     try:
-        found = [json.loads(path.read_text()) for path in sorted(folder.glob("curvature_*.json"))]
-        found = sorted(found, key=lambda one: one["step"])
+        measured = [json.loads(path.read_text()) for path in sorted(folder.glob("curvature_*.json"))]
+        measured = sorted(measured, key=lambda row: row["step"])
         rows = read_rows(folder) if (folder / "metrics.jsonl").is_file() else []
         live = [row for row in rows if isinstance(row.get("curvature/lr_lambda"), int | float)]  # NaN is a string
-        met = [(one["step"], one["preconditioned"]) for one in found if "preconditioned" in one]
-        plain = [(one["step"], one["hessian"]) for one in found]
+        scaled = [(row["step"], row["preconditioned"]) for row in measured if "preconditioned" in row]
+        plain = [(row["step"], row["hessian"]) for row in measured]
         if not plain and not live:
             raise UserError(f"{folder} holds no curvature: expected what measure.py curvature or train.py writes")
-        figure, panels = start_figure(bool(met or live) + bool(plain))
-        if met or live:
-            draw_stability(panels[0], met, live)
+        figure, panels = start_figure(bool(scaled or live) + bool(plain))
+        if scaled or live:
+            draw_stability(panels[0], scaled, live)
         if plain:
             draw_eigenvalues(panels[-1], plain, "lambda_max", "Hessian")
             panels[-1].set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
@@ -34,16 +34,16 @@ def draw(folder):
     write(figure, folder / "curvature.png")
 
 
-def draw_stability(axes, met, live):
+def draw_stability(axes, scaled, live):
     """Learning rate times the largest preconditioned eigenvalue, and the threshold."""
-    thresholds = {one["threshold"] for _, one in met} | {row["curvature/threshold"] for row in live}
+    thresholds = {row["threshold"] for _, row in scaled} | {row["curvature/threshold"] for row in live}
     for threshold in sorted(thresholds):
         axes.axhline(threshold, color="black", linestyle=(0, (5, 2)), label=f"threshold, {threshold:.3g}")
     if live:
         x, y = [row["step"] for row in live], [row["curvature/lr_lambda"] for row in live]
         axes.plot(x, y, color=COLOURS[0], linewidth=1, label="while training")
-    if met:
-        draw_eigenvalues(axes, met, "lr_lambda", "checkpoints")
+    if scaled:
+        draw_eigenvalues(axes, scaled, "lr_lambda", "checkpoints")
     axes.set(xlabel="step", ylabel="rate of Norm x largest preconditioned eigenvalue")
     low, high = axes.get_ylim()
     axes.set_ylim(min(0, low), 1.05 * high)
@@ -52,9 +52,9 @@ def draw_stability(axes, met, live):
 
 def draw_eigenvalues(axes, points, key, label):
     """Values against the step, (step, value) pairs; those that have not converged are open circles."""
-    x, y = [step for step, _ in points], [one[key] for _, one in points]
+    x, y = [step for step, _ in points], [row[key] for _, row in points]
     axes.plot(x, y, color=COLOURS[1], marker="o", markersize=5, label=label)
-    unsure = [(step, one[key]) for step, one in points if not one["converged"]]
+    unsure = [(step, row[key]) for step, row in points if not row["converged"]]
     if unsure:
         style = {"color": COLOURS[1], "linestyle": "", "marker": "o", "markersize": 5, "markerfacecolor": "white"}
         axes.plot(*zip(*unsure, strict=True), label="not converged", zorder=3, **style)

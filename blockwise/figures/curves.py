@@ -56,9 +56,9 @@ def compare(run, baselines):
 
 def check_data(runs):
     """Raises UserError for runs of different tokenizers, whose losses do not compare; warns of different text."""
-    known = [run for run in runs if run.data]
-    for run in known[1:]:
-        first = known[0]
+    with_data = [run for run in runs if run.data]
+    for run in with_data[1:]:
+        first = with_data[0]
         if run.data["tokenizer"] != first.data["tokenizer"]:
             problem = f"{first.name} and {run.name} were trained with different tokenizers"
             raise UserError(f"{problem}: their losses per token cannot be compared, draw them in two figures")

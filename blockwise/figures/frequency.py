@@ -12,22 +12,22 @@ def draw(folder):
     folder, kinds = Path(folder), {}
     for path in sorted(folder.glob("frequency_*_*.json")):
         try:
-            found = json.loads(path.read_text())
-            kinds.setdefault(found["by"], []).append(found)
+            measured = json.loads(path.read_text())
+            kinds.setdefault(measured["by"], []).append(measured)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is broken: {error!r}") from None
     if not kinds:
         raise UserError(f"{folder} holds no measurement: expected what measure.py frequency writes")
     for by, steps in kinds.items():
         try:
-            figure = figure_of(by, sorted(steps, key=lambda found: found["step"]))
+            figure = figure_of(by, sorted(steps, key=lambda measured: measured["step"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{folder}: its frequency_{by}_*.json is broken: {error!r}") from None
         write(figure, folder / f"frequency_{by}.png")
 
 
 def figure_of(by, steps):
-    newest, paired = steps[-1], [found for found in steps if found["against"] is not None]
+    newest, paired = steps[-1], [measured for measured in steps if measured["against"] is not None]
     figure, panels = start_figure(1 + bool(paired))
     draw_line(panels[0], newest, "loss", "error", COLOURS[0], newest["out_dir"])
     if newest["against"] is not None:
@@ -38,8 +38,8 @@ def figure_of(by, steps):
         axes = panels[1]
         axes.axhline(0, color="black", linewidth=1)
         shown = paired[:: -max(1, -(-len(paired) // len(COLOURS)))][::-1]  # the newest is among them
-        for found, colour in zip(shown, COLOURS, strict=False):
-            draw_line(axes, found, "difference", "difference_error", colour, f"step {found['step']}")
+        for measured, colour in zip(shown, COLOURS, strict=False):
+            draw_line(axes, measured, "difference", "difference_error", colour, f"step {measured['step']}")
         axes.set(ylabel=literal(f"loss less that of {paired[-1]['against']}"), title="below 0: lower loss")
         axes.legend(frameon=False)
     for axes in panels:
@@ -50,9 +50,9 @@ def figure_of(by, steps):
     return figure
 
 
-def draw_line(axes, found, key, error, colour, name, linestyle="-"):
-    x, y = [row["part"] for row in found["parts"]], [row[key] for row in found["parts"]]
-    bars = [row[error] or 0 for row in found["parts"]] if error else None
+def draw_line(axes, measured, key, error, colour, name, linestyle="-"):
+    x, y = [row["part"] for row in measured["parts"]], [row[key] for row in measured["parts"]]
+    bars = [row[error] or 0 for row in measured["parts"]] if error else None
     axes.errorbar(x, y, bars, color=colour, linestyle=linestyle, marker="o", markersize=4, capsize=3,
                   label=literal(name))  # fmt: skip
 

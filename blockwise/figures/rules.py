@@ -19,18 +19,18 @@ def draw(config, out):
     It is printed for the config's own width. config: resolved; all of the shape but the width is its own.
     Raises UserError where a rule has no rate.
     """
-    head_width, own = config.n_embd // config.n_head, {}
+    head_width, rates = config.n_embd // config.n_head, {}
     figure, panels = start_figure(len(PANELS))
     figure.set_size_inches(11, 11)
     for number, name in enumerate(RULES):
         points = [(width, rates_at(config, name, width, head_width)) for width in WIDTHS if width >= head_width]
         if not points:
             raise UserError(f"n_embd / n_head = {head_width}: expected heads of at most {WIDTHS[-1]}")
-        own = rates_at(config, name, config.n_embd, head_width)
-        print(f"{name:<12}" + "  ".join(f"{block} {own[block]:.3g}" for block in PANELS if block in own))
+        rates = rates_at(config, name, config.n_embd, head_width)
+        print(f"{name:<12}" + "  ".join(f"{block} {rates[block]:.3g}" for block in PANELS if block in rates))
         colour = (*COLOURS, "black")[number]
         for axes, block in zip(panels, PANELS, strict=True):
-            if block in own:
+            if block in rates:
                 line = {"color": colour, "linestyle": STYLES[number], "linewidth": THICKNESS[number]}
                 axes.plot([w for w, _ in points], [rates[block] for _, rates in points], label=name, **line)
     for axes, block in zip(panels, PANELS, strict=True):

@@ -27,8 +27,8 @@ def draw(folder):
     folder, kinds = Path(folder), {}
     for path in sorted(folder.glob("sharpness_*_*.json")):
         try:
-            found = json.loads(path.read_text())
-            kinds.setdefault(found["kind"], {})[found["step"]] = found
+            measured = json.loads(path.read_text())
+            kinds.setdefault(measured["kind"], {})[measured["step"]] = measured
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is broken: {error}") from None
     if not kinds:
@@ -49,47 +49,47 @@ def draw(folder):
             write(figure, folder / f"sharpness_{kind}_evolution.png")
 
 
-def draw_bars(axes, found):
+def draw_bars(axes, measured):
     """Average sharpness with its standard error; the geometric mean as a dotted line across the bar."""
-    names = in_order(found["blocks"])
+    names = in_order(measured["blocks"])
     for at, block in enumerate(names):
-        one = found["blocks"][block]
-        if one["mean"] > 0:
-            axes.bar(at, one["mean"], yerr=one["error"], color=BLOCK_COLOURS[block], capsize=4, edgecolor="black")
+        row = measured["blocks"][block]
+        if row["mean"] > 0:
+            axes.bar(at, row["mean"], yerr=row["error"], color=BLOCK_COLOURS[block], capsize=4, edgecolor="black")
         else:  # a trace of the Hessian may be negative: no bar on a logarithmic axis
             place = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "fontsize": 8}
-            axes.annotate(f"{one['mean']:.1e}", (at, 0.02), **place)
-        if one["geometric"] and found["kind"] != "hessian":  # whose single entries are noise, of either sign
-            axes.plot([at - 0.4, at + 0.4], [one["geometric"]] * 2, color="black", linestyle=":", linewidth=2)
+            axes.annotate(f"{row['mean']:.1e}", (at, 0.02), **place)
+        if row["geometric"] and measured["kind"] != "hessian":  # whose single entries are noise, of either sign
+            axes.plot([at - 0.4, at + 0.4], [row["geometric"]] * 2, color="black", linestyle=":", linewidth=2)
     axes.set_xticks(range(len(names)), names)
     axes.set(yscale="log", ylabel="average sharpness (per parameter)")
-    dotted = "" if found["kind"] == "hessian" else "; dotted: geometric mean"
+    dotted = "" if measured["kind"] == "hessian" else "; dotted: geometric mean"
     axes.set_title(f"mean and standard error{dotted}", fontsize="medium")
 
 
-def draw_density(axes, found):
+def draw_density(axes, measured):
     """How the diagonal's entries above zero are spread, each block's share by log10."""
-    low, high = found["log10_bins"][0], found["log10_bins"][-1]
-    edges = np.linspace(low, high, len(found["log10_bins"]))
-    for block in in_order(found["blocks"]):
-        shares = np.array(found["blocks"][block]["histogram"])
+    low, high = measured["log10_bins"][0], measured["log10_bins"][-1]
+    edges = np.linspace(low, high, len(measured["log10_bins"]))
+    for block in in_order(measured["blocks"]):
+        shares = np.array(measured["blocks"][block]["histogram"])
         axes.stairs(shares, edges, label=block, color=BLOCK_COLOURS[block], linewidth=1.5)
-    seen = np.flatnonzero(np.sum([one["histogram"] for one in found["blocks"].values()], axis=0) > 1e-4)
+    seen = np.flatnonzero(np.sum([row["histogram"] for row in measured["blocks"].values()], axis=0) > 1e-4)
     if len(seen):
         axes.set_xlim(edges[seen[0]] - 1, edges[seen[-1] + 1] + 1)
     axes.set(xlabel="log10 of a parameter's diagonal curvature", ylabel="share of the block", title="distribution")
     axes.legend(frameon=False)
 
 
-def draw_layers(figure, axes, found):
+def draw_layers(figure, axes, measured):
     """Layer by block, on a logarithmic scale of grey."""
     from matplotlib.colors import LogNorm
 
-    names = in_order({one["block"] for one in found["layers"]})
-    rows = sorted({one["layer"] for one in found["layers"]}, key=lambda layer: -1 if layer is None else layer)
+    names = in_order({row["block"] for row in measured["layers"]})
+    rows = sorted({row["layer"] for row in measured["layers"]}, key=lambda layer: -1 if layer is None else layer)
     table = np.full((len(rows), len(names)), np.nan)
-    for one in found["layers"]:
-        table[rows.index(one["layer"]), names.index(one["block"])] = one["mean"] if one["mean"] > 0 else np.nan
+    for row in measured["layers"]:
+        table[rows.index(row["layer"]), names.index(row["block"])] = row["mean"] if row["mean"] > 0 else np.nan
     image = axes.imshow(table, norm=LogNorm(), cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(rows)), ["outside" if row is None else str(row) for row in rows])
@@ -100,11 +100,11 @@ def draw_layers(figure, axes, found):
 
 def draw_evolution(axes, steps):
     """Each block's average sharpness against the step."""
-    blocks = {block for found in steps.values() for block in found["blocks"]}
+    blocks = {block for measured in steps.values() for block in measured["blocks"]}
     for block in in_order(blocks):
         points = [(step, steps[step]["blocks"][block]) for step in sorted(steps) if block in steps[step]["blocks"]]
-        x, y = [step for step, _ in points], [one["mean"] for _, one in points]
-        error = [one["error"] or 0 for _, one in points]
+        x, y = [step for step, _ in points], [row["mean"] for _, row in points]
+        error = [row["error"] or 0 for _, row in points]
         axes.errorbar(x, y, error, label=block, color=BLOCK_COLOURS[block], marker=BLOCK_MARKERS[block], capsize=3)
     axes.set(yscale="log", xlabel="step", ylabel="average sharpness (per parameter)")
     axes.legend(frameon=False)

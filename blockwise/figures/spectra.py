@@ -16,17 +16,17 @@ def draw(folder):
     folder, steps = Path(folder), {}
     for path in sorted(folder.glob("spectrum_*.json")):
         try:
-            found = json.loads(path.read_text())
-            steps[found["step"]] = found
-            found["js"]["distances"], found["blocks"]  # what is drawn below
+            measured = json.loads(path.read_text())
+            steps[measured["step"]] = measured
+            measured["js"]["distances"], measured["blocks"]  # what is drawn below
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is broken: {error}") from None
     if not steps:
         raise UserError(f"{folder} holds no measurement: expected what measure.py spectrum writes")
     newest = steps[max(steps)]
     kinds = {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
-    for name, one in newest["blocks"].items():
-        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = one
+    for name, spectrum in newest["blocks"].items():
+        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = spectrum
     figure, panels = start_figure(len(kinds))
     for axes, (kind, layers) in zip(panels, sorted(kinds.items(), key=lambda item: item[0] != "full"), strict=True):
         draw_spectra(axes, layers, newest["edges"])
@@ -46,8 +46,8 @@ def draw(folder):
 
 def layer_of(name):
     """The layer of a parameter, None outside the layers. Written out here, since `curvature` loads torch."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def draw_spectra(axes, layers, edges):
@@ -59,10 +59,10 @@ def draw_spectra(axes, layers, edges):
 
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(layers))))
     ends = [10 * edges[0], *edges, 10 * edges[-1]]
-    for (layer, one), shade, style in zip(layers.items(), shades, cycle(["-", "--", "-.", ":"]), strict=False):
-        if one["histogram"] is not None:
+    for (layer, spectrum), shade, style in zip(layers.items(), shades, cycle(["-", "--", "-.", ":"]), strict=False):
+        if spectrum["histogram"] is not None:
             label = f"layer {layer}" if layer is not None else None
-            axes.stairs(one["histogram"], ends, label=label, color=shade, linestyle=style, linewidth=1.3)
+            axes.stairs(spectrum["histogram"], ends, label=label, color=shade, linestyle=style, linewidth=1.3)
     axes.set_xscale("symlog", linthresh=1e-6, linscale=0.3)
     axes.set_xticks([-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1], ["-1", "-0.01", "-1e-4", "0", "1e-4", "0.01", "1"])
     axes.minorticks_off()
@@ -101,7 +101,7 @@ def draw_extremes(axes, steps):
     """Largest and smallest eigenvalue of the whole model, or of the one block with the largest."""
     for key, style in (("largest", "-"), ("smallest", "--")):
         pick = max if key == "largest" else min
-        points = [(step, pick(one[key] for one in steps[step]["blocks"].values())) for step in sorted(steps)]
+        points = [(step, pick(spectrum[key] for spectrum in steps[step]["blocks"].values())) for step in sorted(steps)]
         axes.plot(*zip(*points, strict=True), color="black", linestyle=style, marker="o", label=key)
     axes.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
     axes.legend(frameon=False)

@@ -21,9 +21,9 @@ def draw(folder):
     Of a map of many arms only those with more than one learning rate are drawn: the others are experiments/maps.py's.
     """
     folder = Path(folder)
-    with study_of(folder) as found:
-        comparisons = {name: legible(arms) for name, arms in found["places"].items()}
-        names = {arm: one["role"] for arms in comparisons.values() for arm, one in arms.items()}
+    with study_of(folder) as study:
+        comparisons = {name: legible(arms) for name, arms in study["places"].items()}
+        names = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
         styles = {}
@@ -34,8 +34,8 @@ def draw(folder):
         for name, draw_arm in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
             figure, panels = start_figure(len(comparisons))
             for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
-                for arm, one in arms.items():
-                    draw_arm(axes, arm, one, {**styles[arm], "marker": markers[arm]})
+                for arm, result in arms.items():
+                    draw_arm(axes, arm, result, {**styles[arm], "marker": markers[arm]})
                 axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}
@@ -62,19 +62,19 @@ def study_of(folder):
 
 def legible(arms):
     """The arms that a figure can show."""
-    swept = {arm: one for arm, one in arms.items() if len(one["sweep"]) > 1 or one["role"] != "arm"}
+    swept = {arm: result for arm, result in arms.items() if len(result["sweep"]) > 1 or result["role"] != "arm"}
     return arms if len(arms) <= LEGIBLE or len(swept) < 2 else swept
 
 
-def draw_sweep(axes, arm, one, style):
+def draw_sweep(axes, arm, result, style):
     """Final loss against learning rate, one seed; the best is filled. Runs without a loss: their status, at the top."""
-    points = [(p["learning_rate"], p["loss"]) for p in one["sweep"] if p["loss"] is not None]
+    points = [(p["learning_rate"], p["loss"]) for p in result["sweep"] if p["loss"] is not None]
     axes.set(xscale="log", xlabel="learning_rate (of Norm)", ylabel="final validation loss (nats per token)")
     if points:
         axes.plot(*zip(*points, strict=True), label=arm, markersize=5, markerfacecolor="white", **style)
-        best = [point for point in points if point[0] == one["best"]]
+        best = [point for point in points if point[0] == result["best"]]
         axes.plot(*zip(*best, strict=True), markersize=7, **style) if best else None
-    for point in one["sweep"]:
+    for point in result["sweep"]:
         if point["loss"] is None:
             axes.annotate(
                 point["status"], (point["learning_rate"], 0.99), xycoords=axes.get_xaxis_transform(), rotation=90,
@@ -84,25 +84,25 @@ def draw_sweep(axes, arm, one, style):
 
 def mark_rates(axes, arms):
     """A tick at every learning rate that was tried."""
-    rates = sorted({point["learning_rate"] for one in arms.values() for point in one["sweep"]})
+    rates = sorted({point["learning_rate"] for result in arms.values() for point in result["sweep"]})
     axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45, ha="right", fontsize="small")
     axes.minorticks_off()
 
 
-def draw_bands(axes, arm, one, style):
+def draw_bands(axes, arm, result, style):
     """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation."""
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
-    if not one["curves"]:
+    if not result["curves"]:
         return
-    steps, mean, spread = map(np.array, zip(*mean_curve(list(one["curves"].values())), strict=True))
-    label = f"{arm} at {one['best']:g}: {one['mean']:.3f}"
+    steps, mean, spread = map(np.array, zip(*mean_curve(list(result["curves"].values())), strict=True))
+    label = f"{arm} at {result['best']:g}: {result['mean']:.3f}"
     axes.plot(steps, mean, label=label, color=style["color"], linestyle=style["linestyle"])
     axes.fill_between(steps, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def late_range(arms):
     """Loss axis for the bands after the first quarter of each run: what comes before would flatten the rest."""
-    bands = [mean_curve(list(one["curves"].values())) for one in arms.values() if one["curves"]]
+    bands = [mean_curve(list(result["curves"].values())) for result in arms.values() if result["curves"]]
     late = [point for band in bands for point in band[len(band) // 4 :]]
     low = min((mean - spread for _, mean, spread in late), default=0.0)
     high = max((mean + spread for _, mean, spread in late), default=1.0)

@@ -31,15 +31,15 @@ def measure(config, models, split, world):
             model, started = model.to(world.device), time.perf_counter()
             scales, optimizer = ({}, {}) if plain_only else preconditioner_scales(config, saved, model)
             identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
-            found = {"hessian": largest_eigenvalue_of(config, step, model, identity, batch, world, progress)}
+            eigenvalues = {"hessian": largest_eigenvalue_of(config, step, model, identity, batch, world, progress)}
             if scales:
                 value = largest_eigenvalue_of(config, step, model, scales, batch, world, progress)
                 rate = {"lr_lambda": optimizer["lr"]["Norm"] * value["lambda_max"]}
-                found["preconditioned"] = value | rate | optimizer | {"exclude": config.exclude}
+                eigenvalues["preconditioned"] = value | rate | optimizer | {"exclude": config.exclude}
             elif not plain_only:
                 progress.total -= config.products
             if world.is_master:
-                write_curvature(config, step, found, time.perf_counter() - started)
+                write_curvature(config, step, eigenvalues, time.perf_counter() - started)
 
 
 def preconditioner_scales(config, saved, model):
@@ -85,26 +85,26 @@ def largest_eigenvalue_of(config, step, model, scales, batch, world, progress):
         return matrix(v)
 
     try:
-        found = largest_eigenvalue(counted, matrix.random(config.seed), config.products, config.tolerance)
+        top = largest_eigenvalue(counted, matrix.random(config.seed), config.products, config.tolerance)
     except FloatingPointError:
         raise UserError(f"step {step}: the curvature is not finite") from None
-    progress.total -= config.products - found.products
-    result = {"lambda_max": found.value, "residual": found.residual}
-    return result | {"products": found.products, "converged": found.converged}
+    progress.total -= config.products - top.products
+    result = {"lambda_max": top.value, "residual": top.residual}
+    return result | {"products": top.products, "converged": top.converged}
 
 
-def write_curvature(config, step, found, seconds):
+def write_curvature(config, step, eigenvalues, seconds):
     about = {
         "step": step, "dataset": config.dataset, "positions": config.batches * config.batch_size * config.block_size,
         "seed": config.seed, "tolerance": config.tolerance, "seconds": seconds,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | found, indent=1) + "\n")
+    write_text(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | eigenvalues, indent=1) + "\n")
     tqdm.write(f"step {step}: largest eigenvalue")
-    for kind, one in found.items():
-        note = "" if one["converged"] else f", NOT CONVERGED after {one['products']} products"
-        tqdm.write(f"  {kind:<15}{one['lambda_max']:.4e}   residual {one['residual']:.1e}{note}")
-    if "preconditioned" in found:
-        one = found["preconditioned"]
-        tqdm.write(f"  {'times the rate':<15}{one['lr_lambda']:.4g}, and {one['threshold']:.4g} is the threshold")
+    for kind, value in eigenvalues.items():
+        note = "" if value["converged"] else f", NOT CONVERGED after {value['products']} products"
+        tqdm.write(f"  {kind:<15}{value['lambda_max']:.4e}   residual {value['residual']:.1e}{note}")
+    if "preconditioned" in eigenvalues:
+        value = eigenvalues["preconditioned"]
+        tqdm.write(f"  {'times the rate':<15}{value['lr_lambda']:.4g}, and {value['threshold']:.4g} is the threshold")
     elif config.init_from == "resume" and config.preconditioner != "none":
         tqdm.write("  no preconditioned one: the optimizer has no state yet, or the learning rate is 0")

@@ -68,8 +68,8 @@ def parts(counts):
     more frequent than a tenth of the text leaves the parts that it spans empty.
     """
     order = np.argsort(counts, kind="stable")
-    own = counts[order]
-    middle = (np.cumsum(own) - own / 2) / max(own.sum(), 1)
+    ordered = counts[order]
+    middle = (np.cumsum(ordered) - ordered / 2) / max(ordered.sum(), 1)
     part_of = np.empty(len(counts), dtype=np.int64)
     part_of[order] = np.minimum(PARTS * middle, PARTS - 1)
     return part_of
@@ -119,18 +119,18 @@ def write_frequency(config, step, totals, numbers, other, counts, part_of):
         whole |= {"difference": one.item(), "difference_error": plain(two)}
     rows = []
     for part in range(PARTS):
-        own = counts[part_of == part]
+        ordered = counts[part_of == part]
         if not numbers[:, part].sum():
             continue
-        row = {"part": part + 1, "tokens": len(own), "least": int(own.min()), "most": int(own.max())}
+        row = {"part": part + 1, "tokens": len(ordered), "least": int(ordered.min()), "most": int(ordered.max())}
         row["positions"] = int(numbers[:, part].sum())
         rows.append(row | {name: plain(values[part]) for name, values in columns.items()})
-    found = {
+    measured = {
         "step": step, "by": config.by, "dataset": config.dataset, "sequences": len(totals), "out_dir": config.out_dir,
         "against": config.against if other is not None else None, "training_tokens": int(counts.sum()),
         "all": whole, "parts": rows,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"frequency_{config.by}_{step:08d}.json", json.dumps(found, indent=1) + "\n")
+    write_text(Path(config.out_dir) / f"frequency_{config.by}_{step:08d}.json", json.dumps(measured, indent=1) + "\n")
     tqdm.write(f"step {step}: loss by frequency of the {config.by} token, rare to frequent")
     for row in [*rows, {"part": "all", "tokens": len(counts), **whole}]:
         text = f"  {row['part']:>3}  {row['tokens']:>7,} tokens   loss {row['loss']:.4f}"

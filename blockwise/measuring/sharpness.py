@@ -63,27 +63,27 @@ def diagonal_samples(config, model, batch, repeats, world):
 
 
 def write_sharpness(config, step, diagonal, draws, seconds, suggest):
-    blocks = {block: asdict(one) for block, one in diagonal.by_block().items()}
+    blocks = {block: asdict(stats) for block, stats in diagonal.by_block().items()}
     layers = [
-        {"layer": layer, "block": block, "mean": one.mean, "error": one.error, "parameters": one.parameters}
-        for (layer, block), one in diagonal.by_layer().items()
+        {"layer": layer, "block": block, "mean": stats.mean, "error": stats.error, "parameters": stats.parameters}
+        for (layer, block), stats in diagonal.by_layer().items()
     ]
-    found = {
+    measured = {
         "step": step, "kind": config.kind, "batches": config.batches, "draws": draws,
         "positions": config.batch_size * config.block_size, "dataset": config.dataset, "seed": config.seed,
         "seconds": seconds, "blocks": blocks, "layers": layers, "log10_bins": LOG10_BINS.tolist(),
     }  # fmt: skip
     if suggest:
-        averages = {block: one["mean"] for block, one in blocks.items()}
+        averages = {block: stats["mean"] for block, stats in blocks.items()}
         suggested = multipliers(averages, config.auto_mult_power, config.auto_mult_max, step)
-        found["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
+        measured["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
     path = Path(config.out_dir) / f"sharpness_{config.kind}_{step:08d}.json"
-    write_text(path, json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(measured, indent=1) + "\n")
     tqdm.write(f"step {step}, {config.kind}: average sharpness by block")
-    for block, one in sorted(blocks.items(), key=lambda item: item[1]["mean"]):
-        error = "" if one["error"] is None else f" +- {one['error']:.1e}"
-        geometric = "-" if one["geometric"] is None else f"{one['geometric']:.2e}"
-        means = f"{one['mean']:.3e}{error}   geometric mean {geometric}"
-        tqdm.write(f"  {block:<5} {means}   {one['parameters']:,} parameters")
+    for block, stats in sorted(blocks.items(), key=lambda item: item[1]["mean"]):
+        error = "" if stats["error"] is None else f" +- {stats['error']:.1e}"
+        geometric = "-" if stats["geometric"] is None else f"{stats['geometric']:.2e}"
+        means = f"{stats['mean']:.3e}{error}   geometric mean {geometric}"
+        tqdm.write(f"  {block:<5} {means}   {stats['parameters']:,} parameters")
     if suggest:
         tqdm.write(as_arguments(suggested))

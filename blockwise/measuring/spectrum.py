@@ -38,18 +38,18 @@ def measure(config, models, split, world):
             budget = sum(config.probes * count + POWER_PRODUCTS for count in steps.values())
             progress.total = progress.n + (len(models) - number) * budget
             model = model.to(world.device, getattr(torch, config.dtype))
-            found, started = {}, time.perf_counter()
+            measured, started = {}, time.perf_counter()
             for name, params in blocks_to_measure(config, model).items():
                 progress.set_postfix_str(name)
                 before = progress.n
                 try:
                     hessian = HessianVectorProduct(model, batch, params, config.micro_batch, world.all_reduce_sum)
-                    found[name] = spectrum_of(config, name, hessian, steps[name], world.device, progress.update)
+                    measured[name] = spectrum_of(config, name, hessian, steps[name], world.device, progress.update)
                 except FloatingPointError:
                     raise UserError(f"step {step}, {name}: the curvature is not finite") from None
                 progress.update(before + config.probes * steps[name] + POWER_PRODUCTS - progress.n)  # if it ended early
             if world.is_master:
-                write_spectrum(config, step, found, steps, time.perf_counter() - started)
+                write_spectrum(config, step, measured, steps, time.perf_counter() - started)
 
 
 def blocks_to_measure(config, model):
@@ -103,15 +103,15 @@ def require_memory(config, blocks, steps, device):
 def spectrum_of(config, name, hessian, steps, device, progress):
     """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
     dtype = getattr(torch, config.dtype)
-    own = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes, blocks would look too much alike
-    density = quadrature(hessian, hessian.size, steps, config.probes, own, device, dtype, progress)
-    start = torch.randn(hessian.size, generator=own, dtype=torch.float64).to(dtype).to(device)
+    generator = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes, blocks would look too much alike
+    density = quadrature(hessian, hessian.size, steps, config.probes, generator, device, dtype, progress)
+    start = torch.randn(hessian.size, generator=generator, dtype=torch.float64).to(dtype).to(device)
     return density, power_iteration(hessian, start, POWER_PRODUCTS)
 
 
-def write_spectrum(config, step, found, steps, seconds):
+def write_spectrum(config, step, measured, steps, seconds):
     blocks = {}
-    for name, (density, power) in found.items():
+    for name, (density, power) in measured.items():
         mean, error = density.moment()
         blocks[name] = {
             "parameters": density.n, "mean": mean, "error": error, "smallest": density.smallest,
@@ -124,18 +124,18 @@ def write_spectrum(config, step, found, steps, seconds):
             "nodes": [nodes.tolist() for nodes in density.nodes],
             "weights": [weights.tolist() for weights in density.weights],
         }  # fmt: skip
-    compared = {name: density for name, (density, _) in found.items() if name != "full" and density.has_ten}
+    compared = {name: density for name, (density, _) in measured.items() if name != "full" and density.has_ten}
     table, mean = js_distances(list(compared.values()))
     js = {
         "blocks": list(compared), "distances": table.tolist(), "mean": mean if len(compared) > 1 else None,
         "noise": js_noise(list(compared.values())) if compared and config.probes > 1 else None,
     }  # fmt: skip
-    found = {
+    measured = {
         "step": step, "probes": config.probes, "positions": config.batches * config.batch_size * config.block_size,
         "dataset": config.dataset, "seed": config.seed, "dtype": config.dtype, "seconds": seconds, "blocks": blocks,
         "edges": bin_edges()[1:-1].tolist(), "js": js,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"spectrum_{step:08d}.json", json.dumps(found) + "\n")
+    write_text(Path(config.out_dir) / f"spectrum_{step:08d}.json", json.dumps(measured) + "\n")
     print_spectrum(step, blocks, js)
 
 
@@ -143,13 +143,13 @@ def print_spectrum(step, blocks, js):
     width = max(map(len, blocks))
     tqdm.write(f"step {step}: eigenvalues of the Hessian")
     tqdm.write(f"  {'block':<{width}}  mean      smallest   largest    by power iteration")
-    for name, one in blocks.items():
-        power = one["power_iteration"]
+    for name, spectrum in blocks.items():
+        power = spectrum["power_iteration"]
         unsure = "" if power["converged"] else " (not converged)"
-        ends = f"{one['smallest']:<9.2e}  {one['largest']:<9.2e}  {power['value']:.2e}{unsure}"
-        tqdm.write(f"  {name:<{width}}  {one['mean']:<8.2e}  {ends}")
+        ends = f"{spectrum['smallest']:<9.2e}  {spectrum['largest']:<9.2e}  {power['value']:.2e}{unsure}"
+        tqdm.write(f"  {name:<{width}}  {spectrum['mean']:<8.2e}  {ends}")
     if js["mean"] is not None:
-        noise = "" if js["noise"] is None else f"; between the halves of a block's own probes: {js['noise']:.3f}"
+        noise = "" if js["noise"] is None else f"; between the halves of a block's generator probes: {js['noise']:.3f}"
         tqdm.write(f"mean Jensen-Shannon distance between blocks (JS0): {js['mean']:.3f}{noise}")
     for name in [name for name in blocks if name not in (*js["blocks"], "full")]:
         tqdm.write(f"{name} is not compared: it has no ten eigenvalues above 0")

@@ -26,14 +26,14 @@ class BlockStats:
 
         All that is measured comes from the device at once.
         """
-        keys, found = [f"grad_norm/{block}" for block in self.blocks], list(self.grad_norms)
+        keys, values = [f"grad_norm/{block}" for block in self.blocks], list(self.grad_norms)
         for block, params in self.blocks.items() if updated else ():
             old = self.before[block]
             change = total_norm([p.detach() - q for p, q in zip(params, old, strict=True)])
             keys.append(f"update_rms/{block}")
-            found.append(change / total_norm(old))
+            values.append(change / total_norm(old))
         row = {f"lr/{block}": rate for block, rate in self.rates.items()}
-        return row | dict(zip(keys, torch.stack(found).tolist(), strict=True))
+        return row | dict(zip(keys, torch.stack(values).tolist(), strict=True))
 
 
 def total_norm(tensors):
