@@ -1,9 +1,14 @@
-"""What several test files need: sizes that fit a test, the pages, studies that are finished."""
+"""What several test files need: sizes, models and requests that fit a test, the pages, studies that are finished."""
 
 import json
 
+import matplotlib.image
 import numpy as np
-from conftest import ROOT
+import pytest
+import torch
+from conftest import ROOT, out_dir
+
+from model import ModelConfig, Transformer
 
 TINY = (
     "--device=cpu", "--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=16", "--n_inner=32", "--block_size=16",
@@ -43,3 +48,101 @@ def study_of_lines(folder, conditions=("",), best=(8e-3, 3e-3)):
             arms[f"{name}, rate {rate}e-3"] = 4 + 0.1 * np.log(rate * 1e-3 / at) ** 2
     places = {name: {arm: {"mean": mean} for arm, mean in arms.items()} for name in conditions}
     (folder / "study.json").write_text(json.dumps({"places": places, "study": {"baseline": "adamw"}}))
+
+
+# Models
+
+
+KINDS = {
+    "gpt2": dict(model_type="gpt2", tie_weights=True),
+    "llama": dict(model_type="llama", tie_weights=False),
+    "grouped": dict(model_type="llama", tie_weights=True, n_kv_head=2),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_config(**options):
+    small = dict(
+        vocab_size=61, block_size=16, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_inner=48, bias=False, dropout=0.0,
+        rope_theta=100.0, norm_eps=1e-3,
+    )  # fmt: skip
+    return ModelConfig(**{**small, **options})
+
+
+def randomised(model):
+    """Every parameter random, norms and biases too, in float64."""
+    torch.manual_seed(0)
+    model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.3 * torch.randn(p.shape) + (p.dim() == 1))
+    return model
+
+
+def make(kind, **options):
+    return randomised(Transformer(make_config(**KINDS[kind], **options)))
+
+
+def batch(B=3, T=12, vocab_size=61):
+    tokens = torch.randint(vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+# Runs
+
+
+def same(a, b):
+    """Whether nested data is equal, tensors to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+class Stop:
+    """A request to stop that comes in the step after this one."""
+
+    signal = "SIGTERM"
+
+    def __init__(self, words, step):
+        self.path, self.text = out_dir(words) / "metrics.jsonl", f'"step": {step},'
+
+    def __bool__(self):
+        return self.path.exists() and self.text in self.path.read_text()
+
+
+SCRIPT = """
+import json, os, runpy, sys
+sys.path.insert(0, {root!r})
+import torch
+found = {{}}
+{patch}
+sys.argv = ["train.py"] + sys.argv[1:]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    if os.environ["RANK"] == "0":
+        open({path!r}, "w").write(json.dumps(found))
+"""
+
+
+def scripted(tmp_path, patch):
+    """Paths of a script and of what it found."""
+    script, found = tmp_path / "script.py", tmp_path / "found.json"
+    script.write_text(SCRIPT.format(root=str(ROOT), patch=patch, path=str(found)))
+    return str(script), found
+
+
+# Figures
+
+
+def coloured(path):
+    """How many pixels of a figure are not grey: of an empty one none is, whatever its size in bytes."""
+    pixels = matplotlib.image.imread(path)[..., :3]
+    return int((np.ptp(pixels, axis=-1) > 0.2).sum())
+
+
+def filled(path):
+    """The share of a figure's pixels that are not white."""
+    return float((matplotlib.image.imread(path)[..., :3].min(axis=-1) < 0.99).mean())

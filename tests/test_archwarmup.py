@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import Fork, finish, losses, out_dir, run
-from test_model import KINDS, batch, every_kind, make_config
+from helpers import KINDS, Stop, batch, every_kind, make_config, same
 from transformers import AutoModelForCausalLM
 
 import export
@@ -181,15 +181,6 @@ def test_locked_layers_are_outside_of_the_optimizer(small):
     assert steps == {8, 6, 4}
 
 
-def same(a, b):
-    """Whether nested data is equal, tensors to the last bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resume_in_the_middle_is_exact(small, tmp_path, name):
     """From every step of the warm-up, to the last bit of weights and moments."""
@@ -206,18 +197,6 @@ def test_resume_in_the_middle_is_exact(small, tmp_path, name):
         assert losses(again) == losses(words)
         resumed = load_checkpoint(out_dir(again) / "ckpt_00000008.pt")
         assert all(same(resumed[part], straight[part]) for part in ("model", "optimizer", "layers"))
-
-
-class Stop:
-    """A request to stop that comes in the step after this one."""
-
-    signal = "SIGTERM"
-
-    def __init__(self, words, step):
-        self.path, self.text = out_dir(words) / "metrics.jsonl", f'"step": {step},'
-
-    def __bool__(self):
-        return self.path.exists() and self.text in self.path.read_text()
 
 
 def test_the_checkpoints_steps_hold(small, tmp_path, capsys):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import losses, metrics, out_dir, run
-from test_archwarmup import Stop, same
+from helpers import Stop, same
 
 import measure
 import plot

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Fork, finish, out_dir, run
-from helpers import study_of_draws, study_of_lines
+from helpers import coloured, filled, study_of_draws, study_of_lines
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -69,7 +69,7 @@ def test_quadratic_from_the_command_line(tmp_path):
     found = json.loads((tmp_path / "quadratic.json").read_text())
     assert len(found["cases"]) == 4 and "x blockwise GD" in out
     assert found["cases"]["case 3: heterogeneous"]["blockwise GD"]["iterations_to_target"] < 30
-    assert (tmp_path / "quadratic.png").stat().st_size > 10_000
+    assert coloured(tmp_path / "quadratic.png") > 1000
     for key, value in (("iterations", 1), ("starts", 0), ("condition", 1.0), ("condition", 2001.0)):
         with pytest.raises(UserError, match=f"{key}={value}: expected"):
             quad.QuadraticConfig(**{key: value})
@@ -149,8 +149,9 @@ def test_heterogeneity_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     for expected in ("| CNN | Adam |", "each at its own best rate:\n  c=1: ", "transformer, trained: "):
         assert expected in out
-    for name in ("heterogeneity", "heterogeneity_spectra", "heterogeneity_js"):
-        assert (tmp_path / f"results/{name}.png").stat().st_size > 10_000
+    for name in ("heterogeneity", "heterogeneity_spectra"):
+        assert coloured(tmp_path / f"results/{name}.png") > 100
+    assert filled(tmp_path / "results/heterogeneity_js.png") > 0.1
 
 
 def test_without_a_checkpoint(tmp_path, capsys):
@@ -208,7 +209,7 @@ def test_what_the_rates_want_to_be(tmp_path):
     assert float(rows["warmup_iters"][2]) < 0.02 < 0.2 < float(rows["Emb"][2])
     assert [float(x) for x in rows["S 2%"]] == pytest.approx([256, 16, 1, 0.5, 1], rel=0.25)
     assert [float(x) for x in rows["slope 2%"]] == pytest.approx([0, -1, 0], abs=0.01)
-    assert (tmp_path / "ratios.png").stat().st_size > 5000
+    assert coloured(tmp_path / "ratios.png") > 1000
 
 
 def test_too_few_draws_are_said(tmp_path):
@@ -229,7 +230,7 @@ def test_maps_find_the_best_rates(tmp_path, capsys, conditions):
     assert found["0.02" if one else "0.02, width 32"][:2] == ["0.008", "4.000"]
     assert found["1" if one else "1, width 64"][0] == "at least 0.016"
     assert found["tables" if one else "width 64"][0] == "0.003"
-    assert (tmp_path / "maps.png").stat().st_size > 5000
+    assert coloured(tmp_path / "maps.png") > 1000
 
 
 def test_maps_mistakes(tmp_path):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Fork, finish, losses, metrics, out_dir, run, wait_for
-from test_parallel import scripted
+from helpers import scripted
 from torch import nn
 
 from blockwise import UserError, hardware

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Fork, finish, kill_all, losses, metrics, out_dir, run, wait_for
-from test_curvature import explicit_hessian_of, flat, make, make_batch
+from explicit import explicit_hessian_of, flat, make, make_batch
 
 import measure
 from blockwise import UserError

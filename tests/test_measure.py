@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Fork, finish, metrics, out_dir, run, start
+from helpers import coloured
 
 import measure
 import train
@@ -80,7 +81,7 @@ def test_every_block_has_a_value_and_an_error(trained, small, capsys):
     assert {(one["layer"], one["block"]) for one in result["layers"]} >= {(0, "QK"), (1, "Norm"), (None, "Emb")}
     assert result["positions"] == 4 * 16 and result["step"] == 8
     assert "Norm" in capsys.readouterr().out
-    assert (out_dir(small) / "sharpness_fisher.png").stat().st_size > 10_000
+    assert coloured(out_dir(small) / "sharpness_fisher.png") > 1000
 
 
 def test_all_checkpoints_draw_the_evolution(trained, small):
@@ -247,7 +248,7 @@ def test_which_blocks(trained, small, capsys):
     assert distances.shape == (3, 3) and (distances == distances.T).all() and (np.diag(distances) == 0).all()
     assert result["js"]["mean"] == pytest.approx(distances[np.triu_indices(3, 1)].mean()) and result["js"]["noise"] > 0
     for name in ("spectrum.png", "spectrum_distances.png"):
-        assert (out_dir(small) / name).stat().st_size > 10_000
+        assert coloured(out_dir(small) / name) > 1000
 
 
 def test_the_default_of_lanczos_steps_is_capped(trained, small, no_figures):
@@ -319,7 +320,7 @@ def test_eigenvalues_of_all_checkpoints(trained, small, capsys):
     one = middle["preconditioned"]
     assert one["lr_lambda"] == one["lr"]["Norm"] * one["lambda_max"] and one["threshold"] == pytest.approx(38)
     assert one["lr"] == {block: metrics(small)[4][f"lr/{block}"] for block in one["lr"]} and len(one["lr"]) == 6
-    assert (folder / "curvature.png").stat().st_size > 10_000
+    assert coloured(folder / "curvature.png") > 1000
 
 
 def test_eigenvalues_on_two_processes_and_in_pieces(trained, small, no_figures):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import KINDS, batch, every_kind, make, make_config, randomised
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -14,41 +15,7 @@ import model as modelling
 from blockwise import losses
 from blockwise.blocks import blocks_of
 from blockwise.sampling import sample
-from model import KVCache, ModelConfig, Transformer, rotate
-
-KINDS = {
-    "gpt2": dict(model_type="gpt2", tie_weights=True),
-    "llama": dict(model_type="llama", tie_weights=False),
-    "grouped": dict(model_type="llama", tie_weights=True, n_kv_head=2),
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def make_config(**options):
-    small = dict(
-        vocab_size=61, block_size=16, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_inner=48, bias=False, dropout=0.0,
-        rope_theta=100.0, norm_eps=1e-3,
-    )  # fmt: skip
-    return ModelConfig(**{**small, **options})
-
-
-def randomised(model):
-    """Every parameter random, norms and biases too, in float64."""
-    torch.manual_seed(0)
-    model.double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.3 * torch.randn(p.shape) + (p.dim() == 1))
-    return model
-
-
-def make(kind, **options):
-    return randomised(Transformer(make_config(**KINDS[kind], **options)))
-
-
-def batch(B=3, T=12, vocab_size=61):
-    tokens = torch.randint(vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(1))
-    return tokens[:, :-1], tokens[:, 1:]
+from model import KVCache, Transformer, rotate
 
 
 def on_meta(**options):

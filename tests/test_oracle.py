@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_curvature import MODELS, explicit_fisher, make, make_batch, slices
+from explicit import MODELS, explicit_fisher, make, make_batch, slices
 
 from blockwise.blocks import blocks_of
 from blockwise.curvature.eigenvalues import lanczos

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, Fork, finish, losses, metrics, out_dir, run
+from conftest import Fork, finish, losses, metrics, out_dir, run
+from helpers import scripted
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -20,19 +21,6 @@ from blockwise.training import machine
 from blockwise.training.machine import is_out_of_memory
 
 # train.py, after changes that `patch` makes; what it counts in `found` rank 0 writes
-SCRIPT = """
-import json, os, runpy, sys
-sys.path.insert(0, {root!r})
-import torch
-found = {{}}
-{patch}
-sys.argv = ["train.py"] + sys.argv[1:]
-try:
-    runpy.run_path("train.py", run_name="__main__")
-finally:
-    if os.environ["RANK"] == "0":
-        open({path!r}, "w").write(json.dumps(found))
-"""
 # Buckets of 50 kB, the size of a block, and a compiler that only counts
 COUNT_GRAPHS = """
 import functools
@@ -45,13 +33,6 @@ def count(graph, inputs):
     return graph.forward
 torch.compile = functools.partial(torch.compile, backend=count)
 """
-
-
-def scripted(tmp_path, patch):
-    """Paths of a script and of what it found."""
-    script, found = tmp_path / "script.py", tmp_path / "found.json"
-    script.write_text(SCRIPT.format(root=str(ROOT), patch=patch, path=str(found)))
-    return str(script), found
 
 
 GROWING = ("--arch_warmup=True", "--arch_warmup_groups=2", "--arch_warmup_interval=2")  # 2, 3 and 4 layers

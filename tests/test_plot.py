@@ -4,12 +4,14 @@ import json
 
 import pytest
 from conftest import ROOT, finish, start
+from helpers import coloured
 
 import plot
 from blockwise import UserError
 from blockwise.curves import reaches, speedup
 from blockwise.figures import budgets, curvature
 from blockwise.figures.curves import Run, draw
+from blockwise.figures.style import COLOURS, start_figure, write
 
 
 def make_run(folder, losses, blockwise, max_iters=None):
@@ -232,3 +234,11 @@ def test_budgets_mistakes(tmp_path):
     for folders, said in (([one], few), ([one, one], few), ([one, two], "one condition"), (none, "holds no study")):
         with pytest.raises(UserError, match=said):
             budgets.draw(folders, tmp_path / "x.png")
+
+
+def test_an_empty_figure_is_told_from_one_with_lines(tmp_path):
+    figure, (axes,) = start_figure()
+    write(figure, tmp_path / "empty.png")
+    axes.plot([1, 2], color=COLOURS[0])
+    write(figure, tmp_path / "line.png")
+    assert coloured(tmp_path / "empty.png") == 0 < 1000 < coloured(tmp_path / "line.png")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import losses, out_dir, run
-from test_model import KINDS, batch, make
+from helpers import KINDS, batch, make
 
 import model as model_file
 from blockwise import UserError

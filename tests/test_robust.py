@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Fork, assert_same, finish, losses, metrics, out_dir, run, start
-from test_processes import wait_for
+from conftest import ROOT, Fork, assert_same, finish, losses, metrics, out_dir, run, start, wait_for
 
 import export
 import measure
