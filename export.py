@@ -43,7 +43,7 @@ from safetensors import SafetensorError
 from blockwise.checkpoint import load_checkpoint, require_checkpoint, weights_of
 from blockwise.huggingface.export import folder_is_free, with_all_heads, write_folder
 from blockwise.huggingface.load import Pretrained
-from blockwise.tokenizer import Tokenizer, json_in, read_json
+from blockwise.tokenizer import Tokenizer, json_in, read_tokenizer_json
 from model import ModelConfig, Transformer
 
 
@@ -73,7 +73,7 @@ def main(config):
 def read_back(folder, to, state, config):
     """Load a folder as --init_from=hf: does. Raises UserError where a number is not what the checkpoint has."""
     try:
-        Tokenizer(read_json(json_in(folder), str(folder)))
+        Tokenizer(read_tokenizer_json(json_in(folder), str(folder)))
         source = Pretrained(f"hf:{folder}")
         with torch.device("meta"):
             like = Transformer(ModelConfig.of(source.shape)).state_dict()

@@ -64,7 +64,7 @@ from blockwise.data.text import read_text
 from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import autocast
 from blockwise.huggingface.load import Pretrained
-from blockwise.tokenizer import Tokenizer, json_in, read_json
+from blockwise.tokenizer import Tokenizer, json_in, read_tokenizer_json
 from model import Transformer
 
 
@@ -120,7 +120,7 @@ def from_pretrained(config):
     """The same of a folder in Hugging Face's format, or on its hub; an export may pad the vocabulary."""
     source = Pretrained(config.init_from)
     model = Transformer.from_pretrained(source)
-    tokenizer = Tokenizer(read_json(json_in(source.folder), str(source.folder)))
+    tokenizer = Tokenizer(read_tokenizer_json(json_in(source.folder), str(source.folder)))
     return model, tokenizer, min(tokenizer.vocab_size, source.text_ids()), source.ends()
 
 

@@ -18,6 +18,11 @@ from blockwise import UserError, warn
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV}
 
 
+# What meta.json says of token ids, and what is assumed where there is none
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
+
+
 class InUse(UserError):
     """Another process has the folder."""
 

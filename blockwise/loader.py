@@ -5,7 +5,6 @@ seen, and so does any number of processes. Format: data/NAME/{train,val}.bin, li
 as meta.json says; nanoGPT's meta.pkl, or no description at all (GPT-2 tokens), are read too, then always as uint16.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -22,9 +21,9 @@ import numpy as np
 import torch
 
 from blockwise import UserError, warn
-from blockwise.files import UNSUPPORTED, sha256
+from blockwise.files import DTYPES, GPT2, UNSUPPORTED, sha256
+from blockwise.spelling import close, did_you_mean
 
-GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 TEXT_BYTES = np.array([*b"\t\n\r", *range(32, 127)], dtype=np.uint8)
 # What reading damaged JSON or a damaged pickle raises
 BROKEN = (
@@ -33,7 +32,6 @@ BROKEN = (
 )  # fmt: skip
 PROBE = 1 << 40  # steps from here on are no training's: their sequences are the probes'
 SCAN_BYTES = 1 << 30  # files from here on are not scanned at every start; their batches are checked one by one
-DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
 @dataclass
@@ -305,8 +303,7 @@ def not_prepared(data_dir, name, path):
         script = f"data/{base}/prepare.py --tokenizer={tokenizer.replace('bpe', 'bpe:')}"
         return f"data set {name!r} is not prepared: {path} is missing; run: python {script}{where}"
     known = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
-    near = difflib.get_close_matches(name, known)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(close(name, known))
     own = f"for your own text: python data/text/prepare.py FILE --name={name}{where}"
     return f"no data set {name!r}: {path} is missing{hint}; {own}"
 

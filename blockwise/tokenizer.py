@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from blockwise import UserError, print0
+from blockwise.files import GPT2
 
 BYTES = {"tokenizer": "bytes", "vocab_size": 256}
 TOKENIZERS = "bytes, gpt2, bpe:N (trained on the training part), or a folder with a tokenizer.json"
-GPT2 = {"tokenizer": "gpt2", "vocab_size": 50257}
 LONGEST = 1000  # characters of a run that a BPE is trained on in one piece
 LONG_RUN = re.compile(rf"\S{{{LONGEST + 1},}}|\s{{{LONGEST + 1},}}")
 RENAMED = "\U0010ffff"  # before the names of special tokens that no text is to spell: a code point, not a character
@@ -166,7 +166,7 @@ def tokenizer_named(word, texts, end_of_text=False):
         end = {"end_of_text": 0} if end_of_text and word == "bytes" else {}
         return Tokenizer({"bytes": BYTES, "gpt2": GPT2}[word] | end)
     if word and Path(word).exists():
-        return Tokenizer(read_json(json_in(word), f"hf:{Path(word).resolve().name}", say_guess=end_of_text))
+        return Tokenizer(read_tokenizer_json(json_in(word), f"hf:{Path(word).resolve().name}", say_guess=end_of_text))
     if not re.fullmatch(r"bpe:[1-9]\d{2,4}", word) or not 257 <= int(word[4:]) <= 65536:
         raise UserError(
             f"unknown tokenizer {word!r}: expected bytes, gpt2, bpe:N with N from 257 to 65536, or a tokenizer.json"
@@ -224,7 +224,7 @@ def pretrained(name, place, revision):
         path = fetched_tokenizer(place, revision)
     else:
         raise UserError(f"there is no folder {place}: expected one with a tokenizer.json, or a model of the hub")
-    description = read_json(path, name, say_guess=True)
+    description = read_tokenizer_json(path, name, say_guess=True)
     if "end_of_text" not in description:
         raise UserError(f"{path} has no end-of-text token: expected eos_token in tokenizer_config.json, or </s>")
     return description
@@ -238,7 +238,7 @@ def json_in(place):
     return path
 
 
-def read_json(path, name, say_guess=False):
+def read_tokenizer_json(path, name, say_guess=False):
     """The description, under `name`, of the tokenizer that a tokenizer.json holds.
 
     Its end-of-text token is the one that the files beside it state, else guessed; say_guess: print a guess.

@@ -297,7 +297,7 @@ def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
         ("", ["--arms.ours=--max_iters=8"], "arms differ in max_iters: .*'adamw': 10, 'ours': 8"),
         ("", ["--arms.ours=--batch_size=4"], "arms differ in tokens a step"),
         ("", ["--arms.ours=--dataset=kjv"], "arms differ in dataset"),
-        ("", ["--arms.ours=--eval_iters=3"], "arms differ in windows of an evaluation"),
+        ("", ["--arms.ours=--eval_iters=3"], "arms differ in sequences of an evaluation"),
         ("", ["--arms.a|b="], "the name 'a|b'"),
         ("arms = {1: ''}", [], "unknown entry 1 of .*arms"),
         ("init_from = 'hf:somewhere'", [], "init_from=hf:somewhere: expected scratch"),

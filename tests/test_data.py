@@ -26,8 +26,9 @@ from tokenizers import models, pre_tokenizers
 from blockwise import UserError
 from blockwise.data.text import BOM, TextFiles, prepare_text, read_text, split_text, tiny_shakespeare
 from blockwise.data.writing import write_dataset
+from blockwise.files import GPT2
 from blockwise.loader import Dataset
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet, tokenizer_named, train_bpe, without_long_runs
+from blockwise.tokenizer import BYTES, Tokenizer, byte_alphabet, tokenizer_named, train_bpe, without_long_runs
 
 TEXT = "Grüß Gott, schöne Welt! — 你好 🙂\r\n" * 40
 CHARS = Tokenizer({"tokenizer": "chars", "vocab_size": 4, "chars": "aβ你🙂"})

@@ -10,7 +10,8 @@ from conftest import finish, losses, metrics, out_dir, run, start
 import sample
 from blockwise.checkpoint import load_checkpoint
 from blockwise.data.writing import write_dataset
-from blockwise.loader import GPT2, Dataset
+from blockwise.files import GPT2
+from blockwise.loader import Dataset
 from blockwise.losses import mean_cross_entropy, training_loss
 from blockwise.tokenizer import BYTES
 from configurator import configure

@@ -37,8 +37,9 @@ from blockwise.data.reading import documents, import_datasets
 from blockwise.data.shards import result_of
 from blockwise.data.sources import hub_source, local_source
 from blockwise.data.writing import sole_writer
+from blockwise.files import GPT2
 from blockwise.loader import Dataset
-from blockwise.tokenizer import GPT2, Tokenizer
+from blockwise.tokenizer import Tokenizer
 
 DOCS = [f"Document {i}: <|endoftext|> Grüß Gott, 你好 🙂\n\n" + "the cat sat </s> on it. " * (i % 7) for i in range(60)]
 DOCS[17] = ""

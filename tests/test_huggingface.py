@@ -30,10 +30,11 @@ import export
 import sample
 from blockwise import UserError
 from blockwise.data.writing import write_dataset
+from blockwise.files import GPT2
 from blockwise.huggingface.export import folder_is_free, write_folder
 from blockwise.huggingface.load import Pretrained
 from blockwise.settings import TrainConfig
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer, byte_alphabet
+from blockwise.tokenizer import BYTES, Tokenizer, byte_alphabet
 from configurator import configure
 from model import ModelConfig, Transformer
 

@@ -19,8 +19,9 @@ import sample
 from blockwise import UserError, sampling
 from blockwise.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from blockwise.data.text import prepare_text
+from blockwise.files import GPT2
 from blockwise.huggingface.load import Pretrained
-from blockwise.tokenizer import BYTES, GPT2, Tokenizer, read_json, tokenizer_named
+from blockwise.tokenizer import BYTES, Tokenizer, read_tokenizer_json, tokenizer_named
 from configurator import configure
 
 
@@ -208,7 +209,7 @@ def with_bos(path, text, place, settings=None):
 def test_the_bos_of_a_published_tokenizer(place, settings, expected, tmp_path):
     path = tmp_path / "tokenizer.json"
     bos = with_bos(path, Tokenizer(BYTES).to_json(), place, settings)
-    tokenizer = Tokenizer(read_json(path, "published"))
+    tokenizer = Tokenizer(read_tokenizer_json(path, "published"))
     assert tokenizer.bos == ([bos] if expected else []) and tokenizer.encode("ab") == [97, 98]
 
 

@@ -2,7 +2,7 @@
 
 from blockwise import UserError, print0, warn
 from blockwise.loader import tokenizer_digest
-from blockwise.tokenizer import Tokenizer, json_in, read_json
+from blockwise.tokenizer import Tokenizer, json_in, read_tokenizer_json
 
 SAMPLE = 4096  # tokens of validation text on which two tokenizers are compared
 
@@ -31,7 +31,7 @@ def check_pretrained(folder, data, source):
     """
     try:
         own = Tokenizer(data.tokenizer)
-        theirs = Tokenizer(read_json(json_in(folder), str(folder)))
+        theirs = Tokenizer(read_tokenizer_json(json_in(folder), str(folder)))
     except UserError as error:
         return warn(f"the tokenizers of {source} and of data set {data.name} could not be compared: {error}")
     ids = [i for i in data.val.ids()[:SAMPLE].tolist() if i != own.end_of_text]

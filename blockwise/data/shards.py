@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from blockwise import UserError, print0
-from blockwise.data.writing import DTYPES, check_losses, dtype_of, sole_writer, write_dataset, write_ids
-from blockwise.files import cause, free_space, replace
+from blockwise.data.writing import check_losses, dtype_of, sole_writer, write_dataset, write_ids
+from blockwise.files import DTYPES, cause, free_space, replace
 
 SPLITS = ("train", "val")
 COUNTS = ("documents", "bytes", "characters", "unknown", "lost")
@@ -105,7 +105,7 @@ def check_space(work, text_bytes, workers, shard_bytes, vocab_size):
     """State what is needed, and raise UserError where the disk or the memory is too small for it."""
     # GPT-2 and T5 take about a token for 4.4 bytes of text, bytes one for each; shards and data set lie there together.
     tokens = text_bytes / 4 if vocab_size > 1024 else text_bytes
-    needed = 2 * DTYPES[dtype_of(vocab_size)].itemsize * tokens
+    needed = 2 * np.dtype(DTYPES[dtype_of(vocab_size)]).itemsize * tokens
     disk = max(0, int(needed) - sum(path.stat().st_size for path in work.glob("*.bin")))
     memory = (workers + 1) * (WORKER_BYTES + 8 * shard_bytes)
     free, installed = free_space(work), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -124,7 +124,7 @@ def write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, m
     """Write the shards that are not there yet; returns the manifests of all, see write_shard."""
     for path in work.glob("*.tmp"):
         path.unlink()
-    width = DTYPES[dtype_of(tokenizer.vocab_size)].itemsize
+    width = np.dtype(DTYPES[dtype_of(tokenizer.vocab_size)]).itemsize
     finished = {path.stem: shard for path in work.glob("*.json") if (shard := finished_shard(path, width))}
     if finished:
         print0(f"resuming: {len(finished)} shards already finished")

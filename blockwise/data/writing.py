@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from blockwise import UserError, print0
-from blockwise.files import FolderLock, cause, replace, sync
+from blockwise.files import DTYPES, FolderLock, cause, replace, sync
 
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 WARN, REFUSE = 0.001, 0.1  # shares of a text that a tokenizer cannot spell
 
 

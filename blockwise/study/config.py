@@ -116,7 +116,7 @@ def check_common(arms):
     """Raises UserError where arms of one comparison differ in budget or in what their losses are measured on."""
     shared = {key: {arm: getattr(settings, key) for arm, settings in arms.items()} for key in COMMON}
     shared["tokens a step"] = {arm: tokens_of(settings) // settings.max_iters for arm, settings in arms.items()}
-    shared["windows of an evaluation"] = {arm: s.eval_iters * s.batch_size for arm, s in arms.items()}
+    shared["sequences of an evaluation"] = {arm: s.eval_iters * s.batch_size for arm, s in arms.items()}
     for key, values in shared.items():
         if len(set(values.values())) > 1:
             raise UserError(f"arms differ in {key}: {values}; expected the same for all")

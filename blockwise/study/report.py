@@ -112,7 +112,7 @@ def about(found):
     study = found["study"]
     seeds, first = study["seeds"], study.get("search_seed", study["seeds"][0])
     tokens = " or ".join(f"{n:,}" for n in found["tokens"])
-    judged_by = "the same validation windows as the result"
+    judged_by = "the same validation sequences as the result"
     if study.get("test_loss"):
         judged_by = "the first half of the validation text, of which the result is the second"
     if study.get("search") == "sobol":

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
 from blockwise.data.hub import add_arguments, prepare
-from blockwise.tokenizer import GPT2, Tokenizer, pretrained
+from blockwise.files import GPT2
+from blockwise.tokenizer import Tokenizer, pretrained
 from configurator import ArgumentParser
 
 COMMIT = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"

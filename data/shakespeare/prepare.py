@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
 from blockwise.data.text import prepare_text, tiny_shakespeare
-from blockwise.tokenizer import GPT2, Tokenizer
+from blockwise.files import GPT2
+from blockwise.tokenizer import Tokenizer
 from configurator import ArgumentParser
 
 
