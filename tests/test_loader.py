@@ -23,7 +23,7 @@ from blockwise.tokenizer import BYTES
 from blockwise.training.batches import TrainBatches
 
 IDS = np.random.default_rng(0).integers(256, size=1000)
-CONFIG = SimpleNamespace(seed=5, batch_size=2, block_size=8, gradient_accumulation_steps=4)
+CONFIG = SimpleNamespace(seed=5, data_seed=5, batch_size=2, block_size=8, gradient_accumulation_steps=4)
 PLAIN = {"vocab_size": 3, "itos": {0: "a", 1: "b", 2: "ö"}, "stoi": {"a": 0, "b": 1, "ö": 2}}
 
 
