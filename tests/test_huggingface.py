@@ -12,7 +12,7 @@ import pytest
 import tiktoken
 import tokenizers
 import torch
-from conftest import ROOT, SMALL, Fork, finish, losses, metrics, out_dir, run
+from conftest import ROOT, SMALL, losses, metrics, out_dir, run
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -484,30 +484,23 @@ def export_to(words, to):
 
 @pytest.mark.parametrize(
     "model",
-    [(), ("--n_kv_head=1", "--bias=False"), ("--model_type=llama", "--n_kv_head=1", "--bias=True")],
-    ids=["gpt2", "gpt2, one head", "llama"],
+    [("--vocab_size=300",), ("--n_kv_head=1", "--bias=False"), ("--model_type=llama", "--n_kv_head=1", "--bias=True")],
+    ids=["gpt2, padded", "gpt2, one head", "llama"],
 )
-def test_an_export_has_the_runs_loss(small, tmp_path, model):
+def test_an_export_has_the_runs_loss(small, tmp_path, capsys, model):
+    """In a fresh folder, and in the run's, which stays as it is."""
     run(*small, *model)
+    loss = pytest.approx(metrics(small)[8]["val/loss"], abs=1e-5)
+    capsys.readouterr()
     export_to(small, tmp_path / "hf")
-    fresh = (*shapeless(small), f"--out_dir={tmp_path / 'fresh'}")
-    assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True") == 0
-    assert metrics(fresh)[0]["val/loss"] == pytest.approx(metrics(small)[8]["val/loss"], abs=1e-5)
-    assert not list(out_dir(fresh).glob("ckpt*"))
-
-
-def test_export_and_evaluate_by_command(small, tmp_path):
-    """As a user would; a run that is in out_dir stays as it is."""
-    run(*small, "--vocab_size=300")
-    loss = metrics(small)[8]["val/loss"]
-    done = Fork(f"--out_dir={out_dir(small)}", f"--to={tmp_path / 'hf'}", script="export.py")
-    words = shapeless(small)
-    status, out, err = finish(done)
-    assert (status, err) == (0, "") and "300 rows; ids from 256 on are padding" in out
+    out, err = capsys.readouterr()
+    assert err == "" and ("300 rows; ids from 256 on are padding" in out) == ("--vocab_size=300" in model)
     before = {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()}
-    status, out, _ = finish(Fork(*words, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True"))
-    assert status == 0
-    assert float(out.split("validation loss ")[1].split()[0]) == pytest.approx(loss, abs=1e-5)
+    fresh = (*shapeless(small), f"--out_dir={tmp_path / 'fresh'}")
+    for words in (fresh, shapeless(small)):
+        assert run(*words, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True") == 0
+        assert float(capsys.readouterr().out.split("validation loss ")[1].split()[0]) == loss
+    assert metrics(fresh)[0]["val/loss"] == loss and not list(out_dir(fresh).glob("ckpt*"))
     assert {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()} == before
 
 
@@ -572,8 +565,8 @@ def test_bad_weights_leave_the_old_run_where_it_was(small, folder):
     run(*small, "--max_iters=1")
     before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
     (folder / "model.safetensors").write_bytes(b"not this")
-    status, _, err = finish(Fork(*shapeless(small), f"--init_from=hf:{folder}"))
-    assert (status, len(err.splitlines())) == (2, 1) and "model.safetensors is broken" in err
+    with pytest.raises(UserError, match=r"model\.safetensors is broken"):
+        run(*shapeless(small), f"--init_from=hf:{folder}")
     assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
 
 
