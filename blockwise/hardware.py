@@ -107,7 +107,7 @@ def at_depth(needed, layers):
     return first + (layers - 1) * (needed(2) - first) if layers > 1 else first
 
 
-def with_gaps(bytes_, heap):
+def heap_bytes(bytes_, heap):
     """What a block of so many bytes takes: below 32 MB it comes from the C library's heap, which has gaps."""
     return bytes_ * (heap if bytes_ < 1 << 25 else 1)
 
@@ -115,25 +115,25 @@ def with_gaps(bytes_, heap):
 class LiveBytes(TorchDispatchMode):
     """Inside, `now` and `peak` count the bytes of the storages that operators made and that still live.
 
-    heap: what the C library takes for a byte of its heap; see `with_gaps`.
+    heap: what the C library takes for a byte of its heap; see `heap_bytes`.
     """
 
     def __init__(self, heap=1.0):
         super().__init__()
         self.heap = heap
         self.now = self.peak = 0
-        self.known = weakref.WeakSet()
+        self.counted = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.counted:
                 self.add(tensor.untyped_storage())
         return result
 
     def add(self, storage):
-        size = with_gaps(storage.nbytes(), self.heap)
-        self.known.add(storage)
+        size = heap_bytes(storage.nbytes(), self.heap)
+        self.counted.add(storage)
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.free, size)

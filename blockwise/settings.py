@@ -41,20 +41,20 @@ PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf:DIR_OR_ID")
 INIT_FROM = ("scratch", "resume", "auto", *PRETRAINED)
 
 
-class Preset(dict):
+class PerBlock(dict):
     """{block: number} of every block, of which only the entries in `given` were set by hand: a rule fills the others."""
 
     given = frozenset()
 
     def __or__(self, changes):
-        new = Preset({**self, **changes})
+        new = PerBlock({**self, **changes})
         new.given = self.given | changes.keys()
         return new
 
 
-def by_hand(value):
-    """The value of a key, of a Preset only what was set by hand."""
-    return {entry: value[entry] for entry in value if entry in value.given} if isinstance(value, Preset) else value
+def given_only(value):
+    """The value of a key, of a PerBlock only what was set by hand."""
+    return {entry: value[entry] for entry in value if entry in value.given} if isinstance(value, PerBlock) else value
 
 
 @dataclass
@@ -91,12 +91,12 @@ class TrainConfig(Keys):
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block has a multiple of it", Range(0)] = 6e-4
     blockwise: Annotated[bool, "one learning rate per block type; False: every lr_mult is 1, the plain baseline"] = True
     lr_rule: Annotated[Literal[tuple(RULES)], "rule that fills the entries of lr_mult, wd_mult, block_beta2 and block_init_std that are not given, from the shape; see docs/methods.md. With blockwise=False there is none"] = "paper"
-    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of each block type as a multiple of learning_rate; one entry: --lr_mult.QK=6; auto: set from measured sharpness", Range(0)] = field(default_factory=lambda: Preset(LR_MULT))
+    lr_mult: Annotated[dict[Literal[BLOCKS], float] | Literal["auto"], "peak learning rate of each block type as a multiple of learning_rate; one entry: --lr_mult.QK=6; auto: set from measured sharpness", Range(0)] = field(default_factory=lambda: PerBlock(LR_MULT))
     auto_mult_step: Annotated[int | None, "lr_mult=auto: step of the measurement; multipliers are 1 before it and rise over as many steps after it (None: 2% of max_iters)", Range(1)] = None
     auto_mult_max: Annotated[float, "lr_mult=auto: largest multiplier; the smallest is 1", Range(1)] = 10.0
     auto_mult_power: Annotated[float, "lr_mult=auto: exponent p in (sharpness of Norm / sharpness of the block)^p", ABOVE_0] = 0.7
     weight_decay: Annotated[float | None, "weight decay of every parameter, decoupled except in sgd (None: 0.1; lion 1.0, sgd 0)", Range(0)] = None
-    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms", Range(0)] = field(default_factory=lambda: Preset.fromkeys(BLOCKS, 1.0))
+    wd_mult: Annotated[dict[Literal[BLOCKS], float], "weight decay of each block type as a multiple of weight_decay; --wd_mult.Norm=0 exempts norms", Range(0)] = field(default_factory=lambda: PerBlock.fromkeys(BLOCKS, 1.0))
     beta1: Annotated[float | None, "decay of the first moment; sgd: momentum (None: 0.9; lion 0.95)", BELOW_1] = None
     beta2: Annotated[float | None, "decay of the second moment; lion: of its only moment (None: 0.95; lion 0.98)", BELOW_1] = None
     block_beta2: Annotated[dict[Literal[BLOCKS], float], "beta2 of single block types: --block_beta2.Emb=0.99; the others have beta2. Not for sgd, nor for what Muon itself updates", BELOW_1] = field(default_factory=dict)
@@ -124,12 +124,12 @@ class TrainConfig(Keys):
 
     # output
     out_dir: Annotated[str, "folder of checkpoints, config.json and metrics.jsonl", PATH] = "out"
-    init_from: Annotated[str, "start of the run: scratch; resume (error without a checkpoint); auto (resume if there is a checkpoint); or weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID", PATH] = "scratch"
+    init_from: Annotated[str, "source of the weights: scratch; resume (error without a checkpoint); auto (resume if there is a checkpoint); gpt2, gpt2-medium, gpt2-large, gpt2-xl, hf:DIR_OR_ID", PATH] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; 0: only the first and the last step", Range(0)] = 2000
     eval_iters: Annotated[int, "batches per evaluation, which covers eval_iters * batch_size fixed sequences", Range(1)] = 200
-    test_loss: Annotated[bool, "second half of the validation text kept apart for a test/loss, measured at the last step; val/loss, by which one chooses, is then the first half's"] = False
+    test_loss: Annotated[bool, "hold-out of the second half of the validation split: test/loss on it at the last step, val/loss on the first half"] = False
     full_eval: Annotated[bool, "last evaluation over the whole validation text, with test_loss over the whole of each half, instead of eval_iters batches"] = False
-    eval_only: Annotated[bool, "one evaluation only: print the loss and stop; a run in out_dir stays as it is"] = False
+    eval_only: Annotated[bool, "evaluation only: print the loss and exit; out_dir is left unchanged"] = False
     log_interval: Annotated[int, "steps between logged rows", Range(0)] = 1
     always_save_checkpoint: Annotated[bool, "checkpoint after every evaluation; False: only if the loss improved, and the best is kept as well as the newest"] = True
     keep_checkpoints: Annotated[int, "number of newest checkpoints kept, at least 2; -1: all, including one at step 0", Range(2, also=-1)] = 2
@@ -146,19 +146,19 @@ class TrainConfig(Keys):
     curvature_exclude: Annotated[list[Literal[BLOCKS]], "blocks left out of the eigenvalue: --curvature_exclude=Emb,Head"] = field(default_factory=list)
     curvature_batch_size: Annotated[int | None, "sequences per measurement, over all processes (None: an eighth of a step's)", Range(1)] = None
 
-    curvature_micro_batch: Annotated[int | None, "sequences at a time of a curvature measurement on a process (None: as many as an estimate says fit on CUDA, batch_size elsewhere)", Range(1)] = None
+    curvature_micro_batch: Annotated[int | None, "sequences per forward pass of a curvature measurement, per process (None: as many as an estimate says fit on CUDA, batch_size elsewhere)", Range(1)] = None
     curvature_precision: Annotated[Literal["highest", "high"], "precision of a curvature measurement's float32 products; high: TF32 on CUDA, faster and good to three digits"] = "highest"
 
     # machine
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there is one, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the matrix products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on for CUDA, with eager as the fallback; off elsewhere)"] = "auto"
-    activation_checkpointing: Annotated[bool, "recomputation in the backward pass of all but the inputs of the transformer blocks: less memory, slower"] = False
+    activation_checkpointing: Annotated[bool, "recomputation of activations in the backward pass: less memory, slower"] = False
     parallel: Annotated[Literal["auto", "ddp", "fsdp"], "several processes; ddp: each holds the whole model; fsdp: each holds a share of weights, gradients and optimizer state (auto: ddp)"] = "auto"
     backend: Annotated[Literal["auto", "nccl", "gloo"], "torch.distributed backend (auto: nccl on CUDA, else gloo)"] = "auto"
     seed: Annotated[int, "random seed", Range(0)] = 1337
     data_seed: Annotated[int | None, "seed of the order of the training text, apart from weights and dropout (None: seed)", Range(0)] = None
-    nan_policy: Annotated[Literal["stop", "skip"], "reaction to a loss or gradient norm that is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
+    nan_policy: Annotated[Literal["stop", "skip"], "what to do when loss or gradient norm is NaN or inf: stop, or skip the step (10 in a row stop the run)"] = "stop"
     deterministic: Annotated[bool, "bitwise reproducibility on CUDA too, at a cost in speed; on a CPU it always holds"] = False
     profile: Annotated[bool, "torch.profiler trace of a few steps, written into out_dir"] = False
     # fmt: on
@@ -173,7 +173,7 @@ class TrainConfig(Keys):
         self.check("qk_clip", not clash, "0 with qk_norm=True, which undoes any scaling of Q and K")
         clash = self.block_beta2 and self.optimizer == "sgd"
         self.check("block_beta2", not clash, "none with optimizer=sgd, which has no second moment")
-        for key, preset in (("lr_mult", Preset(LR_MULT)), ("wd_mult", Preset.fromkeys(BLOCKS, 1.0))):
+        for key, preset in (("lr_mult", PerBlock(LR_MULT)), ("wd_mult", PerBlock.fromkeys(BLOCKS, 1.0))):
             if getattr(self, key) != "auto" and getattr(self, key).keys() != preset.keys():  # names only some blocks
                 setattr(self, key, preset | getattr(self, key))
         clash = self.lr_rule != "paper" and self.lr_mult == "auto"
@@ -237,15 +237,15 @@ class TrainConfig(Keys):
         return config
 
     def with_rule(self):
-        """This config, otherwise resolved, with what lr_rule gives; as it is if the rule needs a vocabulary not known yet."""
-        fixed = {key: by_hand(getattr(self, key)) for key in RULED}
+        """This config, otherwise resolved, with what lr_rule gives; unchanged where the rule needs a vocabulary that is unknown yet."""
+        fixed = {key: given_only(getattr(self, key)) for key in RULED}
         if not self.blockwise or self.lr_mult == "auto":
             lr_mult = dict.fromkeys(BLOCKS, 1.0) if not self.blockwise else "auto"
             return replace(self, lr_mult=lr_mult, wd_mult=dict(self.wd_mult))
         if self.lr_rule in BY_VOCABULARY and self.vocab_size is None:
             return self
-        found = self.shape_rates()
-        return replace(self, **{key: {**getattr(found, key), **fixed[key]} for key in RULED})
+        rule = self.shape_rates()
+        return replace(self, **{key: {**getattr(rule, key), **fixed[key]} for key in RULED})
 
     def shape_rates(self):
         """What lr_rule gives for the shape of this config, otherwise resolved."""
@@ -261,7 +261,7 @@ class TrainConfig(Keys):
         """What `resolved` gives. Raises UserError where a rule needs the vocabulary, which the data would tell."""
         config = self.resolved()
         expected = f"a number with lr_rule={self.lr_rule}, since no data is read here; --dry_run reads it"
-        config.check("vocab_size", not isinstance(config.lr_mult, Preset), expected)
+        config.check("vocab_size", not isinstance(config.lr_mult, PerBlock), expected)
         return config
 
 

@@ -3,9 +3,9 @@
 import difflib
 
 
-def close(name, known):
-    """The known names that look like `name`, in whatever case."""
-    spelled = {word.lower(): word for word in known}
+def close(name, names):
+    """The names that look like `name`, in whatever case."""
+    spelled = {word.lower(): word for word in names}
     return [spelled[word] for word in difflib.get_close_matches(name.lower(), spelled)]
 
 

@@ -1,4 +1,4 @@
-"""What a product with the Hessian takes of a device's memory, and how many sequences at a time fit into it."""
+"""Memory of a Hessian-vector product, estimated, and how many sequences at a time fit into it."""
 
 import torch
 
@@ -42,12 +42,12 @@ def fitting_micro_batch(asked, sequences, needed, limit):
     Raises UserError where `asked`, or a single sequence, does not fit.
     """
     sequences = max(sequences, 1)
-    one = needed(1)
-    each = needed(2) - one
-    fits = sequences if one + (sequences - 1) * each <= limit else 1 + int((limit - one) // each)
+    first = needed(1)
+    each = needed(2) - first
+    fits = sequences if first + (sequences - 1) * each <= limit else 1 + int((limit - first) // each)
     if fits < 1 or (asked or 1) > fits:
         size = min(asked or 1, sequences)
-        need = f"needs an estimated {(one + (size - 1) * each) / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
+        need = f"needs an estimated {(first + (size - 1) * each) / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
         instead = f"expected at most {fits}" if fits >= 1 else "expected a smaller block_size, or no curvature"
         raise UserError(f"curvature_micro_batch={asked}: a product of {size} sequences {need}; {instead}")
     return asked or fits

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from blockwise.files import sha256
-from blockwise.settings import AUTO_MULT, TrainConfig, by_hand, mixture_shares
+from blockwise.settings import AUTO_MULT, TrainConfig, given_only, mixture_shares
 
 # What may differ between two runs that compute the same; multipliers and floor are in the resolved config
 NOT_IDENTITY = (
@@ -40,9 +40,9 @@ def identity(config):
     resolved, counting = vars(config.resolved()), {}
     for key, default in vars(TrainConfig()).items():
         follows = getattr(config, key) is None  # from other keys, which count
-        changed = not follows and by_hand(resolved[key]) != by_hand(default)
+        changed = not follows and given_only(resolved[key]) != given_only(default)
         if key not in left_out and (key in FIRST_KEYS or changed):
-            counting[key] = by_hand(resolved[key])
+            counting[key] = given_only(resolved[key])
     # Wherever the data lie: data_dir is stated for the sake of earlier runs alone
     return counting | {"data_dir": TrainConfig.data_dir, "data": fingerprint(config.data_dir, config.dataset)}
 

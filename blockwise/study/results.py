@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwise import warn
 from blockwise.curves import read_rows
-from blockwise.settings import by_hand
+from blockwise.settings import given_only
 from blockwise.study.identity import fingerprint
 
 POINTS = 20  # of a run, at which its line states what every block did
@@ -47,7 +47,9 @@ class ResultsFile:
 def changed(config):
     """{key: value} of a config, without what is at its default."""
     default = vars(type(config)())
-    return {key: by_hand(value) for key, value in vars(config).items() if by_hand(value) != by_hand(default[key])}
+    return {
+        key: given_only(value) for key, value in vars(config).items() if given_only(value) != given_only(default[key])
+    }
 
 
 def checked(result):
