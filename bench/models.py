@@ -1,6 +1,6 @@
 """The split of every causal language model class of transformers, by its default config, on the meta device.
 
-python bench/models.py                         # the share that splits without an argument; a minute or two
+python bench/models.py                         # how many split, as they are or by split_qkv; a minute or two
 python bench/models.py --out=docs/models.md    # and the page with the rules and the parameters of every class
 python bench/models.py LlamaForCausalLM        # these classes alone
 """
@@ -17,6 +17,7 @@ import harness  # noqa: F401
 from blockwise import UserError, exit_on_user_error
 from blockwise.blocks import BLOCKS, KINDS, blocks_of
 from blockwise.keys import PATH, Keys
+from blockwise.split_qkv import fused_projections, split_qkv
 from configurator import configure
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -69,23 +70,26 @@ def without_weights(name, model_type):
 
 
 def split(name, model_type):
-    """(status, answer) of a class: ("split", {block: parameters}), ("refused", why) or ("not built", why)."""
+    """(status, answer) of a class: ("split" or "split_qkv", {block: parameters}), ("refused" or "not built", why)."""
     try:
         model = without_weights(name, model_type)
     except Exception as error:  # anything: another package is missing, the defaults contradict each other
         return "not built", " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    status = "split"
     try:
-        return "split", {b: sum(p.numel() for _, p in members) for b, members in blocks_of(model).items()}
+        if list(fused_projections(model)):
+            status, model = "split_qkv", split_qkv(model)
+        return status, {b: sum(p.numel() for _, p in members) for b, members in blocks_of(model).items()}
     except (KeyError, ValueError) as error:
         return "refused", error.args[0]
 
 
 def summary(found):
-    count = {status: sum(s == status for s, _ in found.values()) for status in ("split", "refused", "not built")}
-    built = count["split"] + count["refused"]
+    statuses = [status for status, _ in found.values()]
+    as_it_is, by_split, refused, not_built = map(statuses.count, ("split", "split_qkv", "refused", "not built"))
     return (
-        f"{count['split']} of {built} classes split without an argument ({count['split'] / max(built, 1):.1%}); "
-        f"{count['refused']} are refused; {count['not built']} could not be built"
+        f"{as_it_is} of {len(found) - not_built} classes split as they are, {by_split} by split_qkv(model); "
+        f"{refused} are refused; {not_built} could not be built"
     )
 
 
@@ -105,17 +109,20 @@ def page(found, version):
         "[blockwise/blocks.py](../blockwise/blocks.py).", "",
         "| parameter | block | why |", "|---|---|---|",
         *(f"| {kind} | {block} | {why} |" for kind, block, why, _, _ in KINDS),
-        "| Q, K and V in one matrix | refused | half QK, half VO: split it, or pass `fused_qkv=` |",
+        "| Q, K and V in one matrix | QK and VO | by `split_qkv(model)`; without it refused |",
         "| a `k_proj` without a `v_proj` beside it | Other | K and V are one matrix (Gemma 4's `attention_k_eq_v`) |",
         "| a `q_proj` twice as tall as `o_proj` is wide | Other | it holds Q and a gate (Qwen3-Next, Qwen3.5) |",
         "| a bias | as its matrix | |", "",
         "## The classes", "",
-        f"transformers {version}, default configs, millions of parameters. {summary(found)}.", "",
+        f"transformers {version}, default configs, millions of parameters. {summary(found)} (\\* in the table).", "",
         f"| class | {' | '.join(BLOCKS)} |", f"|---|{'---:|' * len(BLOCKS)}",
     ]  # fmt: skip
-    rows = {name: answer for name, (status, answer) in found.items() if status == "split"}
+    marks = {"split": "", "split_qkv": " \\*"}
+    rows = {name + marks[status]: answer for name, (status, answer) in found.items() if status in marks}
     lines += [f"| {name} | {' | '.join(millions(row.get(b)) for b in BLOCKS)} |" for name, row in rows.items()]
     for status, heading in (("refused", "Refused"), ("not built", "Not built from the default config")):
+        if all(s != status for s, _ in found.values()):
+            continue
         lines += ["", f"## {heading}", "", "| class | message |", "|---|---|"]
         lines += [f"| {name} | {answer} |" for name, (s, answer) in found.items() if s == status]
     return "\n".join(lines) + "\n"
@@ -133,7 +140,7 @@ def main(argv):
     found = {}
     for name in names:
         found[name] = status, answer = split(name, classes[name])
-        if status != "split" or len(names) < len(classes):
+        if status not in ("split", "split_qkv") or len(names) < len(classes):
             print(f"{name}: {status}: {answer}")
     print(summary(found))
     if config.out:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from blockwise.blocks import FUSED_QKV, ends_of, path_of
+from blockwise.blocks import block_type
 
 Layout = tuple[int, int, int]  # periods in the output features; where V begins and ends in a period, the rest being QK
 
@@ -96,17 +96,26 @@ def fused_projections(model: nn.Module) -> Iterator[tuple[str, nn.Module, Layout
     for name, attention in model.named_modules():
         for child, projection in attention.named_children():
             path = f"{name}.{child}".removeprefix(".")
-            fused = not set(FUSED_QKV).isdisjoint(ends_of(path_of(path)[0])) and "parametrizations" not in path
-            if not fused or parametrize.is_parametrized(projection):
+            holds = next(projection.parameters(recurse=False), None) is not None
+            if not holds or "parametrizations" in path or not is_refused(path):
                 continue
             keys = [f"{cls.__name__}.{child}" for cls in type(attention).__mro__]
             layout = next((LAYOUTS[key] for key in keys if key in LAYOUTS), None)
-            if layout is None or not hasattr(projection, "weight"):
+            if layout is None:
                 raise ValueError(
                     f"{path}: unknown layout of Q, K and V, {keys[0]}: expected one of {', '.join(LAYOUTS)}"
                 )
             weight = projection.weight
             yield path, projection, layout(attention, weight.shape[type(projection).__name__ == "Conv1D"])
+
+
+def is_refused(path: str) -> bool:
+    """Whether `block_type` refuses the module's weight: a vision tower's, which is Other, it does not."""
+    try:
+        block_type(f"{path}.weight", unknown="Other")
+    except ValueError:
+        return True
+    return False
 
 
 def merge_qkv(model: nn.Module) -> nn.Module:

@@ -553,19 +553,23 @@ def test_twenty_families_split_as_the_page_says(name):
 
 
 def test_phi3_and_a_mixture_of_experts():
-    """One that is refused and one that is not, of the classes that `bench/models.py` looks at."""
-    status, why = models.split("Phi3ForCausalLM", "phi3")
-    assert status == "refused" and "model.layers.0.self_attn.qkv_proj.weight" in why and "fused_qkv=" in why
+    """One that splits by split_qkv and one that splits as it is, of the classes that `bench/models.py` looks at."""
+    status, row = models.split("Phi3ForCausalLM", "phi3")
+    assert status == "split_qkv" and row["QK"] == row["VO"] == 32 * 2 * 3072 * 3072
     status, row = models.split("GptOssForCausalLM", "gpt_oss")
     assert status == "split" and row["Other"] == 36 * (128 * 2880 + 128 + 64)  # routers, and a sink for every head
     assert row["FFN"] == 36 * 128 * (2880 * 2 * 2880 + 2 * 2880 + 2880 * 2880 + 2880)
 
 
-def test_the_page_of_models_states_a_share_above_nine_tenths():
+def test_the_page_of_models_states_that_all_classes_split():
     text = (ROOT / "docs/models.md").read_text()
-    split, built, share = re.search(r"(\d+) of (\d+) classes split without an argument \(([\d.]+)%\)", text).groups()
-    assert float(share) > 90 and int(built) > 170
-    assert len(re.findall(r"^\| \w+ (?:\| *[\d.,e-]* ){7}\|$", text, re.MULTILINE)) == int(split)
+    numbers = re.search(
+        r"(\d+) of (\d+) classes split as they are, (\d+) by split_qkv\(model\); (\d+) are refused", text
+    )
+    as_they_are, built, by_split, refused = map(int, numbers.groups())
+    assert (as_they_are + by_split, refused) == (built, 0) and built > 170
+    for mark, count in (("", as_they_are), (r"\\\* ", by_split)):
+        assert len(re.findall(rf"^\| \w+ {mark}(?:\| *[\d.,e-]* ){{7}}\|$", text, re.MULTILINE)) == count
     for kind, block, why, _, _ in KINDS:
         assert f"| {kind} | {block} | {why} |" in text
 

@@ -146,6 +146,9 @@ def test_steps_equal_those_of_separate_matrices():
 
 def test_an_unknown_layout_is_refused_before_anything_is_changed():
     model = made("gpt2")
+    model.vision_tower = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(16, 48)})})  # Other as it is
+    model.other = nn.ModuleDict({"self_attn": nn.ModuleDict({"qkv_proj": nn.ModuleDict({"q_proj": nn.Linear(4, 4)})})})
+    assert {path.split(".")[0] for path, _, _ in fused_projections(model)} == {"transformer"}
     model.extra = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(16, 48)})})
     names = [name for name, _ in model.named_parameters()]
     with pytest.raises(ValueError, match=r"extra.attn.qkv: unknown layout of Q, K and V, ModuleDict.qkv: expected"):
