@@ -4,7 +4,7 @@
     python bench/gpu_accept.py correct                      # numbers and behaviour, against the CPU's
     python bench/gpu_accept.py speed                        # against nanoGPT's form and Hugging Face's LLaMA
     python bench/gpu_accept.py fit                          # memory against its estimate, curvature, checkpoints
-    python bench/gpu_accept.py science --data_dir=DIR       # the demo, and the best rule against a swept AdamW
+    python bench/gpu_accept.py science --data_dir=DIR       # a small LLaMA, and the best rule against a swept AdamW
     python bench/gpu_accept.py all --device=cpu --tiny      # a test of this script, in minutes
 
 Every check is a line `name value bound PASS|FAIL`; one that cannot be made here says SKIP and why, and counts neither

@@ -77,7 +77,7 @@ def optimizers(model, rounds):
 
 
 def start(folder, rounds, small):
-    """train.py --help, and the demo until its second row: imports, the first evaluation and a step."""
+    """train.py --help, and config/kjv_bytes.py until its second row: imports, the first evaluation and a step."""
     words = ["--eval_interval=0", "--max_iters=1", "--dataset=made_up", f"--data_dir={folder}", *small]
     helps, firsts = [], []
     for number in range(rounds):
@@ -85,12 +85,12 @@ def start(folder, rounds, small):
         subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, check=True)
         helps.append(time.perf_counter() - started)
         started = time.perf_counter()
-        command = [sys.executable, "-u", "train.py", "config/demo.py", *words, f"--out_dir={folder}/out{number}"]
+        command = [sys.executable, "-u", "train.py", "config/kjv_bytes.py", *words, f"--out_dir={folder}/out{number}"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             next(line for line in process.stdout if line.startswith("step"))
             firsts.append(time.perf_counter() - started)
             process.stdout.read()  # or its next line would find no reader
-    print(f"train.py --help: {median(helps):.2f} s; the demo's first step and first evaluation: {median(firsts):.2f} s")
+    print(f"train.py --help: {median(helps):.2f} s; the first step and evaluation: {median(firsts):.2f} s")
 
 
 def measure(config, tiny, folder):

@@ -2,7 +2,7 @@
 
     python bench/two_hosts.py
 
-Each host runs the command of docs/training.md for several machines, with one process and gloo. A first run is left
+Each host runs the command of docs/machines.md for several machines, with one process and gloo. A first run is left
 alone. In a second one the host that does not hold the rendezvous loses all of its processes by SIGKILL and is started
 again; in a third one, the host that holds it, after which both are started again. All must log the same losses. The
 script prints what the launchers of the survivors said. However it ends, but for SIGKILL, its processes end and its

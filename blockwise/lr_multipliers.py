@@ -5,7 +5,7 @@ The paper (arXiv 2502.19002) gives flat blocks a higher rate than sharp ones, an
 powers 0.64 to 0.80. Here the power is one number for all blocks.
 
 How sure the multipliers are. A probe is a batch of curvature_batch_size sequences with labels drawn from the model. Of
-the LLaMA of config/demo.py (bytes at 2.5e-4, the BPE at 1e-3) after 24 of 1,200 steps with one rate for all, with
+the LLaMA of config/kjv_bytes.py (bytes at 2.5e-4, the BPE at 1e-3) after 24 of 1,200 steps with one rate for all, with
 probes of a single sequence of 128 tokens and p = 0.7, a block's multiplier before it is clipped had this relative
 standard deviation, over 32 and 16 measurements:
 

@@ -1,5 +1,5 @@
 # python compare.py config/study_optimizers.py
-# The demo's LLaMA by each optimizer, each blockwise at the best of its own sweep: 25 minutes on two cores.
+# The LLaMA of kjv_bytes.py by each optimizer, each blockwise at the best of its own sweep: 25 minutes on two cores.
 include("shapes/llama_1m.py")
 out_dir = "out/study_optimizers"
 dataset = "kjv"

@@ -2,7 +2,7 @@
 
     python experiments/heterogeneity.py
     python experiments/heterogeneity.py --parts=mlp,cnn --data=mnist
-    python experiments/heterogeneity.py --parts=transformer --out_dir=out/demo/blockwise
+    python experiments/heterogeneity.py --parts=transformer --out_dir=out/kjv_bytes
 
 mlp: a ReLU network of four layers whose outputs are each multiplied by c, and cnn: four convolutions and an output
 layer, on scikit-learn's digits (1,437 images of 8 x 8 to train on, 360 to test) or MNIST. Of both the spectra of every
@@ -47,7 +47,7 @@ class HeterogeneityConfig(Keys):
     lanczos_steps: Annotated[int, "steps per probe; a smaller matrix: its size", Range(1)] = 50
     probes: Annotated[int, "random vectors per matrix", Range(2)] = 4
     examples: Annotated[int, "images, or tokens, whose mean loss is differentiated", Range(1)] = 256
-    out_dir: Annotated[str, "folder of a run of train.py, for transformer", PATH] = "out/demo/blockwise"
+    out_dir: Annotated[str, "folder of a run of train.py, for transformer", PATH] = "out/kjv_bytes"
     data_dir: Annotated[str | None, "folder of its data set (None: as the run says)", PATH] = None
     results: Annotated[str, "folder of heterogeneity.json and the figures", PATH] = "out/experiments"
 

@@ -20,7 +20,7 @@ from blockwise.settings import TrainConfig
 from blockwise.signals import STOPPING
 from blockwise.study import report
 
-TRAINING_PAGES = {ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("training", "methods", "measuring"))}
+TRAINING_PAGES = {ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring"))}
 ENTRIES = [
     path
     for pattern in ("*.py", "data/*/prepare.py", "bench/*.py", "experiments/*.py", "docs/*.py", "blockwise/*.py")

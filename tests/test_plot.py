@@ -142,7 +142,7 @@ def lr(*words):
 
 def test_lr_draws_a_line_per_rate(tmp_path):
     """Blocks with one multiplier share a line; an output layer tied to the embedding has none."""
-    status, out, _ = lr(ROOT / "config" / "demo.py", "--lr_mult.VO=3", f"--out={tmp_path / 'x' / 'lr.png'}")
+    status, out, _ = lr(ROOT / "config" / "kjv_bytes.py", "--lr_mult.VO=3", f"--out={tmp_path / 'x' / 'lr.png'}")
     assert status == 0 and (tmp_path / "x" / "lr.png").read_bytes()[:4] == b"\x89PNG"
     assert [line.split(": ")[0] for line in out.splitlines()[:-1]] == [
         "Emb, Head 10x", "QK 8x", "FFN 6x", "VO 3x", "Norm 1x",
@@ -153,10 +153,10 @@ def test_lr_draws_a_line_per_rate(tmp_path):
 
 def test_lr_of_the_baseline_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    plot.lr([str(ROOT / "config" / "demo.py"), "--blockwise=False", "--learning_rate=1e-3"])
+    plot.lr([str(ROOT / "config" / "kjv_bytes.py"), "--blockwise=False", "--learning_rate=1e-3"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["all blocks: up to 0.001, 1.25e-05 at step 1200", "wrote demo_lr.png"]
-    assert (tmp_path / "demo_lr.png").exists()
+    assert lines == ["all blocks: up to 0.001, 1.25e-05 at step 1200", "wrote kjv_bytes_lr.png"]
+    assert (tmp_path / "kjv_bytes_lr.png").exists()
 
 
 @pytest.mark.parametrize(

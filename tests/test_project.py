@@ -147,7 +147,16 @@ def test_parameter_counts_of_the_scaling_law(path):
 
 
 def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_the_demo_starts_no_more_processes_than_its_step_has_parts(monkeypatch, capsys):
+    count = re.search(r'-c "(import torch; .*?)"', (ROOT / "Makefile").read_text())[1]
+    parts = configure(TrainConfig, [str(ROOT / "config/demo.py")], "")[0].gradient_accumulation_steps
+    for gpus, expected in {0: 2, 1: 1, 2: 2, 3: 2, 8: 2}.items():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        exec(count)
+        assert int(capsys.readouterr().out) == expected and parts % expected == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""The phase science: the demo on the device; the best rule as it comes, against a swept AdamW.
+"""The phase science: config/kjv_bytes.py on the device; the best rule as it comes, against a swept AdamW.
 
 All arms see 480 million tokens, in nine minutes only where the vocabulary is small.
 """
@@ -47,7 +47,8 @@ def final(run):
 def demo_checks(report, place, folder):
     keys = (*data_of(place, folder, {"kjv"}), f"--device={place.device}")
     keys += ("--max_iters=15", "--lr_decay_iters=15", "--warmup_iters=3", "--eval_iters=2") if place.tiny else ()
-    arms = {"blockwise": ("config/demo.py",), "adamw": ("config/demo.py", "config/demo_adamw.py")}
+    one_rate = ("--blockwise=False", "--learning_rate=4e-3", "--min_lr=2e-4")
+    arms = {"blockwise": ("config/kjv_bytes.py",), "adamw": ("config/kjv_bytes.py", *one_rate)}
     runs = Batch(place, "demo", {arm: Job((*files, *keys)) for arm, files in arms.items()}).wait()
     for arm, run in runs.items():
         report.check(f"science/demo/{arm}/last_over_first_loss", LEARNED, partial(last_over_first, run))
