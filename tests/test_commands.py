@@ -20,7 +20,10 @@ from blockwise.settings import TrainConfig
 from blockwise.signals import STOPPING
 from blockwise.study import report
 
-TRAINING_PAGES = {ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring"))}
+TRAINING_PAGES = {
+    ROOT / "README.md",
+    *(ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring")),
+}
 ENTRIES = [
     path
     for pattern in ("*.py", "data/*/prepare.py", "bench/*.py", "experiments/*.py", "docs/*.py", "blockwise/*.py")
@@ -97,6 +100,9 @@ def test_a_command_is_taken(command, parse_only, monkeypatch, capfd):
     program, *words = shlex.split(command.replace("FILE.py", "config/demo.py"))
     if program == "make":
         assert subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True).returncode == 0
+    elif program == "pip":
+        name = re.search(r'^name = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+        assert words == ["install", name]
     elif program == "export":
         assert all(re.fullmatch(r"[A-Z_]+=\S+", word) for word in words)
     elif words[:2] == ["-m", "blockwise.blocks"]:
@@ -194,7 +200,7 @@ def test_the_readme_pasted_in_order(paste, tmp_path):
     """Every run ends where its command says, and no command takes another one's folder."""
     for command in commands_of(ROOT / "README.md"):
         program, *words = shlex.split(command)
-        if program in ("python", "torchrun") and "--help" not in words:
+        if program in ("python", "torchrun") and "-m" not in words and "--help" not in words:
             start = next(i for i, word in enumerate(words) if word.endswith(".py"))
             script, *words = words[start:]
             if not script.startswith("data/"):
