@@ -172,10 +172,11 @@ def test_the_design_lists_every_module():
     assert (there - listed, listed - there) == (set(), set())
 
 
-def python_in(page):
-    """The one block of Python of a page."""
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    return block
+def python_in(page, blocks=1):
+    """The Python of a page, which has so many blocks of it."""
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(found) == blocks
+    return "".join(found)
 
 
 def test_the_five_lines_run():
@@ -193,10 +194,11 @@ def test_the_five_lines_run():
     assert rates["QK"] == pytest.approx(8 * rates["Norm"])
 
 
-def test_the_study_of_the_page_has_a_plan(tmp_path):
+def test_the_study_of_the_page_has_a_plan(tmp_path, capsys):
     path = tmp_path / "study.py"
-    path.write_text(python_in(ROOT / "docs/comparing.md"))
+    path.write_text(python_in(ROOT / "docs/comparing.md", blocks=2))
     assert compare.main([str(path), "--plan"]) == 0
+    assert "24 points of each arm" in capsys.readouterr().out
 
 
 def test_the_page_of_keys_is_up_to_date():
