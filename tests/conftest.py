@@ -34,7 +34,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and w
 if "TEST_ONEDNN" in os.environ:  # 0 or 1: the products of another maker's processor
     matmul.ONEDNN = os.environ["TEST_ONEDNN"] == "1"
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["conftest", "measure", "torch._dynamo", "blockwise.sharded_files"])  # in 4 s
+SERVER.set_forkserver_preload(
+    ["conftest", "measure", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"]
+)  # in 4 s
 
 SMALL = (
     "--dataset=tiny", "--device=cpu", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=2",
