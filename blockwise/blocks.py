@@ -157,12 +157,13 @@ LEAVES = (
     "weight_g", "weight_v", "original", "original0", "original1",
 )  # fmt: skip
 # A part that stands around a module; those with a leading underscore (_orig_mod, _fsdp_wrapped_module) go too:
-WRAPPERS = ("module", "base_model", "base_layer", "original_module", "parametrizations")
+WRAPPERS = ("module", "base_model", "base_layer", "original_module", "parametrizations", "token_adapter")
 # A part of an adapter (PEFT), which its adapter's name follows:
 ADAPTERS = (
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "modules_to_save", "ia3_l",
     "vera_lambda_b", "vera_lambda_d", "oft_R", "boft_R", "boft_s", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-    "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+    "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lora_E",
+    "ln_tuning_layers", "trainable_tokens_delta",
 )  # fmt: skip
 
 

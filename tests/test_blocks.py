@@ -149,6 +149,9 @@ def test_every_kind_has_a_block_and_a_reason_and_no_end_is_in_two():
         ("module.model.layers.0.mlp.gate.weight", "Other"),
         ("_orig_mod.module._fsdp_wrapped_module.lm_head.weight", "Head"),
         # PEFT
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_E.default", "QK"),
+        ("base_model.model.model.layers.0.input_layernorm.ln_tuning_layers.default.weight", "Norm"),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.default", "Emb"),
         ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "QK"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "QK"),
         ("base_model.model.model.layers.0.mlp.down_proj.lora_B.my_adapter.weight", "FFN"),
