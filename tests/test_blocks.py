@@ -782,6 +782,19 @@ def test_rate_lambdas_refuse_a_floor_above_a_peak():
         rate_lambdas(optimizer.param_groups, floor=2e-3, warmup=3, end=20)
 
 
+@pytest.mark.parametrize("default, floor", [(1e-3, 6e-5), (2e-3, 3e-5)])
+def test_transformers_floors_are_a_share_of_the_optimizers_default_rate(default, floor):
+    """As the page says: `AdamW(groups, lr=...)` with the Norm blocks' rate makes `min_lr` their floor."""
+    optimizer = torch.optim.AdamW(param_groups(tiny(), lr=1e-3), lr=default)
+    options = {"scheduler_specific_kwargs": {"min_lr": 6e-5}}
+    scheduler = transformers.get_scheduler("cosine_with_min_lr", optimizer, 2, 20, **options)
+    for _ in range(20):
+        optimizer.step()
+        scheduler.step()
+    rates = {group["block"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["Norm"] == pytest.approx(floor) and rates["Emb"] == pytest.approx(10 * floor)
+
+
 KEEP, LOSE = "keep the ratios", "lose them"
 SCHEDULERS = {
     "LambdaLR": (KEEP, lambda s, o: s.LambdaLR(o, lambda step: 1 - step / 101)),
@@ -790,6 +803,11 @@ SCHEDULERS = {
     "ExponentialLR": (KEEP, lambda s, o: s.ExponentialLR(o, 0.98)),
     "PolynomialLR": (KEEP, lambda s, o: s.PolynomialLR(o, 101)),
     "CosineAnnealingLR(eta_min)": (LOSE, lambda s, o: s.CosineAnnealingLR(o, 100, eta_min=6e-5)),
+    "CosineAnnealingWarmRestarts(eta_min)": (LOSE, lambda s, o: s.CosineAnnealingWarmRestarts(o, 100, eta_min=6e-5)),
+    "cosine": (KEEP, lambda s, o: transformers.get_cosine_schedule_with_warmup(o, 10, 100)),
+    "linear": (KEEP, lambda s, o: transformers.get_linear_schedule_with_warmup(o, 10, 100)),
+    "wsd": (KEEP, lambda s, o: transformers.get_wsd_schedule(o, 10, 20, num_stable_steps=70, min_lr_ratio=0.1)),
+    "polynomial": (KEEP, lambda s, o: transformers.get_polynomial_decay_schedule_with_warmup(o, 10, 100, lr_end=6e-5)),
     "OneCycleLR": (LOSE, lambda s, o: s.OneCycleLR(o, max_lr=1e-3, total_steps=101)),
     "CyclicLR": (LOSE, lambda s, o: s.CyclicLR(o, 1e-4, 1e-3, step_size_up=50, cycle_momentum=False)),
 }
