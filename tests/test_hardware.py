@@ -193,7 +193,7 @@ def test_a_dry_run_survives_its_estimate(small, capsys, monkeypatch):
 
 def test_the_estimate_bounds_a_compiled_step(small, capsys):
     _, out = estimate(capsys, *small, "--compile=True")
-    assert "MB (eager, which bounds a compiled step from above)" in out
+    assert "MB (eager, which bounds a compiled step from above, less what the compiler holds)" in out
     assert re.search(r"estimated largest batch_size: \d+ or more", out)
 
 

@@ -107,6 +107,7 @@ def print_memory(memory, measure):
         except UserError as error:
             print0(f"memory of a step could not be measured: {error}")
     bound = ", which bounds a compiled step from above" if config.compile else ""
+    bound += ", less what the compiler holds" if config.compile and world.device.type == "cpu" else ""
     unsharded = f"; unsharded: {mb(memory.unsharded(config.batch_size))}" if sharded else ""
     print0(f"memory of a process, estimated: {mb(needed)} ({'sharded, ' * sharded}eager{bound}{unsharded})")
     if free := free_memory(world.device):
