@@ -19,3 +19,4 @@ eval_interval = 70
 eval_iters = 48
 log_interval = 10
 always_save_checkpoint = False
+# Expected: validation loss 4.052 on two processes; on one, batch_size=8: 4.035, 4.039 and 4.011 (seeds 1337, 1, 2)
