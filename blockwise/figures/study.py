@@ -23,6 +23,7 @@ def draw(folder):
     folder = Path(folder)
     with study_of(folder) as study:
         comparisons = {name: legible(arms) for name, arms in study["places"].items()}
+        scattered = study.get("study", {}).get("search") == "sobol"  # its points differ in every key
         names = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
@@ -35,7 +36,10 @@ def draw(folder):
             figure, panels = start_figure(len(comparisons))
             for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
                 for arm, result in arms.items():
-                    draw_arm(axes, arm, result, {**styles[arm], "marker": markers[arm]})
+                    style = {**styles[arm], "marker": markers[arm]}
+                    if draw_arm is draw_sweep and scattered:
+                        style["linestyle"] = "none"
+                    draw_arm(axes, arm, result, style)
                 axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}

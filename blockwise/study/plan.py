@@ -11,7 +11,7 @@ from blockwise.settings import TrainConfig
 from blockwise.study.config import check, check_common, settings_of, tokens_of
 from blockwise.study.identity import run_name
 from blockwise.study.results import ResultsFile, read_result
-from blockwise.study.rules import coordinate, halving, refined_grid, round_digits, sobol
+from blockwise.study.rules import coordinate, halving, middle, refined_grid, round_digits, sobol
 from blockwise.study.space import MULT, RATE, Axis, applied, shortened
 from blockwise.study.verdict import judge, look_levels
 
@@ -225,11 +225,6 @@ class Study:
         for share, seeds, keep in self.config.rungs:
             yield share, points * seeds
             points = keep
-
-
-def middle(grid):
-    """The middle of a grid of rates: their geometric mean."""
-    return round_digits(math.exp(sum(map(math.log, grid)) / len(grid)))
 
 
 def loss_of(result):

@@ -7,12 +7,13 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 from blockwise import UserError, print0
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS
 from blockwise.files import write_text
 from blockwise.study.plan import TWICE, floor_of, shown_point, tokens_of
+from blockwise.study.rules import middle
 from blockwise.study.space import RATE
 from blockwise.study.summary import facts, five, judged
 from blockwise.study.verdict import ALPHA, BAD_START, sentence
@@ -25,7 +26,7 @@ def print_plan(study):
         for arm in config.arms:
             if config.search == "sobol":
                 keys = "nothing" if arm in config.untuned else ", ".join((RATE, *study.keys(comparison, arm)))
-                print0(f"  {arm + ':':<20} {keys}, the rate around {middle_of(config, arm):g}")
+                print0(f"  {arm + ':':<20} {keys}, the rate around {middle(config.learning_rates[arm]):g}")
                 continue
             start = study.start(comparison, arm)
             rates = sorted(config.learning_rates[arm])
@@ -61,10 +62,6 @@ def rungs_of(config):
     """Each rung in words."""
     rungs = [f"{share:g} of the steps with {n:g} seeds, the best {keep:g} go on" for share, n, keep in config.rungs]
     return "; ".join(rungs)
-
-
-def middle_of(config, arm):
-    return math.exp(mean(map(math.log, config.learning_rates[arm])))
 
 
 def extended(study):
@@ -210,13 +207,10 @@ def compact(value, indent=0):
     if not any(isinstance(x, dict) or (isinstance(x, list) and x and isinstance(x[0], list)) for x in inner):
         return line
     pad, named = "\n" + " " * (indent + 1), isinstance(value, dict)
-    items = [(f"{json.dumps(key)}: " if named else "") + compact(x, indent + 1) for key, x in pairs(value)]
-    open_, close = "{}" if named else "[]"
-    return open_ + pad + f",{pad}".join(items) + pad[:-1] + close
-
-
-def pairs(value):
-    return value.items() if isinstance(value, dict) else enumerate(value)
+    items = [compact(x, indent + 1) for x in inner]
+    if named:
+        items = [f"{json.dumps(key)}: {item}" for key, item in zip(value, items, strict=True)]
+    return line[0] + pad + f",{pad}".join(items) + pad[:-1] + line[-1]
 
 
 def save(found, folder):

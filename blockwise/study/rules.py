@@ -16,6 +16,11 @@ def round_digits(number):
     return float(f"{number:.6g}")
 
 
+def middle(grid):
+    """The middle of a grid of rates: their geometric mean."""
+    return round_digits(math.exp(mean(map(math.log, grid))))
+
+
 def sweep(grid, losses, extensions):
     """(learning rates that the sweep needs, its best or None while losses are missing).
 

@@ -10,7 +10,7 @@ from statistics import mean
 from blockwise.curves import speedups
 from blockwise.study.config import tokens_of
 from blockwise.study.plan import TWICE
-from blockwise.study.rules import best_of_k, quadratic_best
+from blockwise.study.rules import best_of_k, middle, quadratic_best
 from blockwise.study.space import NEAR_END, RATE, Axis
 from blockwise.study.verdict import bad_starts, judge, look_levels, spread, verdict
 
@@ -144,8 +144,7 @@ def ends(one, arm, study):
 
 def ranged(values, arm, study):
     """{key: (its range, the value in the range's terms)} of an arm's {key: value}, in a Sobol search."""
-    rates = study["learning_rates"][arm]
-    centre = math.exp(mean(map(math.log, rates)))
+    centre = middle(study["learning_rates"][arm])
     axes = {key: Axis.of(key, words) for key, words in study["space"].items() if key in values}
     return {key: (axis, values[key] / (centre if key == RATE else 1)) for key, axis in axes.items()}
 
@@ -166,7 +165,7 @@ def luck(one, arm, study):
     fit = quadratic_best([[axis.quantile(v) for axis, v in place.values()] for place in places], losses)
     if fit is None:
         return best_of_k(losses), None
-    centre = math.exp(mean(map(math.log, study["learning_rates"][arm])))
+    centre = middle(study["learning_rates"][arm])
     low = {
         k: axis.value(q) * (centre if k == RATE else 1)
         for (k, (axis, _)), q in zip(places[0].items(), fit[0], strict=True)

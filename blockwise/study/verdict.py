@@ -163,7 +163,9 @@ def verdict(arm, baseline, tests):
     words = [test["word"] if test else "not complete" for test in tests]
     gaps = sorted(test["gap"] for test in tests if test and test["low"] is not None)
     size = f" (gaps {gaps[0]:+.4f} to {gaps[-1]:+.4f})" if gaps else ""
-    counts = ", ".join(f"{one} in {words.count(one)}" for one in sorted(set(words), key=words.count, reverse=True))
+    counts = ", ".join(
+        f"{one} in {words.count(one)}" for one in sorted(dict.fromkeys(words), key=words.count, reverse=True)
+    )
     return f"{arm} against {baseline}: {counts} of {len(tests)} comparisons{size}."
 
 
