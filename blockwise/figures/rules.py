@@ -8,8 +8,8 @@ from blockwise.rules import RULES
 
 WIDTHS = tuple(64 * 2**n for n in range(8))
 # Where rules agree their lines lie on each other: dashes and thickness let each show
-STYLES = ("-", "-", "-", (0, (6, 3)), (0, (2, 2)), "-", (0, (1, 3)))
-THICKNESS = (2.4, 6, 3, 1.8, 1.8, 1.8, 1.8)
+STYLES = ("-", "-", "-", (0, (6, 3)), (0, (2, 2)), "-", (0, (1, 3)), "-.")
+THICKNESS = (2.4, 6, 3, 1.8, 1.8, 1.8, 1.8, 1.8)
 PANELS = ("Emb", "Head", "QK", "VO", "FFN", "Norm")
 
 
@@ -28,7 +28,7 @@ def draw(config, out):
             raise UserError(f"n_embd / n_head = {head_width}: expected heads of at most {WIDTHS[-1]}")
         rates = rates_at(config, name, config.n_embd, head_width)
         print(f"{name:<12}" + "  ".join(f"{block} {rates[block]:.3g}" for block in PANELS if block in rates))
-        colour = (*COLOURS, "black")[number]
+        colour = (*COLOURS, "black", "grey")[number]
         for axes, block in zip(panels, PANELS, strict=True):
             if block in rates:
                 line = {"color": colour, "linestyle": STYLES[number], "linewidth": THICKNESS[number]}
