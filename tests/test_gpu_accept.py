@@ -12,9 +12,9 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu_accept
-from accept import correct, fit
+from accept import correct, fit, speed
 from accept.report import REPORTED, Report, Skip, at_least, at_most, between, equal
-from accept.runs import Place, Run
+from accept.runs import Batch, Job, Place, Run
 
 from blockwise import UserError
 
@@ -135,25 +135,43 @@ def test_a_run_that_failed_says_so(tmp_path):
         _ = Run("lost", tmp_path / "lost", tmp_path / "lost").rows
 
 
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("12,416 MB (eager)", {"eager": 12416}),
-        ("900 MB eager, 1,800.5 MB compiled", {"eager": 900, "compiled": 1800.5}),
-        ("compiled 700 MB, eager 900 MB", {"eager": 900, "compiled": 700}),
-        ("800 MB", {"compiled": 800}),
-    ],
-)
-def test_the_estimate_of_a_dry_run(line, expected):
-    for mode, number in expected.items():
-        assert fit.estimate(f"memory of a process, estimated: {line}\n", mode) == number
+def test_the_numbers_of_a_dry_run(tmp_path):
+    run = made_up_run(tmp_path / "dry", [])
+    (run.folder / "stdout").write_text("memory of a process, estimated: 12,416 MB\nestimated largest batch_size: 56\n")
+    assert fit.number_in(run, "memory of a process, estimated:") == 12416
+    assert fit.number_in(run, "largest batch_size:") == 56
 
 
-def test_an_estimate_that_is_not_made_is_skipped():
-    line = "memory of a process, estimated: 416 MB (eager; compiled it takes less, which is not estimated)\n"
-    assert fit.estimate(line, "eager") == 416
-    with pytest.raises(Skip):
-        fit.estimate(line, "compiled")
+def test_a_side_that_hangs_or_ends_is_no_side(tmp_path, monkeypatch):
+    """It is killed when its time is over; the other one is measured as if it were alone."""
+
+    class Hangs(speed.Side):
+        def __init__(self, name, *args, **more):
+            script = (
+                "import time; time.sleep(99)"
+                if name == "hangs"
+                else "print(1)\nfor _ in range(2): print(input() or 2.5)"
+            )
+            command = [sys.executable, "-uc", script + "\nprint(7)"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.name, self.times, self.process = name, [], subprocess.Popen(command, **pipes)
+
+    monkeypatch.setattr(speed, "Side", Hangs)
+    place = Place("cpu", True, None, tmp_path)
+    monkeypatch.setattr(Place, "time_left", lambda place, limit: 2)
+    assert speed.take_turns(place, "gpt2", 12, ["works", "hangs"]) == ([[2.5, 2.5], []], [7, 0])
+
+
+def test_checkpoints_that_nobody_comes_back_to_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("accept.runs.start", lambda *args, **more: subprocess.Popen(["true"]))
+    place = Place("cpu", True, None, tmp_path)
+    batch = Batch(place, "a", {"alone": Job(()), "shared": Job((), out="text")})
+    for run in batch.runs.values():
+        (run.out_dir / "ckpt_00000001_sharded").mkdir(parents=True)
+        (run.out_dir / "ckpt_00000002.pt").touch()
+    batch.wait()
+    left = {name: len(list(run.out_dir.iterdir())) for name, run in batch.runs.items()}
+    assert left == {"alone": 0, "shared": 2}
 
 
 def test_the_time_of_a_phase_is_over(monkeypatch):

@@ -4,8 +4,8 @@ The CPU's numbers are made beside the device's, by the same commands: stored one
 processor that made them.
 """
 
+import importlib.util
 import math
-import os
 from functools import partial
 
 from same_rows import difference_of
@@ -35,7 +35,9 @@ def full(*inputs):
     raise torch.OutOfMemoryError("made up")
 model.Transformer.loss = full
 """
+LONG = ("--block_size=1024", "--batch_size=4")
 PROMPT = ("--start=the cat ", "--num_samples=1", "--max_new_tokens=60", "--temperature=0", "--dtype=float32")
+FAST = ("--num_samples=1", "--max_new_tokens=240", "--dtype=bfloat16")
 
 
 def checks(report, place):
@@ -66,8 +68,14 @@ def on(device, jobs):
 
 
 def low_precision(place):
-    """Runs in bfloat16 and float16; the last one's objective is steep enough to overflow float16's first scales."""
+    """Runs in bfloat16 and float16; the last one's objective is steep enough to overflow float16's first scales.
+
+    Two with documents, whose attention has no T x T matrices in memory, with grouped queries as without.
+    """
+    documents = (*place.common(4), *LLAMA, "--dataset=documents", "--doc_mask=True", "--dtype=bfloat16", *LONG)
     return {
+        "documents": Job(documents),
+        "documents_grouped": Job((*documents, "--n_kv_head=1")),
         "bfloat16": Job((*place.common(10), *LLAMA, "--dtype=bfloat16")),
         "bfloat16_softcap": Job((*place.common(10), *VARIANTS["softcap"].split(), "--dtype=bfloat16")),
         "float16": Job((*place.common(10), *LLAMA, "--dtype=float16")),
@@ -120,6 +128,9 @@ def float32_checks(report, reference, found):
 def precision_checks(report, reference, found):
     for name, like in {"bfloat16": "llama", "bfloat16_softcap": "softcap", "float16": "llama"}.items():
         report.check(f"correct/{name}/loss", at_most(3e-2), partial(gap, found[name], reference[like]))
+    pair = (found["documents_grouped"], found["documents"])
+    peaks = partial(lambda runs: [max(run.column("mem_mb").values()) for run in runs], pair)
+    report.check("correct/documents/grouped_memory", at_most(1.1), lambda: peaks()[0] / peaks()[1])
     overflow = found["overflow"]
 
     def overflows():
@@ -176,8 +187,8 @@ def mistake_checks(report, place, found):
     huge = ("--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=2048")
     words = (*place.common(2), *(() if place.tiny else huge), f"--device={place.device}")
     full = {"memory_eager": Job(words), "memory_compiled": Job((*words, "--compile=True"))}
-    batches = [Batch(place, "not_finite", jobs), Batch(place, "memory", full, before=FULL_MEMORY if place.tiny else "")]
-    runs = {name: run for batch in batches for name, run in batch.wait().items()}
+    runs = Batch(place, "memory", full, before=FULL_MEMORY if place.tiny else "").wait()
+    runs |= Batch(place, "not_finite", jobs).wait()  # not beside what takes all of the memory
 
     for name in jobs:
         report.check(f"correct/{name}/status", equal(3), lambda run=runs[name]: run.result["status"])
@@ -200,9 +211,10 @@ def text_checks(report, place, found):
     """What a checkpoint of the CPU's says on the device, and in Hugging Face's hands."""
     out, to = place.scratch / "out" / "text", place.scratch / "exported"
     sample = {"sample": Job((f"--out_dir={out}", *PROMPT), "sample.py")}
+    fast = {"fast": Job((f"--out_dir={out}", *FAST, f"--device={place.device}"), "sample.py")}
     export = {"export": Job((f"--out_dir={out}", f"--to={to}"), "export.py")}
     batches = [Batch(place, "cpu_text", on("cpu", sample) | export, env=REFERENCE)]
-    batches.append(Batch(place, "device_text", on(place.device, sample)))
+    batches.append(Batch(place, "device_text", on(place.device, sample) | fast))
     reference, device = (batch.wait() for batch in batches)
 
     def same_text():
@@ -210,24 +222,26 @@ def text_checks(report, place, found):
         return texts[0] == texts[1] and len(texts[0]) > 60
 
     def export_gap():
+        for name in ("transformers", "safetensors"):
+            if not importlib.util.find_spec(name):
+                raise Skip(f"{name} is not installed")
         return largest_logit_gap(reference["export"].done and to, out, place.device)
 
     report.check("correct/sample/text_of_the_cpu", equal(True), same_text)
+    # A plan of cuDNN's attention for each length alone would take 5 s
+    report.check("correct/sample/seconds_of_240_tokens", at_most(5), lambda: device["fast"].done.result["seconds"])
     report.check("correct/export/logits", at_most(1e-3), export_gap)
 
 
 def largest_logit_gap(exported, out, device):
     """Between the newest checkpoint in `out` and its export as Hugging Face's model, both on the device."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from blockwise.checkpoint import load_checkpoint, require_checkpoint
     from model import Transformer
 
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise Skip("transformers is not installed") from None
-    theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).to(device).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(exported).float().to(device).eval()
     ours = Transformer.from_checkpoint(load_checkpoint(require_checkpoint(out))).to(device).eval()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(256, (4, ours.config.block_size), generator=generator).to(device)  # (B, T)
@@ -236,21 +250,52 @@ def largest_logit_gap(exported, out, device):
 
 
 def process_checks(report, place, found):
-    """Two processes: on one device with gloo, and refused there with NCCL."""
+    """Two processes: on one device with gloo, refused there with NCCL, and on two devices."""
     one = "cuda:0" if place.device == "cuda" else place.device
-    words = (*place.common(10), *LLAMA, f"--device={one}")
-    gloo = launch(place, "gloo", (*words, "--backend=gloo"), 2, env={"NVIDIA_TF32_OVERRIDE": "0"})
+    words = (*place.common(10), *LLAMA)
+    gloo = launch(place, "gloo", (*words, f"--device={one}", "--backend=gloo"), env={"NVIDIA_TF32_OVERRIDE": "0"})
     report.check("correct/two_processes/loss", at_most(1e-4), partial(gap, gloo, found["llama"]))
     for name, device in {"nccl_by_number": one, "nccl": "cuda"}.items():
 
         def refused(name=name, device=device):
             place.needs_cuda("needs a GPU that NCCL could use")
-            number = int(one.removeprefix("cuda:"))
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(number + 1)))).split(",")[number]
-            env = {} if name == "nccl_by_number" else {"CUDA_VISIBLE_DEVICES": visible}
-            run = launch(place, name, (*words, f"--device={device}"), 2, limit=60, env=env)
+            env = {} if name == "nccl_by_number" else {"CUDA_VISIBLE_DEVICES": "0"} | place.this_device
+            run = launch(place, name, (*words, f"--device={device}"), limit=60, env=env)
             if run.result["status"] == 0:
                 raise RuntimeError("it was not refused")
             return sum(line.startswith("error: ") for line in run.text("stderr").splitlines())
 
         report.check(f"correct/{name}/lines_of_refusal", equal(1), refused)
+    report.section("correct/two_gpus", two_gpu_checks, place, found, words)
+
+
+def two_gpu_checks(report, place, found, words):
+    """Where each process has its own; the losses of one, in bfloat16."""
+
+    def devices_in_use():
+        place.needs_gpus(2)
+        run = Batch(place, "second_gpu", {"second_gpu": Job((*words, "--device=cuda:1"))}).wait()["second_gpu"]
+        return run.done.result["devices"]
+
+    def lines_of_a_bad_id():
+        place.needs_gpus(2)
+        run = launch(place, "bad_id", (*words, "--dataset=bad", "--max_iters=1000", "--device=cuda"), limit=90)
+        return sum(line.startswith("error: ") for line in run.text("stderr").splitlines())
+
+    report.check("correct/second_gpu/devices_in_use", equal(1), devices_in_use)
+    for way in ("ddp", "fsdp"):
+        keys = (*words, "--device=cuda", "--dtype=bfloat16", "--compile=True", f"--parallel={way}")
+
+        def losses(way=way, keys=keys):
+            place.needs_gpus(2)
+            return gap(launch(place, way, keys, limit=150, env={"TORCH_LOGS": "graph_breaks"}), found["bfloat16"])
+
+        report.check(f"correct/{way}/loss", at_most(3e-2), losses)
+        breaks = place.scratch / "jobs" / way / "stderr"
+        report.check(f"correct/{way}/breaks", equal(0), lambda file=breaks: breaks_in(place, file))
+    report.check("correct/one_rank_ends/lines", equal(1), lines_of_a_bad_id)
+
+
+def breaks_in(place, file):
+    place.needs_gpus(2)
+    return file.read_text().count("Graph break")

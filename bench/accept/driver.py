@@ -3,7 +3,8 @@
     python bench/accept/driver.py JOBS.json
 
 JOBS.json: {"before": Python to run first, "jobs": [{"script", "words", "folder"}]}. A job's folder gets stdout, stderr
-and, once it has ended, result.json: its exit status, seconds, the graphs that were compiled, their breaks.
+and, once it has ended, result.json: its exit status, seconds, the GPUs that this process uses, the graphs that were
+compiled, their breaks.
 """
 
 import gc
@@ -53,12 +54,13 @@ def run(script, words):
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    devices = sum(torch._C._cuda_hasPrimaryContext(number) for number in range(torch.cuda.device_count()))
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     compiled = {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
-    return {"status": status, "seconds": time.monotonic() - began, **compiled}
+    return {"status": status, "seconds": time.monotonic() - began, "devices": devices, **compiled}
 
 
 if __name__ == "__main__":

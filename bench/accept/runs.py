@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,9 +50,24 @@ class Place:
     def cuda(self):
         return self.device.startswith("cuda")
 
+    @property
+    def this_device(self):
+        """Environment of a process that has this device alone, as cuda:0."""
+        if ":" not in self.device:
+            return {}
+        number = int(self.device.removeprefix("cuda:"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(number + 1)))).split(",")
+        return {"CUDA_VISIBLE_DEVICES": visible[number]}
+
     def needs_cuda(self, why):
         if not self.cuda:
             raise Skip(why)
+
+    def needs_gpus(self, number):
+        import torch
+
+        if torch.cuda.device_count() < number:
+            raise Skip(f"needs {number} GPUs")
 
     def time_left(self, limit):
         """Seconds for something that may take `limit` of them, less towards the end of the phase."""
@@ -82,7 +98,7 @@ class Run:
 
     @property
     def result(self):
-        """{"status", "seconds", "graphs", "breaks"}"""
+        """{"status", "seconds", "devices", "graphs", "breaks"}"""
         path = self.folder / "result.json"
         if not path.exists():
             raise RuntimeError(f"{self.name} has no result: {self.why}")
@@ -125,7 +141,7 @@ class Batch:
 
     def __init__(self, place, label, jobs, limit=240, before="", env=None):
         """jobs: {name: Job}; limit: seconds for all of them; before: Python that runs first; env: variables."""
-        self.limit, work, self.runs = place.time_left(limit), [], {}
+        self.limit, self.jobs, work, self.runs = place.time_left(limit), jobs, [], {}
         folder = place.scratch / "jobs" / label
         for name, job in jobs.items():
             own = folder / name
@@ -146,8 +162,11 @@ class Batch:
         status = wait_or_kill(self.process, self.end)
         why = f"its process did not end in {self.limit:.0f} s" if status is None else f"exit status {status}"
         last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-        for run in self.runs.values():
+        for name, run in self.runs.items():
             run.why = " ".join([why, *last])
+            if not self.jobs[name].out:  # nobody comes back to it, and those of 124M parameters would fill the disk
+                for checkpoint in run.out_dir.glob("ckpt_*"):
+                    checkpoint.unlink() if checkpoint.is_file() else shutil.rmtree(checkpoint)
         return self.runs
 
 
@@ -169,12 +188,12 @@ def wait_or_kill(process, end):
         return None
 
 
-def launch(place, label, words, processes, limit=120, env=None):
-    """train.py under torchrun, as a Run; its status is the launcher's."""
+def launch(place, label, words, limit=120, env=None):
+    """train.py on two processes of torchrun, as a Run; its status is the launcher's."""
     folder = place.scratch / "jobs" / label
     folder.mkdir(parents=True)
     out = place.scratch / "out" / label
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train.py"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
         command = [sys.executable, *launcher, *words, f"--out_dir={out}"]
         process = start(command, threads=1, env=env, stdout=stdout, stderr=stderr)
@@ -188,12 +207,17 @@ def launch(place, label, words, processes, limit=120, env=None):
 
 
 def write_data(folder):
-    """The data sets made_up, bytes of sentences with a pattern to learn, and documents, the same with their ends."""
+    """The data sets made_up, bytes of sentences with a pattern to learn, documents, the same with their ends, and bad,
+    with an id that is none in a hundredth of the batches."""
     words = b"the cat sat on a mat and the dog ate that hat while a bird sang of rain".split()
     rng = np.random.default_rng(0)
     text = np.frombuffer(b" ".join(words[i] for i in rng.integers(len(words), size=200_000)), np.uint8)
     ended = np.where(rng.random(len(text)) < 0.02, 0, text)  # a document has about 50 bytes
     cut = len(text) * 9 // 10
+    sets = {"made_up": (text, BYTES), "bad": (text, BYTES), "documents": (ended, BYTES | {"end_of_text": 0})}
     with contextlib.redirect_stdout(io.StringIO()):
-        for name, ids, tokenizer in (("made_up", text, BYTES), ("documents", ended, BYTES | {"end_of_text": 0})):
+        for name, (ids, tokenizer) in sets.items():
             write_dataset(folder / name, {"train": ids[:cut], "val": ids[cut:]}, tokenizer, "made up")
+    with open(folder / "bad" / "train.bin", "r+b") as file:
+        file.seek(cut // 2 * 2)
+        file.write(b"\xff\xff")
