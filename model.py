@@ -33,8 +33,8 @@ NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 class ModelConfig:
     """What a model computes; `n_kv_head`, `n_inner`, `norm_eps` and `tie_weights` are resolved before they come here.
 
-    dropout, z_loss and qk_clip act in training only, doc_end also in evaluation, init_std and block_init_std on new
-    weights; all others belong to the weights.
+    dropout, z_loss and qk_clip act in training only, doc_end and loss_rows also in evaluation, residual_dtype wherever
+    autocast is on, init_std and block_init_std on new weights; all others belong to the weights.
     doc_end: the id that ends a document, which neither attention nor loss crosses; None: they see no documents.
     """
 
@@ -56,6 +56,8 @@ class ModelConfig:
     qk_clip: float = 0.0
     z_loss: float = 0.0
     doc_end: int | None = None
+    residual_dtype: str = "float32"
+    loss_rows: int = 0
     init_std: float = 0.02
     block_init_std: dict = field(default_factory=dict)
 
@@ -272,6 +274,8 @@ class Transformer(nn.Module):
             x = x + self.pos_emb.weight[start : start + T]
         else:
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # (T, D) each
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(getattr(torch, self.config.residual_dtype))  # what every block adds to has its precision
         x = F.dropout(x, self.config.dropout, self.training)
         for block in islice(self.blocks, self.n_active_layers):
             if self.activation_checkpointing and self.training and cache is None:
@@ -298,7 +302,8 @@ class Transformer(nn.Module):
         loss, z_loss = (training_loss, self.config.z_loss) if self.training else (mean_cross_entropy, 0.0)
         x, targets = x.flatten(0, 1), targets.flatten()  # (B T, C), (B T,)
         counted = None if counted is None else counted.flatten()
-        return loss(x, self.lm_head.weight, targets, self.config.logit_softcap, z_loss, counted)
+        config = self.config
+        return loss(x, self.lm_head.weight, targets, config.logit_softcap, z_loss, counted, config.loss_rows)
 
     def flops_per_token(self):
         """Floating-point operations of a training step per token: 6 a matrix weight, plus attention (2204.02311)."""

@@ -30,6 +30,7 @@ if __name__ == "__main__":  # before torch is loaded: --help answers at once, an
     if "dry_run" in flags:
         stop.release()  # there is nothing to save
 
+import gc
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,7 @@ from blockwise.training import (
     Throughput,
     TrainBatches,
     checkpoint_of,
+    collecting_by_hand,
     dry_run,
     eval_batches,
     find_start,
@@ -170,7 +172,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
     # The loop. Its last pass only evaluates and saves.
     stopping, status = world.any(stop), 0
-    with output.saving_on_error(state):
+    with output.saving_on_error(state), collecting_by_hand():
         for step in range(progress.step, config.max_iters + 1):
             last = step == config.max_iters
             row = progress.begin(step)
@@ -272,6 +274,7 @@ def train_step(run, step, logging):
 def validate(run, split, last):
     """val/loss, also of the averaged weights, and at the end of a run test/loss; {} if a process was asked to stop."""
     score = partial(evaluate, run, split, full=last and run.config.full_eval)
+    gc.collect()
     losses = score() | run.ema.evaluate(score)
     if last and run.config.test_loss:
         losses |= {key.replace("val/", "test/"): value for key, value in score(half=1).items()}
@@ -288,15 +291,15 @@ def evaluate(run, split, half=0, full=False):
     world, losses = run.world, []
     run.eval_model.eval()
     for part in split.parts:
-        total = number = 0.0
-        for x, y, counts in eval_batches(part, run.config, world, half, full):  # (B, T) each
-            if world.any(run.stop):
+        batches, number = [], 0
+        for i, (x, y, counts) in enumerate(eval_batches(part, run.config, world, half, full)):  # (B, T) each
+            if (world.size == 1 or i % 8 == 0) and world.any(run.stop):  # which several processes have to agree on
                 run.eval_model.train()
                 return {}
             with run.precision.autocast:
-                loss = run.eval_model(x, y).item()
-            total, number = total + (loss if counts else 0.0), number + counts
-        total, number = world.sum(total, number)
+                batches.append(run.eval_model(x, y) * counts)
+            number += counts
+        total, number = world.sum(sum(torch.stack(batches).tolist()), number)  # the only wait for the device
         losses.append(total / number)
     run.eval_model.train()
     return split.val_row(losses)

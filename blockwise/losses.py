@@ -94,13 +94,23 @@ class FusedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, matrix, targets, softcap, z_loss, counted):
-        loss, dx, dmatrix = x.new_zeros(()), torch.empty_like(x), None
+    def forward(ctx, x, matrix, targets, softcap, z_loss, counted, rows):
+        if torch.is_autocast_enabled(x.device.type):  # products in its precision; what is summed, at least in float32
+            low = torch.get_autocast_dtype(x.device.type)
+            with torch.autocast(x.device.type, enabled=False):
+                return FusedCrossEntropy.in_pieces(
+                    ctx, x.to(low), matrix.to(low), targets, softcap, z_loss, counted, rows
+                )
+        return FusedCrossEntropy.in_pieces(ctx, x, matrix, targets, softcap, z_loss, counted, rows)
+
+    @staticmethod
+    def in_pieces(ctx, x, matrix, targets, softcap, z_loss, counted, rows):
+        loss, dx, dmatrix = at_least_float32(x.new_zeros(())), torch.empty_like(x), None
         ctx.count = number_of(counted, x)
-        weights = [None] * -(-len(x) // LOSS_ROWS) if counted is None else counted.to(x).unsqueeze(1).split(LOSS_ROWS)
-        pieces = (z.split(LOSS_ROWS) for z in (x, targets.unsqueeze(1), dx))
+        weights = [None] * -(-len(x) // rows) if counted is None else counted.to(x).unsqueeze(1).split(rows)
+        pieces = (z.split(rows) for z in (x, targets.unsqueeze(1), dx))
         for h, y, dh, weight in zip(*pieces, weights, strict=True):
-            p = softcapped(product(h, matrix), softcap)  # logits (rows, V), from here on changed in place
+            p = at_least_float32(softcapped(product(h, matrix), softcap))  # logits (rows, V), changed in place below
             slope = 1 - (p / softcap).square() if softcap else None
             top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
             p -= top
@@ -116,8 +126,9 @@ class FusedCrossEntropy(torch.autograd.Function):
             if weight is not None:
                 p *= weight
             # p is the gradient of the logits now, but for a division by the total
+            p = p.to(x.dtype)
             torch.div(product(p, matrix.T), total, out=dh)
-            dmatrix = addmm_(dmatrix, (h / total).T, p.T)  # (C, V)
+            dmatrix = addmm_(dmatrix, (h / total).to(x.dtype).T, p.T)  # (C, V)
             del p  # before the next logits
         ctx.save_for_backward(dx, dmatrix.T)
         return loss / ctx.count
@@ -128,7 +139,7 @@ class FusedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the training loss can be differentiated once; in eval mode twice")
         dx, dmatrix = ctx.saved_tensors
         grad = grad / ctx.count
-        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None, None
+        return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None, None, None
 
 
 def number_of(counted, x):
@@ -136,22 +147,26 @@ def number_of(counted, x):
     return len(x) if counted is None else counted.sum().clamp(min=1)
 
 
-def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None):
+def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None, rows=0):
     """Mean of `cross_entropy`, in nats per token, for hidden states x (N, C) under the output matrix (V, C).
 
-    On a CPU in pieces; it can be differentiated twice. counted: (N,), whether a position counts; None: all do.
+    It can be differentiated twice. counted: (N,), whether a position counts; None: all do. rows: positions of a piece,
+    of which the logits are in memory at once; 0: on a CPU LOSS_ROWS, elsewhere all.
     """
-    if x.device.type != "cpu" and counted is None:
+    if x.device.type != "cpu" and counted is None and not rows:
         return cross_entropy(softcapped(linear(x, matrix), softcap), targets, "mean", z_loss)
-    rows = LOSS_ROWS if x.device.type == "cpu" else len(x)
+    rows = rows or (LOSS_ROWS if x.device.type == "cpu" else len(x))
     counts = [None] * -(-len(x) // rows) if counted is None else counted.split(rows)
     pieces = zip(x.split(rows), targets.split(rows), counts, strict=True)
     sums = (cross_entropy(softcapped(linear(h, matrix), softcap), y, "sum", z_loss, c) for h, y, c in pieces)
     return sum(sums) / number_of(counted, x)
 
 
-def training_loss(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None):
-    """The same for training. On a CPU in float32 its gradient is made with it: it can be differentiated once."""
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        return FusedCrossEntropy.apply(x, matrix, targets, softcap, z_loss, counted)
-    return mean_cross_entropy(x, matrix, targets, softcap, z_loss, counted)
+def training_loss(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None, rows=0):
+    """The same for training. In pieces its gradient is made with it: it can be differentiated once.
+
+    That is with rows, and on a CPU in float32.
+    """
+    if torch.is_grad_enabled() and (rows or (x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"))):
+        return FusedCrossEntropy.apply(x, matrix, targets, softcap, z_loss, counted, rows or LOSS_ROWS)
+    return mean_cross_entropy(x, matrix, targets, softcap, z_loss, counted, rows)

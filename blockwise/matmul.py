@@ -58,10 +58,14 @@ def product(x, weight):
 
 
 def addmm_(total, x, weight):
-    """total, (N, M) or None for 0, with product(x, weight) added in place. BLAS adds while it multiplies."""
+    """total, (N, M) or None for 0, with product(x, weight) added in place. BLAS adds while it multiplies.
+
+    The total of products in bfloat16 is in float32.
+    """
     if total is None:
-        return product(x, weight)
-    return total.add_(product(x, weight)) if use_onednn(x) else total.addmm_(x, weight.T)
+        y = product(x, weight)
+        return y.float() if y.dtype.itemsize < 4 else y
+    return total.add_(product(x, weight)) if use_onednn(x) or x.dtype != total.dtype else total.addmm_(x, weight.T)
 
 
 class Product(torch.autograd.Function):

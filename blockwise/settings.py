@@ -19,7 +19,9 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 # The rest of what a ModelConfig holds: it acts while a model trains, or before, and follows the command.
-TRAINING_ONLY = ("dropout", "qk_clip", "z_loss", "doc_end", "init_std", "block_init_std")
+TRAINING_ONLY = (
+    "dropout", "qk_clip", "z_loss", "doc_end", "init_std", "block_init_std", "residual_dtype", "loss_rows",
+)  # fmt: skip
 
 # Fixed for the whole run: which layers it starts with, and when the others are activated.
 ARCH_WARMUP = ("arch_warmup", "arch_warmup_start", "arch_warmup_groups", "arch_warmup_interval")
@@ -152,6 +154,8 @@ class TrainConfig(Keys):
     # machine
     device: Annotated[str, "cpu, cuda, cuda:1, mps (auto: cuda if there is one, else cpu)"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "precision of the matrix products (auto: bfloat16 on a CUDA device that has it, else float32)"] = "auto"
+    residual_dtype: Annotated[Literal["float32", "bfloat16"], "precision of the residual stream between the blocks; bfloat16, with dtype=bfloat16 only: less memory traffic on CUDA"] = "float32"
+    loss_rows: Annotated[int, "positions of a micro-step whose logits are in memory at once: 4096 saves GBs on CUDA (0: all; on a CPU in float32 512)", Range(0)] = 0
     compile: Annotated[bool | Literal["auto"], "torch.compile (auto: on for CUDA, with eager as the fallback; off elsewhere)"] = "auto"
     activation_checkpointing: Annotated[bool, "recomputation of activations in the backward pass: less memory, slower"] = False
     parallel: Annotated[Literal["auto", "ddp", "fsdp"], "several processes; ddp: each holds the whole model; fsdp: each holds a share of weights, gradients and optimizer state (auto: ddp)"] = "auto"
@@ -190,6 +194,8 @@ class TrainConfig(Keys):
             for key in (key for key, clash in refused.items() if clash):
                 problem = "impossible with parallel=fsdp, under which no process has a whole matrix"
                 raise UserError(f"{key}={getattr(self, key)}: {problem}; expected parallel=ddp")
+        low = self.dtype in ("auto", "bfloat16")
+        self.check("residual_dtype", low or self.residual_dtype == "float32", f"float32 with dtype={self.dtype}")
         mixture_shares(self.dataset)
         self.check("out_dir", self.out_dir != "", "a folder's name")
 

@@ -5,9 +5,10 @@ out_dir += "_c4"
 dataset = "c4"
 wandb_run_name += "_c4"
 
-batch_size = 16
+batch_size = 64
 block_size = 256
-gradient_accumulation_steps = 32
+gradient_accumulation_steps = 8
+eval_iters = 50
 max_iters = 30000
 lr_decay_iters = max_iters
 warmup_iters = 1000

@@ -12,7 +12,7 @@ warmup_iters = max_iters // 10
 min_lr = 0.0
 weight_decay, beta2 = 0.1, 0.95
 eval_interval = max(max_iters // 10, 1)
-eval_iters = 100
+eval_iters = 20  # batches of 60
 test_loss = full_eval = True
 
 arms = {"adamw": "--blockwise=False", "tables": "--lr_rule=tables", "muon, tables": "--optimizer=muon --lr_rule=tables"}

@@ -14,6 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import model as modelling
 from blockwise import losses
 from blockwise.blocks import blocks_of
+from blockwise.hardware import LiveBytes
+from blockwise.losses import mean_cross_entropy, training_loss
 from blockwise.sampling import sample
 from model import KVCache, Transformer, rotate
 
@@ -236,6 +238,42 @@ def test_the_eval_loss_refuses_a_third_derivative():
         assert second.abs().max() > 0
         with pytest.raises(RuntimeError, match="twice, not three times"):
             torch.autograd.grad(first.sum(), head, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("options", [{}, dict(softcap=5.0, z_loss=1e-2)], ids=["plain", "softcap"])
+def test_the_loss_in_pieces(dtype, tolerance, options):
+    """Loss and gradients are those of all logits at once; of these a piece is in memory at a time."""
+    torch.manual_seed(0)
+    x, matrix, targets = torch.randn(100, 16), torch.randn(300, 16) / 4, torch.randint(300, (100,))
+    counted = torch.arange(100) % 7 > 0
+    results, peaks = [], []
+    for rows in (0, 24):
+        h, w = x.clone().requires_grad_(), matrix.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), LiveBytes() as live:
+            loss = (training_loss if rows else mean_cross_entropy)(h, w, targets, counted=counted, rows=rows, **options)
+        loss.backward()
+        results.append((loss.detach(), h.grad, w.grad))
+        peaks.append(live.peak)
+    for pieces, whole in zip(*results, strict=True):
+        assert pieces.dtype == torch.float32
+        assert (pieces - whole).norm() <= tolerance * whole.norm()
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_precision_of_the_residual_stream(kind):
+    """Only where autocast is on: in float32, for a measurement say, it stays as it is."""
+    model, (tokens, targets) = make(kind, residual_dtype="bfloat16").float(), batch()
+    seen = []
+    for module in (*model.blocks, model.norm_f):
+        module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(tokens, targets).backward()
+        assert set(seen) == {(dtype, dtype)} and len(seen) == 3
+        seen.clear()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 def test_the_training_loss_refuses_a_second_derivative():

@@ -1,5 +1,6 @@
 """The training loop in this process: what it computes, logs, saves and refuses."""
 
+import gc
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, ids_of, losses, metrics, out_dir, run
 
+import train
 from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import save_checkpoint
@@ -18,6 +20,7 @@ from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.schedules import block_rate
 from blockwise.settings import TrainConfig
 from blockwise.tokenizer import BYTES
+from blockwise.training import BlockStats, Throughput
 from configurator import configure
 from model import ModelConfig, Transformer
 
@@ -46,6 +49,33 @@ def test_baseline_is_plain_adamw(small):
         optimizer.zero_grad()
         row = metrics(words)[step]
         assert (row["train/loss"], row["grad_norm"]) == (total.item(), norm.item())
+
+
+def test_a_step_waits_for_nothing_but_its_row(small, monkeypatch):
+    """No look for garbage in its middle; the clock stops after the row, which waits for the update on a GPU.
+
+    And an evaluation reads all of its losses from the device at once.
+    """
+    order, waits, evaluate = [], [], train.evaluate
+
+    def counted(*args, **keys):
+        before = order.count("wait")
+        found = evaluate(*args, **keys)
+        waits.append(order.count("wait") - before)
+        return found
+
+    def noted(where, name, note):
+        function = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *args, **keys: (order.append(note()), function(*args, **keys))[1])
+
+    noted(BlockStats, "row", lambda: "row")
+    noted(Throughput, "stop", lambda: "clock")
+    noted(train, "train_step", lambda: "step" if gc.get_freeze_count() and not gc.isenabled() else "garbage")
+    noted(torch.Tensor, "item", lambda: "wait")
+    monkeypatch.setattr(train, "evaluate", counted)
+    assert run(*small, "--max_iters=2", "--optimizer=sgd") == 0
+    assert gc.isenabled() and not gc.get_freeze_count()
+    assert [note for note in order if note != "wait"] == ["step", "row", "clock"] * 2 and waits == [0, 0]
 
 
 @pytest.mark.parametrize("model", [(), LLAMA])
@@ -406,6 +436,7 @@ BAD = {
     "block_size": ("--block_size=5000",),
     "logit_softcap=-1": ("--logit_softcap=-1",),
     "z_loss=-": ("--z_loss=-1e-4",),
+    "residual_dtype=bfloat16: expected float32": ("--residual_dtype=bfloat16",),
 }
 
 

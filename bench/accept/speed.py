@@ -72,7 +72,7 @@ def train_checks(report, place):
 
 def side_checks(report, place, model, peer):
     """Ours against a peer at each batch size and in each mode, in turns."""
-    for batch, modes in MODES.items():
+    for batch, modes in list(MODES.items())[: 1 if place.tiny else None]:
         for mode in modes:
             label = f"speed/{peer.replace(' ', '_')}/{batch}/{mode.strip() or 'eager'}"
             limit = ABOVE_ZERO if place.tiny else at_least(BOUNDS[peer][mode])

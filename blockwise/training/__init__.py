@@ -4,7 +4,7 @@ from blockwise.training.batches import TrainBatches, eval_batches
 from blockwise.training.block_stats import BlockStats, total_norm
 from blockwise.training.ema import EMA
 from blockwise.training.live_curvature import LiveCurvature
-from blockwise.training.machine import for_this_machine, out_of_memory_is_a_mistake, set_up_torch
+from blockwise.training.machine import collecting_by_hand, for_this_machine, out_of_memory_is_a_mistake, set_up_torch
 from blockwise.training.output import Output, checkpoint_of
 from blockwise.training.parallel import parallelize
 from blockwise.training.precision import Precision

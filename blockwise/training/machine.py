@@ -1,5 +1,6 @@
 """The machine that a run has: device, precision, compiler and backend by what is there, and torch's global settings."""
 
+import gc
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,22 @@ def set_up_torch(config):
     torch.use_deterministic_algorithms(config.deterministic or (config.compile and config.device == "cpu"))
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
     torch.manual_seed(config.seed)
+
+
+@contextmanager
+def collecting_by_hand():
+    """Inside, Python looks for garbage where gc.collect() is called, and not in the middle of a step.
+
+    A look takes a process up to half a second, for which all others wait; what there is already is left out of it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def to_device(x, device):

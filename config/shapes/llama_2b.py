@@ -8,3 +8,6 @@ n_layer = 21
 n_head = 36
 n_embd = 2304
 n_inner = 9216
+
+batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
+eval_iters = 200

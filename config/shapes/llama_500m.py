@@ -7,3 +7,6 @@ n_layer = 15
 n_head = 20
 n_embd = 1280
 n_inner = 5120
+
+batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
+eval_iters = 200

@@ -7,3 +7,6 @@ n_layer = 13
 n_head = 26
 n_embd = 1664
 n_inner = 6656
+
+batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
+eval_iters = 200

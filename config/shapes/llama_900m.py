@@ -7,3 +7,6 @@ n_layer = 18
 n_head = 25
 n_embd = 1600
 n_inner = 6400
+
+batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
+eval_iters = 200

@@ -8,3 +8,6 @@ n_head = 32
 n_kv_head = 4
 n_embd = 2048
 n_inner = 5632
+
+batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
+eval_iters = 200
