@@ -74,7 +74,7 @@ def low_precision(place):
     """
     documents = (*place.common(4), *LLAMA, "--dataset=documents", "--doc_mask=True", "--dtype=bfloat16", *LONG)
     return {
-        "documents": Job(documents),
+        "documents_whole": Job(documents),
         "documents_grouped": Job((*documents, "--n_kv_head=1")),
         "bfloat16": Job((*place.common(10), *LLAMA, "--dtype=bfloat16")),
         "bfloat16_softcap": Job((*place.common(10), *VARIANTS["softcap"].split(), "--dtype=bfloat16")),
@@ -128,7 +128,7 @@ def float32_checks(report, reference, found):
 def precision_checks(report, reference, found):
     for name, like in {"bfloat16": "llama", "bfloat16_softcap": "softcap", "float16": "llama"}.items():
         report.check(f"correct/{name}/loss", at_most(3e-2), partial(gap, found[name], reference[like]))
-    pair = (found["documents_grouped"], found["documents"])
+    pair = (found["documents_grouped"], found["documents_whole"])
     peaks = partial(lambda runs: [max(run.column("mem_mb").values()) for run in runs], pair)
     report.check("correct/documents/grouped_memory", at_most(1.1), lambda: peaks()[0] / peaks()[1])
     overflow = found["overflow"]
