@@ -57,8 +57,8 @@ def test_compiled_graphs_end_where_buckets_do(small, tmp_path, words, graphs):
 
 
 FAIL_ON_RANK_1 = """
-import copy
-import blockwise.training.machine as machine
+import copy, dataclasses
+import blockwise.training as training
 def broken(model):
     def fail(*args):
         raise {error}
@@ -66,8 +66,8 @@ def broken(model):
     if os.environ["RANK"] == "1":
         model.forward = fail
     return model
-torch.compile, decide = broken, machine.for_this_machine
-machine.for_this_machine = lambda config: machine.replace(decide(config), compile=True)  # by itself, as on CUDA
+torch.compile, decide = broken, training.for_this_machine
+training.for_this_machine = lambda config: dataclasses.replace(decide(config), compile=True)  # by itself, as on CUDA
 """
 
 
