@@ -3,7 +3,10 @@
 import os
 import select
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import NoReturn, TextIO
 
 __version__ = "0.2.0"
 
@@ -27,25 +30,25 @@ class NotFinite(UserError):
     status = 3
 
 
-def print0(text):
+def print0(text: object) -> None:
     """Print on rank 0. What cannot be printed, on a full disk or into a closed pipe, is no reason to stop a run."""
     if on_rank_0():
         write_line(text, sys.stdout)
 
 
-def warn(text):
+def warn(text: object) -> None:
     write_line(f"warning: {text}", sys.stderr)
 
 
-def first_line(error):
+def first_line(error: object) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
-def on_rank_0():
+def on_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def write_line(text, stream):
+def write_line(text: object, stream: TextIO) -> None:
     """Write and flush one line; a line that cannot be written is dropped."""
     try:
         print(text, file=stream, flush=True)
@@ -54,7 +57,7 @@ def write_line(text, stream):
             drop_buffer(stream)
 
 
-def drop_buffer(stream):
+def drop_buffer(stream: TextIO) -> None:
     """Empty a stream's buffer into nothing: Python would try to write it again, and fail again when it ends."""
     target = stream.fileno()
     kept, nothing = os.dup(target), os.open(os.devnull, os.O_WRONLY)
@@ -67,7 +70,7 @@ def drop_buffer(stream):
         os.close(nothing)
 
 
-def nobody_reads(stream):
+def nobody_reads(stream: TextIO) -> bool:
     """Whether a stream is a pipe whose reader has closed it."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
@@ -75,15 +78,16 @@ def nobody_reads(stream):
 
 
 @contextmanager
-def exit_on_user_error():
+def exit_on_user_error() -> Iterator[None]:
     """Wrap an entry point: a mistake becomes one line on stderr (on rank 0) and its exit status; Ctrl-C one and 130.
 
     A mistake is a UserError, or a file that the system will not open, read or write. A character that the console's
     encoding lacks is printed as an escape, and a reader of stdout that has had enough ends the command quietly.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # a stream of a test, a full disk, a closed stream
-            stream.reconfigure(errors="backslashreplace")
+        with suppress(OSError, ValueError):  # a full disk, a closed stream
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
@@ -99,7 +103,7 @@ def exit_on_user_error():
         leave(str(stop) or "stopped", 130)
 
 
-def leave(line, status, every_rank=False):
+def leave(line: str, status: int, every_rank: bool = False) -> NoReturn:
     if every_rank or on_rank_0():
         write_line(line, sys.stderr)
     sys.exit(status)
