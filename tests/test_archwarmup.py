@@ -181,7 +181,7 @@ def test_locked_layers_are_outside_of_the_optimizer(small):
     assert steps == {8, 6, 4}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "muon")) for n in OPTIMIZERS])
 def test_resume_in_the_middle_is_exact(small, tmp_path, name):
     """From every step of the warm-up, to the last bit of weights and moments."""
     model = ("--model_type=llama", "--n_kv_head=1") if name in ("adamw", "muon") else ()
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_the_middle_is_a_whole_model(middle, tmp_path, capsys, m
     """Its locked layers add nothing: evaluated, sampled, exported, measured with them or without."""
     saved = load_checkpoint(out_dir(middle) / "ckpt_00000002.pt")
     assert (saved["step"], saved["layers"]) == (2, [[0, 2], [3, 3], [5, 4]])
-    model, _, _ = sample.from_checkpoint(sample.SampleConfig(out_dir=str(out_dir(middle))))
+    model, *_ = sample.from_checkpoint(sample.SampleConfig(out_dir=str(out_dir(middle))))
     assert model.eval().n_active_layers == 4
     x = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

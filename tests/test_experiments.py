@@ -134,6 +134,7 @@ def test_training_learns_and_a_run_that_diverges_has_no_loss():
     assert het.train(het.MLP((1, 8, 8), 10, 15), data, "SGD", 10.0, 5, 0)[0] == np.inf
 
 
+@pytest.mark.slow
 def test_heterogeneity_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     run(*small, "--model_type=llama")
     for grid in ("PAPER_GRID", "WIDEST"):

@@ -156,6 +156,7 @@ def test_schedulers(monkeypatch, capsys):
     assert len(lines) == 7
 
 
+@pytest.mark.slow
 def test_fsdp2(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command.append(str(ROOT / "examples" / "fsdp2_loop.py"))

@@ -270,7 +270,7 @@ def layered(config):
     return lambda layers: Transformer(replace(config, n_layer=layers))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+@pytest.mark.parametrize("model_type", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_the_memory_of_a_deeper_product(model_type):
     """From one and two layers; with logits that weigh little and much beside a layer."""
     for vocabulary, sequences in ((64, 1), (64, 3), (4096, 2)):

@@ -224,7 +224,7 @@ CASES = {
 }
 
 
-SLOW = ("muon", "bfloat16")
+SLOW = ("muon", "bfloat16", "sgd")
 
 
 @pytest.mark.parametrize(

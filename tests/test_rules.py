@@ -311,7 +311,7 @@ def test_dry_run_and_print_config_show_the_rates(small, capsys):
 @pytest.mark.parametrize(
     "args, expected",
     [
-        (("--lr_rule=muP",), "lr_rule: expected 'paper' or 'fitted' or 'mup' or 'completep'"),
+        (("--lr_rule=muP",), "lr_rule: expected 'paper' or 'fitted' or 'tables' or 'mup' or 'completep'"),
         (("--lr_rule=mup", "--lr_mult=auto"), "lr_rule=mup: expected paper with lr_mult=auto, which measures"),
         (("--lr_rule=relative", "--vocab_size=64", "--init_std=0"), "lr_rule=relative: the init std of Emb is 0, and"),
     ],

@@ -530,9 +530,9 @@ def test_rows_that_could_not_be_written_are_written_before_a_checkpoint(small, m
     """The file refuses rows 1 to 5: a checkpoint does not wait for them, and none is lost in the end."""
     flush, calls = logger.MetricsFile.flush, []
 
-    def refusing(self, sync=False):
+    def refusing(self, to_disk=False):
         calls.append(0)
-        return False if 2 <= len(calls) <= 6 else flush(self, sync)
+        return False if 2 <= len(calls) <= 6 else flush(self, to_disk)
 
     monkeypatch.setattr(logger.MetricsFile, "flush", refusing)
     assert run(*small) == 0
