@@ -17,14 +17,18 @@ from blockwise.study.verdict import judge, spread
 
 FOLDER = ROOT / "docs/studies"
 PAGES = (ROOT / "README.md", FOLDER / "README.md")
-SHORT = 5  # rows of README.md: the rest are rules as they come
+SHORT = 6  # rows of README.md: the rest are rules as they come
 MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
 MARGIN = 0.01
 # Training tokens per parameter, and the study; the first is of another shape than the others
 BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5", "20": "study_budget_20"}
-BESIDE = {"study_budget": "study_tables"}  # the same shape and baseline on fresh seeds
+BESIDE = {
+    "study_budget": "study_tables",
+    "study_budget_5": "study_tables_5",
+}  # the same shape and baseline on fresh seeds
 TUNED = {"fitted, tuned": "fitted", "the paper's multipliers, tuned": "paper"}
 ARMS = TUNED | {"the paper's, tuned at 5": "paper, as at 5", "tables at 4x, fresh seeds": "tables 4x"}
+ARMS |= {"tables at 16x, fresh seeds": "tables 16x"}
 ARMS |= {"fitted, as it is": "fitted, as it is"}
 ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat", "relative")}
 
