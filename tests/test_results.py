@@ -23,6 +23,7 @@ NAMES = {
     "study_cpu": "9c56b582eb8c", "study_cpu_long": "89b7c8e32693", "study_exponents": "0e636ef03b4c",
     "study_mechanism": "71fe516e0b1e", "study_optimizers": "d991e314cd47", "study_ratios": "319669eb3cfb",
     "study_rule": "e5d473474bb8", "study_shapes": "094cd74316a2", "study_stability": "3b6998b58a28",
+    "study_tables": "06855e35853a", "study_tables_5": "83f8f72991c1",
 }  # fmt: skip
 
 
