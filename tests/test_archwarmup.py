@@ -282,6 +282,7 @@ def test_compiled_anew(small, tmp_path, monkeypatch):
     assert losses(compiled) == losses(words)
 
 
+@pytest.mark.slow
 def test_two_processes(small, tmp_path):
     """The same losses as one process, with the same layers active; also where the largest logits are of one alone."""
     words = (*small, *WARMUP, "--learning_rate=1e-4", "--max_iters=12", "--qk_clip=1e-3")

@@ -109,6 +109,7 @@ def chosen(docs, seed=2357, fraction=FRACTION):
 # Whole runs
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, source):
     words = (f"--source={source}", f"--val_fraction={FRACTION}", SHARDS)
     for n in (1, 2, 3):
@@ -644,6 +645,7 @@ def test_hub_prepares_a_folder(tmp_path):
     assert [data.train.bytes, data.val.bytes] == [len("".join(part).encode()) for part in (train, val)]
 
 
+@pytest.mark.slow
 def test_hub_stops_after_so_many_tokens(tmp_path):
     """With the document that makes them full, whatever the number of workers."""
     write_jsonl(tmp_path / "x.jsonl", DOCS)

@@ -396,6 +396,7 @@ def test_killed_and_resumed_is_exact(small, tmp_path):
     assert (losses(words), numbers(words)) == (losses(straight), numbers(straight))
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same(small, tmp_path):
     """Two sequences here and one there; along 20 steps, over which rounding is amplified."""
     words = (*small, "--learning_rate=1e-4", "--min_lr=1e-5", "--max_iters=20", "--lr_decay_iters=20", *LIVE)

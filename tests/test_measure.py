@@ -266,6 +266,7 @@ def test_spectra_of_all_checkpoints(trained, small):
     assert (out_dir(small) / "spectrum_evolution.png").is_file()
 
 
+@pytest.mark.slow
 def test_spectra_on_two_processes_and_cut(trained, small, no_figures):
     blocks = "--blocks=VO,blocks.0.attn.q_proj.weight"
     words = (trained, blocks, "--full=False", "--lanczos_steps=20", "--probes=2", "--batch_size=5", "--device=cpu")
