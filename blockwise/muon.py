@@ -16,7 +16,7 @@ def local(tensor):
 
 
 def orthogonal(matrices):
-    """Newton-Schulz iteration of torch.optim.Muon for many matrices at once, (N, rows, columns), in bfloat16.
+    """Newton-Schulz iteration of torch.optim.Muon for many matrices at once, (N, rows, columns), in their precision.
 
     Brings all singular values near 1: five steps of the quintic of https://kellerjordan.github.io/posts/muon/.
     """
@@ -33,12 +33,14 @@ def orthogonal(matrices):
 class Muon(torch.optim.Muon):
     """torch.optim.Muon for all matrices of one shape at once, whose state and groups it has.
 
-    Of several processes each orthogonalises a share of them and sends it to the others, in bfloat16: step() is then a
+    dtype: of the iteration. torch's is bfloat16, which a CPU without bfloat16 products emulates some 20 times slower.
+    Of several processes each orthogonalises a share of them and sends it to the others, in dtype: step() is then a
     collective. They hold the same matrices and gradients, or, under FSDP, a share of the rows of each.
     """
 
-    def __init__(self, groups, compiled=False):
+    def __init__(self, groups, compiled=False, dtype=torch.bfloat16):
         super().__init__(groups, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        self.dtype = dtype
         self.orthogonal = torch.compile(orthogonal, dynamic=False) if compiled else orthogonal
 
     @torch.no_grad()
@@ -67,7 +69,7 @@ class Muon(torch.optim.Muon):
         grads, buffers = [local(p.grad) for p in params], [local(self.state[p]["momentum_buffer"]) for p in params]
         momentum = self.defaults["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        pieces = torch.stack(torch._foreach_lerp(grads, buffers, momentum)).bfloat16()
+        pieces = torch.stack(torch._foreach_lerp(grads, buffers, momentum)).to(self.dtype)
         if hasattr(params[0], "to_local"):
             pieces = self.share_rows(pieces, len(params[0]), params[0].device_mesh.get_group())
         elif pieces.device.type != "meta":  # there a dry run asks for the state alone, on one process

@@ -21,7 +21,8 @@ def optimizer_for(config, groups):
     betas = (config.beta1, config.beta2)
     groups = with_betas(groups, betas, config.block_beta2)
     head_width, compiled = config.n_embd // config.n_head, config.compile is True
-    return build_optimizer(config.optimizer, groups, betas, head_width, compiled)
+    muon_dtype = getattr(torch, config.muon_dtype)
+    return build_optimizer(config.optimizer, groups, betas, head_width, compiled, muon_dtype)
 
 
 def with_betas(groups, betas, block_beta2):
@@ -33,13 +34,13 @@ def with_betas(groups, betas, block_beta2):
     return [{**group, "betas": named[group["block"]]} if group["block"] in named else group for group in groups]
 
 
-def build_optimizer(name, groups, betas, head_width=None, compiled=False):
+def build_optimizer(name, groups, betas, head_width=None, compiled=False, muon_dtype=torch.bfloat16):
     """The optimizer `name` over groups of `param_groups`. Weight decay is decoupled, p <- (1 - lr wd) p, but for sgd.
 
     adamw      torch.optim.AdamW (arXiv 1711.05101)
     adam_mini  AdamMini, below; needs head_width, the rows of a Q or K matrix that belong to one head
     lion       Lion, below; betas: of the update, of the momentum
-    muon       MuonWithAdamW, below; betas: of its AdamW part; compiled: whether its orthogonalisation is
+    muon       MuonWithAdamW, below; betas: of its AdamW part; compiled, muon_dtype: of its orthogonalisation
     sgd        torch.optim.SGD; betas[0] is its momentum, and weight_decay * p is added to the gradient
     """
     groups = [dict(group) for group in groups]  # torch would put its settings into the caller's
@@ -50,7 +51,7 @@ def build_optimizer(name, groups, betas, head_width=None, compiled=False):
     if name == "lion":
         return Lion(groups, betas)
     if name == "muon":
-        return MuonWithAdamW(groups, betas, compiled)
+        return MuonWithAdamW(groups, betas, compiled, muon_dtype)
     if name == "sgd":  # not fused: if float16 overflows in its first step, the fused one keeps unset momentum
         return torch.optim.SGD(groups, lr=0.0, momentum=betas[0])
     raise ValueError(f"no optimizer {name!r}: expected adamw, adam_mini, lion, muon or sgd")
@@ -222,7 +223,7 @@ class MuonWithAdamW:
     momentum is 0.95, as there; betas are those of AdamW.
     """
 
-    def __init__(self, groups, betas, compiled=False):
+    def __init__(self, groups, betas, compiled=False, dtype=torch.bfloat16):
         matrices, others = [], []
         for group in groups:
             taken = [p for p in group["params"] if group["block"] in MATRIX_BLOCKS and p.ndim == 2]
@@ -230,7 +231,7 @@ class MuonWithAdamW:
             plain = {key: value for key, value in group.items() if key != "betas"}  # Muon has one momentum for all
             matrices += [{**plain, "params": taken}] if taken else []
             others += [{**group, "params": left}] if left else []
-        self.muon = Muon(matrices, compiled)
+        self.muon = Muon(matrices, compiled, dtype)
         self.adamw = adamw(others, betas)
 
     @property

@@ -90,6 +90,7 @@ class TrainConfig(Keys):
 
     # optimizer and learning rate
     optimizer: Annotated[Literal["adamw", "adam_mini", "lion", "muon", "sgd"], "optimizer; adam_mini: one second moment per head or row; muon: Muon for matrices inside the blocks, AdamW for the rest"] = "adamw"
+    muon_dtype: Annotated[Literal["bfloat16", "float32"], "precision of Muon's orthogonalisation; float32 is some 20 times as fast on a CPU that emulates bfloat16"] = "bfloat16"
     learning_rate: Annotated[float, "peak learning rate of the Norm blocks; every other block has a multiple of it", Range(0)] = 6e-4
     blockwise: Annotated[bool, "one learning rate per block type; False: every lr_mult is 1, the plain baseline"] = True
     lr_rule: Annotated[Literal[tuple(RULES)], "rule that fills the entries of lr_mult, wd_mult, block_beta2 and block_init_std that are not given, from the shape; see docs/methods.md. With blockwise=False there is none"] = "paper"

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from blockwise import UserError
 from blockwise.blocks import LR_MULT, param_groups
 from blockwise.checkpoint import load_optimizer
-from blockwise.optimizers import build_optimizer, state_bytes
+from blockwise.optimizers import build_optimizer, optimizer_for, state_bytes
 from blockwise.settings import TrainConfig
 from blockwise.training import memory
 from configurator import configure
@@ -211,7 +211,15 @@ def test_state_bytes_are_those_of_the_state(optimizer):
     held = sum(v.nbytes for state in built.state.values() for v in state.values() if torch.is_tensor(v))
     groups = param_groups(list(named.items()), 0.01)
     keys = {key for group in groups for key in group}
-    settings = {"beta1": 0.9, "beta2": 0.95, "block_beta2": {}, "n_embd": 4, "n_head": 2, "compile": True}
+    settings = {
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "block_beta2": {},
+        "n_embd": 4,
+        "n_head": 2,
+        "compile": True,
+        "muon_dtype": "float32",
+    }
     run = SimpleNamespace(optimizer=optimizer, **settings)
     assert state_bytes(run, groups) == held > 0
     assert {key for group in groups for key in group} == keys  # the caller's groups are as they were
@@ -296,6 +304,18 @@ def test_muon_on_many_matrices_at_once_is_torchs():
     script = {}
     exec(MUON, script)
     assert script["largest_gap"]() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 2e-2), ("float32", 1e-5)])
+def test_muon_iterates_in_the_precision_that_its_key_names(dtype, tolerance):
+    """Against the singular values by hand, relative to the rate."""
+    config = TrainConfig(optimizer="muon", muon_dtype=dtype).resolved()
+    p = Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    expected = by_orthogonal(double(p), double(p.grad), 0.1, 0.0)
+    optimizer_for(config, [{"params": [p], "block": "QK", "lr": 0.1, "weight_decay": 0.0}]).step()
+    gap = (double(p) - expected).abs().max().item() / 0.1
+    assert gap <= tolerance and (gap > 1e-4) == (dtype == "bfloat16")
 
 
 def test_muon_shared_by_two_processes_is_torchs(tmp_path):
