@@ -313,7 +313,8 @@ def test_muon_iterates_in_the_precision_that_its_key_names(dtype, tolerance):
     p = Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
     p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     expected = by_orthogonal(double(p), double(p.grad), 0.1, 0.0)
-    optimizer_for(config, [{"params": [p], "block": "QK", "lr": 0.1, "weight_decay": 0.0}]).step()
+    groups = [{"params": [p], "block": "QK"}, {"params": [Parameter(torch.ones(2))], "block": "Norm"}]
+    optimizer_for(config, [{**group, "lr": 0.1, "weight_decay": 0.0} for group in groups]).step()
     gap = (double(p) - expected).abs().max().item() / 0.1
     assert gap <= tolerance and (gap > 1e-4) == (dtype == "bfloat16")
 
