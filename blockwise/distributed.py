@@ -1,4 +1,4 @@
-"""One process or many: who am I, and what do all of us agree on. Under torchrun its variables say so."""
+"""Rank, world size and what processes agree on; torchrun's environment variables say whether there are several."""
 
 import os
 import re

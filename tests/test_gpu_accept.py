@@ -150,7 +150,7 @@ SIDES = {
 
 
 def test_sides_that_end_or_hang(tmp_path, monkeypatch):
-    """Beside one that ends, for want of memory it may be, the other is measured; one that hangs is not waited for."""
+    """Where one side ends early, out of memory for example, the other is measured; one that hangs is not waited for."""
 
     class Made(speed.Side):
         def __init__(self, name, *args, **more):

@@ -119,12 +119,12 @@ def works(action):
 def ratio(times):
     ours, theirs = times
     if not theirs:
-        raise Skip("the peer ended, for want of memory or time")
+        raise Skip("the peer ran out of memory or time")
     return median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
 def memory(place, peaks):
     place.needs_cuda("a CPU's peak is that of the whole process")
     if not peaks[1]:
-        raise Skip("the peer ended, for want of memory or time")
+        raise Skip("the peer ran out of memory or time")
     return peaks[0] / peaks[1]

@@ -135,7 +135,7 @@ def settings_of(args, shared, arm, parse):
 def check_args(args, where=""):
     for arg in args:
         if arg.startswith(SET_BY_STUDY) and (where or not arg.startswith("--out_dir=")):
-            raise UserError(f"{where}{arg}: a study sets that itself; see learning_rates, seeds and out_dir")
+            raise UserError(f"{where}{arg}: set by the study itself; see learning_rates, seeds and out_dir")
         if where and arg in ("--help", "-h"):
             raise UserError(f"{where}{arg}: expected files and --key=value")
 

@@ -133,7 +133,7 @@ def outcome(run, status, seconds):
     result = {"status": "failed", "loss": None, "test": None, "curve": val, "seconds": seconds, "spikes": spikes(rows)}
     result |= circumstances(run.folder)
     if last.get("step") == run.config.max_iters and "val/loss" in last:
-        # a run that ends well above where it began has only blown up
+        # a run that ends well above where it began has diverged
         kept = math.isfinite(float(last["val/loss"])) and val[-1][1] <= val[0][1] + 0.1
         found = {"status": "finished", "loss": val[-1][1], "test": last.get("test/loss")}
         result |= found if kept else {"status": "diverged"}

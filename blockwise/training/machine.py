@@ -1,4 +1,4 @@
-"""The machine that a run has: device, precision, compiler and backend by what is there, and torch's global settings."""
+"""Device, precision, compiler and backend for the machine at hand, and torch's global settings."""
 
 import gc
 import os
@@ -81,7 +81,7 @@ def out_of_memory_is_a_mistake(config, device):
 
 
 def is_out_of_memory(error):
-    """Whether an error is for want of memory, or was caused by one that is, as the compiler's are."""
+    """Whether an error comes from running out of memory, directly or as the cause of another, as in the compiler."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError | MemoryError):
         if isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY):
             return True
