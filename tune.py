@@ -162,7 +162,9 @@ def answer(found, steps):
     gain = f"{test['gap']:+.4f} nats ({test['low']:+.4f} to {test['high']:+.4f}, {test['seeds']} seeds)"
     gain += f", {speed['ratio']:.2f}x in steps ({speed['low']:.2f} to {speed['high']:.2f})" if speed else ""
     best = arms[BLOCKWISE if test["word"].startswith("lower") else ONE]
-    keys = {"learning_rate": best["best"], **best["tuned"], "blockwise": best["role"] != "baseline"}
+    keys = {"optimizer": study["optimizer"], "learning_rate": best["best"], **best["tuned"]}
+    keys |= {"beta1": study["beta1"]} if study["beta1"] else {}
+    keys["blockwise"] = best["role"] != "baseline"
     lr_mult = dict.fromkeys(BLOCKS, 1.0)
     for key in [key for key in keys if key.startswith(MULT)]:
         factor = keys.pop(key)

@@ -463,11 +463,12 @@ def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = N
     return "\n".join("  ".join(line) for line in lines)
 
 
-HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--as=json|torchtitan|nemo|megatron] [--split_qkv]
-                                   [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
+HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--as=json|torchtitan|nemo|megatron] [--rates=FILE]
+                                   [--split_qkv] [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
 
 Print which block type every parameter of a Hugging Face model has, or write it as another trainer reads it.
-Reads config.json alone, no weights. --split_qkv: with Q, K and V of a fused matrix split by split_qkv."""
+Reads config.json alone, no weights. --split_qkv: with Q, K and V of a fused matrix split by split_qkv.
+--rates: multipliers and AdamW's settings of the rates.json that tune.py wrote, in place of the default ones."""
 
 
 def main(arguments: list[str]) -> str:
@@ -478,16 +479,19 @@ def main(arguments: list[str]) -> str:
         key, equals, value = argument.partition("=")
         if argument in ("--help", "-h"):
             return HELP
-        if argument == "--split_qkv" or (equals and key in ("--as", "--fused_qkv", "--unknown")):
+        if argument == "--split_qkv" or (equals and key in ("--as", "--rates", "--fused_qkv", "--unknown")):
             options[key[2:]] = value
         elif key.startswith("--block_of."):
             ends[key.removeprefix("--block_of.")] = value
         elif argument.startswith("-"):
-            raise ValueError(f"{argument}: expected --as=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END=")
+            known = "--as=, --rates=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END="
+            raise ValueError(f"{argument}: expected {known}")
         else:
             models.append(argument)
     if len(models) != 1:
         raise ValueError("expected one model: python -m blockwise.blocks MODEL_ID_OR_DIR")
+    if "rates" in options and "as" not in options:
+        raise ValueError("--rates: expected --as=, the trainer to write them for")
     fused_qkv, unknown = options.get("fused_qkv"), options.get("unknown", "error")
     check_blocks(fused_qkv, ends, unknown)
     model = without_weights(models[0])
@@ -496,9 +500,10 @@ def main(arguments: list[str]) -> str:
 
         split_qkv(model)
     if "as" in options:
-        from blockwise.exporters import export
+        from blockwise.exporters import export, read_rates
 
-        return export(model, options["as"], fused_qkv, ends, unknown)
+        rates = read_rates(options["rates"]) if "rates" in options else {}
+        return export(model, options["as"], fused_qkv, ends, unknown, **rates)
     return f"{type(model).__name__}\n{describe_blocks(model, fused_qkv, ends, unknown)}"
 
 

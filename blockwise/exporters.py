@@ -1,6 +1,6 @@
 """The split of a model as text that other trainers read: torchtitan, NeMo Automodel, Megatron-LM, or JSON.
 
-    python -m blockwise.blocks MODEL_ID_OR_DIR --as=nemo
+    python -m blockwise.blocks MODEL_ID_OR_DIR --as=nemo --rates=out/tune/rates.json
     print(export(model, "megatron"))      # a model of the trainer's own, in a script that has made it
 
 Patterns are made of the model's own names: give it the model that the trainer trains. Formats as of August 2026.
@@ -14,13 +14,14 @@ from collections.abc import Callable
 from blockwise.blocks import LR_MULT, typed
 
 Split = dict[str, list[str]]  # {block type: names of its parameters}
+ADAMW = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}  # lr: of a block at 1x
 
 TORCHTITAN = """\
 # param_groups of torchtitan's OptimizersContainer.Config: the first pattern that matches counts, and each must match in
 # every pipeline stage. LR is the rate of a block at 1x.
 from torchtitan.components.optimizer import ParamGroupConfig
 
-LR, REST = 6e-4, {{"betas": (0.9, 0.95), "weight_decay": 0.1}}
+LR, REST = {lr:g}, {{"betas": ({beta1:g}, {beta2:g}), "weight_decay": {weight_decay:g}}}
 param_groups = [
 {groups}
 ]"""
@@ -29,15 +30,16 @@ NEMO = """\
 # NeMo Automodel: the optimizer section of a recipe. lr is the rate of a block at 1x.
 optimizer:
   _target_: torch.optim.AdamW
-  lr: 6.0e-4
-  betas: [0.9, 0.95]
-  weight_decay: 0.1
+  lr: {lr:.5e}
+  betas: [{beta1:g}, {beta2:g}]
+  weight_decay: {weight_decay:g}
   param_group_overrides:
 {groups}"""
 
 MEGATRON = """\
 # Megatron-LM: get_megatron_optimizer(config, model, config_overrides=config_overrides). All blocks decay to the one
-# config.min_lr, which is the paper's rule.
+# config.min_lr, which is the paper's rule. The rest of config: --lr={lr:g} --weight-decay={weight_decay:g}
+# --adam-beta1={beta1:g} --adam-beta2={beta2:g}
 from megatron.core.optimizer import get_standard_config_overrides
 from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
@@ -50,42 +52,64 @@ config_overrides |= {{
 
 def export(model_or_named_parameters: object, trainer: str, fused_qkv: str | None = None,
            block_of: dict[str, str] | None = None, unknown: str = "error",
-           lr_mult: dict[str, float] | None = None) -> str:  # fmt: skip
+           lr_mult: dict[str, float] | None = None, **adamw: float) -> str:  # fmt: skip
     """Text for a trainer of EXPORTERS: every parameter that needs a gradient, with the multiplier of its block.
 
-    lr_mult: as in `param_groups`. Raises ValueError for another trainer and for names that its patterns cannot tell
-    apart, and what `blocks_of` raises.
+    lr_mult: as in `param_groups`. adamw: lr (of a block at 1x), beta1, beta2 and weight_decay, in place of ADAMW's.
+    Raises ValueError for another trainer and for names that its patterns cannot tell apart, and what `blocks_of`
+    raises.
     """
     if trainer not in EXPORTERS:
         raise ValueError(f"--as={trainer}: expected one of {', '.join(EXPORTERS)}")
     table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     split = {block: [name for name, _ in members] for block, members in table.items() if block != "frozen"}
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
-    return EXPORTERS[trainer](split, rates)
+    return EXPORTERS[trainer](split, rates, {**ADAMW, **adamw})
 
 
-def as_json(split: Split, rates: dict[str, float]) -> str:
-    return json.dumps({b: {"lr_mult": rates[b], "parameters": names} for b, names in split.items()}, indent=1)
+def read_rates(path: str) -> dict:
+    """What `export` takes, {"lr_mult": {block: multiplier}, "lr": ..., ...}, of the rates.json that tune.py writes.
+
+    Raises ValueError for a file that is none, and for rates that were found for another optimizer than AdamW.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            rates = json.load(file)["rates"]
+        ones = dict.fromkeys((*LR_MULT, "Other"), 1.0)
+        given = {"lr_mult": rates.get("lr_mult", ones), "lr": rates["learning_rate"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--rates={path}: expected the rates.json of tune.py ({error})") from None
+    if (optimizer := rates.get("optimizer", "adamw")) != "adamw":
+        raise ValueError(f"--rates={path}: expected rates of adamw, not of {optimizer}")
+    return given | {key: rates[key] for key in ("beta1", "beta2", "weight_decay") if key in rates}
 
 
-def as_torchtitan(split: Split, rates: dict[str, float]) -> str:
+def as_json(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:
+    rows = {
+        block: {"lr_mult": rates[block], "lr": adamw["lr"] * rates[block], "parameters": names}
+        for block, names in split.items()
+    }
+    return json.dumps(rows, indent=1)
+
+
+def as_torchtitan(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:
     rows = [
         f'    ParamGroupConfig(pattern=r"{pattern}", optimizer_name="AdamW",\n'
         f'                     optimizer_kwargs={{"lr": {rates[block]:g} * LR, **REST}}),  # {block}'
         for block, pattern in regular_expressions(split).items()
     ]
-    return TORCHTITAN.format(groups="\n".join(rows))
+    return TORCHTITAN.format(groups="\n".join(rows), **adamw)
 
 
-def as_nemo(split: Split, rates: dict[str, float]) -> str:
+def as_nemo(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:
     rows = [
         f"    - pattern: '{pattern}'  # {block}\n      lr_mult: {rates[block]:g}"
         for block, pattern in regular_expressions(split).items()
     ]
-    return NEMO.format(groups="\n".join(rows))
+    return NEMO.format(groups="\n".join(rows), **adamw)
 
 
-def as_megatron(split: Split, rates: dict[str, float]) -> str:
+def as_megatron(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:
     """Globs, each with and without what wrappers put before the name."""
     globs = {
         block: [f"{start}{kind.replace('#', '[0-9]*')}" for kind in kinds for start in ("", "*.")]
@@ -97,7 +121,7 @@ def as_megatron(split: Split, rates: dict[str, float]) -> str:
         f"        ParamGroupOverride(max_lr={rates[block]:g} * config.lr),  # {block}"
         for block, names in globs.items()
     ]
-    return MEGATRON.format(groups="\n".join(rows))
+    return MEGATRON.format(groups="\n".join(rows), **adamw)
 
 
 def kinds_of(split: Split) -> Split:

@@ -124,7 +124,9 @@ def test_block_table_imports_nothing():
     command = [n for n in tree.body if isinstance(n, ast.If) or getattr(n, "name", "") in ("main", "without_weights")]
     allowed = [n for part in command for n in ast.walk(part) if isinstance(n, ast.Import | ast.ImportFrom)]
     assert {n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)} == set(allowed)
-    assert {alias.name for n in allowed for alias in n.names} == {"transformers", "sys", "split_qkv", "export"}
+    assert {alias.name for n in allowed for alias in n.names} == {
+        "transformers", "sys", "split_qkv", "export", "read_rates",
+    }  # fmt: skip
 
 
 def test_a_copy_of_the_file_works_alone(tmp_path):
@@ -902,7 +904,10 @@ def test_the_command_leaves_with_one_line_and_status_2():
     words = [sys.executable, "-m", "blockwise.blocks", "--nothing"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --nothing: expected --as=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END=\n"
+    assert (
+        done.stderr
+        == "error: --nothing: expected --as=, --rates=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END=\n"
+    )
 
 
 # transformers.Trainer

@@ -132,3 +132,38 @@ def test_the_command(tmp_path):
     assert re.search(r"^VO +4x +4 ", main([str(tmp_path), "--split_qkv"]), re.MULTILINE)
     with pytest.raises(ValueError, match="--as=x: expected one of json, torchtitan, nemo, megatron"):
         main([str(tmp_path), "--as=x", "--fused_qkv=QK"])
+
+
+@pytest.mark.parametrize("trainer", EXPORTERS)
+def test_rates_that_tune_found(trainer, tmp_path, monkeypatch):
+    """Multipliers, base rate, betas and decay of rates.json; at one rate for all every multiplier is 1."""
+    transformers.GPT2Config(n_layer=1, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    file, names = tmp_path / "rates.json", [n for n in names_of(model_of("gpt2")) if ".h." not in n or ".h.0." in n]
+    rates = {"learning_rate": 1.5e-3, "beta2": 0.987, "weight_decay": 0.0123, "lr_mult": {**LR_MULT, "QK": 2.5}}
+    for found, qk in ((rates, 2.5), ({"learning_rate": 1.5e-3, "blockwise": False}, 1.0)):
+        file.write_text(json.dumps({"answer": "", "rates": found}))
+        text = main([str(tmp_path), f"--as={trainer}", "--split_qkv", f"--rates={file}"])
+        multipliers = READ[trainer](text, names, monkeypatch)
+        assert multipliers["transformer.h.0.attn.c_attn.parametrizations.weight.original0"] == pytest.approx(qk)
+        assert multipliers["transformer.h.0.ln_1.weight"] == 1.0
+        stated = {1.5e-3, found.get("beta2", 0.95), found.get("weight_decay", 0.1)}
+        assert {float(x) for x in re.findall(r"\d+\.\d+(?:e-\d+)?", text)} >= (
+            stated if trainer != "json" else {1.5e-3}
+        )
+
+
+@pytest.mark.parametrize(
+    "text,words,message",
+    [
+        ('{"answer": "x"}', ["--as=nemo"], "expected the rates.json of tune.py"),
+        ('{"rates": {"learning_rate": 1, "optimizer": "muon"}}', ["--as=nemo"], "rates of adamw, not of muon"),
+        (None, ["--as=nemo"], "rates.json: expected the rates.json of tune.py .*No such file"),
+        (None, [], "--rates: expected --as="),
+    ],
+)
+def test_rates_that_cannot_be_exported(text, words, message, tmp_path):
+    transformers.GPT2Config(n_layer=1, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    if text:
+        (tmp_path / "rates.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        main([str(tmp_path), *words, "--split_qkv", f"--rates={tmp_path / 'rates.json'}"])
