@@ -44,7 +44,7 @@ def configure(cls, argv, about, flags=None, start=None):
     if start is not None:
         values = {name: copy.deepcopy(getattr(start, name)) for name in values}
     if "--help" in argv or "-h" in argv:
-        print(help_text(hints, kinds, values, about, flags, words))
+        print(help_text(cls, hints, values, about, flags, words))
         sys.exit(0)
     given, given_flags, positional = set(), set(), []
     for arg in argv:
@@ -250,24 +250,33 @@ def unknown(what, name, known):
     return UserError(f"unknown {what}{did_you_mean(close(name, known)) or ': --help lists them'}")
 
 
-def help_text(hints, kinds, values, about, flags, words):
+def help_text(cls, hints, values, about, flags, words):
+    """What --help prints: the class's own keys and the flags before the keys that it inherits."""
     lines = [about.strip(), ""]
     if words:
         lines += ["arguments:", f"  {words}", f"        {hints[words].__metadata__[0]}", ""]
-    lines.append("keys (--key=VALUE):")
-    for name, hint in hints.items():
-        if name == words:
-            continue
-        interval = marker(hint, Range)
-        described = describe(kinds[name]) + (f", {interval}" if interval else "")
-        default = f"  --{name}={values[name]}"
-        lines += (
-            [f"{default}  ({described})"] if len(default + described) < 116 else [default, f"        ({described})"]
-        )
-        lines += textwrap.wrap(hint.__metadata__[0], width=110, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines += ["keys (--key=VALUE):", *key_lines(cls.__annotations__, hints, values, words)]
     lines += ["", "flags:"]
     lines += [f"  --{name}\n        {meaning}" for name, meaning in {**flags, "help": "print this"}.items()]
+    inherited = hints.keys() - cls.__annotations__.keys()
+    if inherited:
+        title = cls.__base__.__doc__.splitlines()[0].partition(". ")[0].rstrip(".")
+        lines += ["", f"{title}:", *key_lines(inherited, hints, values, words)]
     return "\n".join(lines)
+
+
+def key_lines(names, hints, values, words):
+    """Each of these keys with its default, type and meaning."""
+    for name, hint in hints.items():
+        if name not in names or name == words:
+            continue
+        kind, interval = get_args(hint)[0], marker(hint, Range)
+        described = describe(kind) + (f", {interval}" if interval else "")
+        default = f"  --{name}={values[name]}"
+        yield from (
+            [f"{default}  ({described})"] if len(default + described) < 116 else [default, f"        ({described})"]
+        )
+        yield from textwrap.wrap(hint.__metadata__[0], width=110, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
 class ArgumentParser(argparse.ArgumentParser):

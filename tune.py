@@ -1,16 +1,22 @@
-"""Find the learning rates of your own model and data: one for each block type, or the news that one rate will do.
+"""Find learning rates for your own model and data: one for each block type, or a single one where that is as good.
 
-    python tune.py config/mine.py --budget=20 --hours=4 --plan    # measure the machine, say what would run, and stop
-    python tune.py config/mine.py --budget=20 --hours=4           # run it; the same command goes on after a kill
-    python train.py config/mine.py out/tune/rates.py              # what it found is a config file
+    python tune.py config/mine.py --budget=20 --hours=4 --plan    # measure this machine, print the plan, and exit
+    python tune.py config/mine.py --budget=20 --hours=4           # run it; the same command resumes it
+    python train.py config/mine.py out/tune/rates.py              # train with what it found
+    python -m blockwise.blocks MODEL --as=nemo --rates=out/tune/rates.json    # or let another trainer do so
 
-Two ways to train are searched with equally many points: AdamW (or --optimizer=muon) with one learning rate for all
-weights, and with a rate per block type. Both choose rate, warmup, beta2 and weight decay anew, around your own rate. The
-best of each then runs on seeds that took no part in the search. The answer is the gain with its interval, or "use one
-rate". A run is as long as --budget says, in tokens per parameter (20 is about compute-optimal).
-A model too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2, with
-the same tokens per parameter and steps, so fewer tokens a step. Its rates are proven for no more than twice the width:
-sweep the base rate once more at full size. The keys of train.py hold as there; compare.py does the work.
+config/mine.py is any config of train.py, nanoGPT's too, with your model, data and batch size. tune.py trains that model
+many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for all weights, and with one per block type
+(embeddings, attention, FFN and so on). Each way gets the same number of trials, which vary peak rate, warmup, beta2 and
+weight decay around yours; most have a quarter of the steps, and only the best are trained in full. The best of each
+then runs with new seeds, and the difference of their losses, with its interval, decides: rates per block, or one rate.
+
+--budget is the length of a full run in tokens per parameter (about 20 is compute-optimal); without it, max_iters.
+--hours is the time for everything; the number of trials and seeds follows from it and from the speed of this machine.
+Results go to --out_dir (out/tune): report.md, rates.py, rates.json. --seed chooses trials and seeds.
+A model that is too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2.
+It has the same tokens per parameter and the same steps, hence fewer tokens a step. Whether its rates hold beyond twice
+its width is not known: sweep learning_rate once more at full size.
 """
 
 import json
@@ -25,7 +31,7 @@ from typing import Annotated
 
 from blockwise import UserError, exit_on_user_error, print0
 from blockwise.curves import read_rows
-from blockwise.files import write_text
+from blockwise.files import remove, write_text
 from blockwise.keys import Range
 from blockwise.settings import BLOCKS, TrainConfig
 from blockwise.signals import StopRequest
@@ -45,9 +51,9 @@ class TuneConfig(TrainConfig):
 
     # fmt: off
     budget: Annotated[float | None, "tokens per parameter of a run (None: as many steps as max_iters says)", Range(0)] = None
-    hours: Annotated[float, "time for all runs together, on this machine", Range(0)] = 4.0
-    proxy: Annotated[dict[str, int | float | bool | str], "keys of a smaller model to search on, such as n_embd"] = field(default_factory=dict)
-    margin: Annotated[float, "nats: a gain that is smaller is worth no rates per block", Range(0)] = 0.01
+    hours: Annotated[float, "time for all runs together on this machine", Range(0)] = 4.0
+    proxy: Annotated[dict[str, int | float | bool | str], "keys of a smaller model to search on, such as --proxy.n_embd=64"] = field(default_factory=dict)
+    margin: Annotated[float, "smallest gain, in nats per token, for which rates per block are worth having", Range(0)] = 0.01
     jobs: Annotated[int | None, "runs at a time (None: one a GPU; on a CPU one a core)", Range(1)] = None
     # fmt: on
 
@@ -102,12 +108,19 @@ def measured(config, settings, folder):
     more = {"learning_rates": {ONE: [1e-4]}, "untuned": [ONE], "seeds": list(range(side_by_side)), "extensions": 0}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "study.py", config_file(study_of(config, settings, folder, **more), "# the machine's speed"))
-    if compare(folder / "study.py"):
-        raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
-    seconds = max(run["seconds"] for run in json.loads((folder / "study.json").read_text())["runs"])
+    while None in (seconds := times_of(folder)):  # a run that was killed and resumed says nothing of its time
+        remove(folder / "runs")
+        remove(folder / "results.jsonl")
     rows = [row for run in (folder / "runs").iterdir() for row in read_rows(run) if row["step"] >= 10]
     step = settings.tokens_per_step / min(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
-    return max(0.0, seconds - 30 * step), step, side_by_side
+    return max(0.0, max(seconds) - 30 * step), step, side_by_side
+
+
+def times_of(folder):
+    """Seconds of each run of the study in a folder, None of one that was resumed. Raises UserError where they fail."""
+    if compare(folder / "study.py"):
+        raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
+    return [run["seconds"] for run in json.loads((folder / "study.json").read_text())["runs"]]
 
 
 def plan(config, settings, folder):

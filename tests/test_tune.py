@@ -128,3 +128,26 @@ def test_it_goes_on_and_does_not_mix_plans(tuned, tmp_path):
     assert (tmp_path / "study.py").read_text() == before  # a plan that was made is what runs
     with pytest.raises(UserError, match=r"was made by other arguments: expected another --out_dir"):
         tuned(None, "--hours=3")
+
+
+def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
+    """It has no time of its own: 30 steps of 0.5 s, hence 5 s besides, are known from the second one alone."""
+    runs = tmp_path / "runs" / "only"
+
+    def compare(file):
+        seconds = 20.0 if (tmp_path / "study.json").is_file() and not runs.exists() else None
+        runs.mkdir(parents=True)
+        (runs / "metrics.jsonl").write_text('{"step": 20, "tokens_per_s": 24.0}\n')
+        (tmp_path / "study.json").write_text(json.dumps({"runs": [{"seconds": seconds}]}))
+
+    monkeypatch.setattr(tune, "compare", compare)
+    settings = TrainConfig(batch_size=1, block_size=12, gradient_accumulation_steps=1, device="cpu")
+    assert tune.measured(tune.TuneConfig(jobs=1), settings, tmp_path) == (5.0, 0.5, 1)
+
+
+def test_help_begins_with_its_own_keys(capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--help"])
+    own, of_train = capsys.readouterr().out.split("The keys of train.py:\n")
+    assert all(f"  --{word}" in own for word in ("budget=", "hours=", "proxy=", "margin=", "jobs=", "plan\n"))
+    assert "--n_layer=12" in of_train and "--n_layer" not in own and "--budget" not in of_train
