@@ -9,34 +9,21 @@ A study's file sets keys of train.py, which all runs share, and the keys of a st
 process of its own. Into out_dir go study.json, report.md and figures, and the runs themselves into out_dir/runs.
 """
 
-import subprocess
 import sys
-from pathlib import Path
 
-from blockwise import exit_on_user_error, print0, warn
-from blockwise.layer_warmup import layer_schedule
-from blockwise.rundir import run_lock
-from blockwise.settings import TrainConfig
-from blockwise.signals import StopRequest, end_with_launcher
+from blockwise import exit_on_user_error
+from blockwise.signals import end_with_launcher
 from blockwise.study.config import StudyConfig, check_args
 from blockwise.study.plan import Study
-from blockwise.study.report import again, print_plan, write
-from blockwise.study.runner import run_all
+from blockwise.study.report import again, print_plan
+from blockwise.study.session import any_failed, run_study
 from configurator import configure
 
-PLOT = Path(__file__).resolve().parent / "plot.py"
 FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 
 
-def parse(args, shared):
-    """TrainConfig of an arm: the shared keys, then its arguments."""
-    settings, _, _ = configure(TrainConfig, args, "", start=shared)
-    layer_schedule(settings.resolved())  # a shape that does not divide is known before anything runs
-    return settings
-
-
 def check_machine(study):
-    """Raises UserError for a device that is not there, a data set that is missing or broken, before anything runs."""
+    """Raises UserError for a device that is not there, and for a data set that is missing or broken."""
     from blockwise.data.mixture import open_dataset
     from blockwise.distributed import auto_device, find_device
 
@@ -46,13 +33,6 @@ def check_machine(study):
         open_dataset(*kind).verify()
 
 
-def draw(folder):
-    """The study's figures, in a process that loads no torch."""
-    drawn = subprocess.run([sys.executable, str(PLOT), "study", str(folder)])
-    if drawn.returncode:
-        warn(f"the figures were not drawn: python plot.py study {folder}")
-
-
 def main(argv):
     if argv[:1] == ["--report"]:
         for folder in argv[1:]:
@@ -60,23 +40,13 @@ def main(argv):
         return 0
     check_args(argv)
     config, _, flags = configure(StudyConfig, argv, __doc__, FLAGS)
-    study = Study(config, parse)
+    study = Study(config, configure)
     if "plan" in flags:
         print_plan(study)
         return 0
-    lock = run_lock(config.out_dir)
-    lock.acquire()
-    stop = StopRequest()
     check_machine(study)
-    print_plan(study)
-    run_all(study, stop)
-    if stop:
-        print0(f"stopped by {stop.signal}; the same command resumes it")
-        return 0
-    found = write(study)
-    draw(study.folder)
-    print0("\n".join([f"wrote {study.folder / 'report.md'}", *found["verdicts"]]))
-    return 1 if any(run["status"] == "failed" for run in found["runs"]) else 0
+    found = run_study(study)
+    return 1 if found and any_failed(found) else 0
 
 
 if __name__ == "__main__":

@@ -6,25 +6,20 @@
     python -m blockwise.blocks MODEL --as=nemo --rates=out/tune/rates.json    # or let another trainer do so
 
 config/mine.py is any config of train.py, nanoGPT's too, with your model, data and batch size. tune.py trains that model
-many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for all weights, and with one per block type
-(embeddings, attention, FFN and so on). Each way gets the same number of trials, which vary peak rate, warmup, beta2 and
-weight decay around yours; most have a quarter of the steps, and only the best are trained in full. The best of each
-then runs with new seeds, and the difference of their losses, with its interval, decides: rates per block, or one rate.
+many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for all weights, and with one per block type.
+Each way gets the same number of trials, which vary peak rate, warmup, beta2 and weight decay around yours; most have a
+quarter of the steps, and only the best are trained in full. The best of each then runs with new seeds, and the
+difference of their losses, with its interval, decides: rates per block, or one rate. Results go to --out_dir (out/tune).
 
---budget is the length of a full run in tokens per parameter (about 20 is compute-optimal); without it, max_iters.
---hours is the time for everything; the number of trials and seeds follows from it and from the speed of this machine.
-Results go to --out_dir (out/tune): report.md, rates.py, rates.json. --seed chooses trials and seeds.
-A model that is too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2.
-It has the same tokens per parameter and the same steps, hence fewer tokens a step. Whether its rates hold beyond twice
-its width is not known: sweep learning_rate once more at full size.
+--budget is the length of a full run (20 is about compute-optimal). --hours sets the number of trials and seeds.
+A model too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2, with
+the same tokens per parameter and steps, hence fewer tokens a step. Nobody has shown that its rates hold beyond twice its
+width: sweep learning_rate once more at full size.
 """
 
 import json
-import os
 import shlex
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -34,8 +29,10 @@ from blockwise.curves import read_rows
 from blockwise.files import remove, write_text
 from blockwise.keys import Range
 from blockwise.settings import BLOCKS, TrainConfig
-from blockwise.signals import StopRequest
 from blockwise.study.config import StudyConfig, config_file
+from blockwise.study.plan import Study
+from blockwise.study.report import print_plan
+from blockwise.study.session import any_failed, run_study
 from blockwise.study.space import MULT
 from configurator import configure
 
@@ -106,21 +103,18 @@ def measured(config, settings, folder):
     side_by_side = len(slots(study_of(config, settings, folder)))
     settings = replace(settings, max_iters=30, lr_decay_iters=30, warmup_iters=3, eval_interval=0, log_interval=1)
     more = {"learning_rates": {ONE: [1e-4]}, "untuned": [ONE], "seeds": list(range(side_by_side)), "extensions": 0}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "study.py", config_file(study_of(config, settings, folder, **more), "# the machine's speed"))
-    while None in (seconds := times_of(folder)):  # a run that was killed and resumed says nothing of its time
-        remove(folder / "runs")
-        remove(folder / "results.jsonl")
+    seconds = [None]
+    while None in seconds:  # of a run that was killed and resumed the time is not known
+        if not (found := run_study(Study(study_of(config, settings, folder, **more), configure))):
+            sys.exit(0)  # stopped by a signal
+        if any_failed(found):
+            raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
+        seconds = [run["seconds"] for run in found["runs"]]
+        for path in (folder / "runs", folder / "results.jsonl") if None in seconds else ():
+            remove(path)
     rows = [row for run in (folder / "runs").iterdir() for row in read_rows(run) if row["step"] >= 10]
     step = settings.tokens_per_step / min(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
     return max(0.0, max(seconds) - 30 * step), step, side_by_side
-
-
-def times_of(folder):
-    """Seconds of each run of the study in a folder, None of one that was resumed. Raises UserError where they fail."""
-    if compare(folder / "study.py"):
-        raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
-    return [run["seconds"] for run in json.loads((folder / "study.json").read_text())["runs"]]
 
 
 def plan(config, settings, folder):
@@ -154,20 +148,6 @@ def plan(config, settings, folder):
     )  # fmt: skip
 
 
-def compare(study, *flags):
-    """compare.py on a study's file; its exit status. It ends with this process."""
-    stop, environment = StopRequest(), {**os.environ, "LAUNCHED_BY": str(os.getpid())}
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("compare.py"), study, *flags], env=environment, start_new_session=True
-    )
-    while process.poll() is None:
-        time.sleep(0.2)
-        if stop:
-            process.terminate()  # it saves and ends
-            return process.wait() or 1
-    return process.returncode
-
-
 def answer(found, steps):
     """(the answer in a sentence, {key of train.py: value} of the arm that it recommends) of what the study found."""
     (arms,), study = found["places"].values(), found["study"]
@@ -193,15 +173,20 @@ def answer(found, steps):
 def main(argv):
     config, _, flags = configure(TuneConfig, argv, __doc__, FLAGS)
     folder = Path(config.out_dir if any(arg.startswith("--out_dir=") for arg in argv) else "out/tune")
-    study, asked = folder / "study.py", f"# python tune.py {shlex.join(arg for arg in argv if arg != '--plan')}"
+    file, asked = folder / "study.py", f"# python tune.py {shlex.join(arg for arg in argv if arg != '--plan')}"
     settings, steps = settings_of(config)
-    if not study.is_file():
-        write_text(study, config_file(plan(config, settings, folder), asked))
-    elif study.read_text().splitlines()[0] != asked:
-        raise UserError(f"{study} was made by other arguments: expected another --out_dir, or those in its first line")
-    if (status := compare(study, *(f"--{flag}" for flag in flags))) or flags:
-        return status
-    text, keys = answer(json.loads((folder / "study.json").read_text()), steps)
+    if not file.is_file():
+        write_text(file, config_file(plan(config, settings, folder), asked))
+    elif file.read_text().splitlines()[0] != asked:
+        raise UserError(f"{file} was made by other arguments: expected another --out_dir, or those in its first line")
+    study = Study(configure(StudyConfig, [str(file)], "")[0], configure)
+    if flags:
+        print_plan(study)
+        return 0
+    found = run_study(study)
+    if found is None or any_failed(found):
+        return int(found is not None)
+    text, keys = answer(found, steps)
     proxy = "".join(f"with {k}={v}, " for k, v in config.proxy.items())
     head = f"{asked}\n# {text}\n# Found {proxy}on {config.dataset}: see {folder / 'report.md'}\n"
     write_text(folder / "rates.py", head + "".join(f"{key} = {value!r}\n" for key, value in keys.items()))

@@ -17,7 +17,7 @@ from blockwise import UserError
 from blockwise.checkpoint import manifests
 from blockwise.figures import study as figures
 from blockwise.rundir import run_lock
-from blockwise.study import identity, runner
+from blockwise.study import identity, runner, session
 
 STUDY = """
 dataset = "tiny"
@@ -70,7 +70,7 @@ def pretend(tmp_path, monkeypatch):
 
     def install(best=2e-3, extra="", figures=False):
         if not figures:  # each study draws its own in a process that takes seconds
-            monkeypatch.setattr(compare, "draw", lambda folder: None)
+            monkeypatch.setattr(session, "draw", lambda folder: None)
         script, calls = tmp_path / "trainer.py", tmp_path / "calls"
         script.write_text(TRAINER.format(calls=str(calls), best=best, extra=extra))
         monkeypatch.setattr(runner, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])

@@ -31,7 +31,7 @@ def runs_of(path):
     """Every run of a study.json, made again from its label by today's code."""
     found = json.loads(path.read_text())
     keys = {f.name for f in fields(StudyConfig)} - {"lr_mult", "wd_mult"}  # in the file with the rule's entries
-    plan = Study(StudyConfig(**{key: value for key, value in found["study"].items() if key in keys}), compare.parse)
+    plan = Study(StudyConfig(**{key: value for key, value in found["study"].items() if key in keys}), compare.configure)
     for label in (run["run"] for run in found["runs"]):
         for comparison, arm in plan.settings:
             match = re.fullmatch(
@@ -67,7 +67,7 @@ def test_lines_of_an_earlier_version_are_those_of_runs_of_today(monkeypatch):
     lines = [json.loads(x) for x in (ROOT / "docs/studies/study_seeds/results.jsonl").read_text().splitlines()]
     monkeypatch.setattr(identity, "fingerprint", lambda data_dir, dataset: lines[0]["data"])
     config = compare.configure(StudyConfig, [str(ROOT / "config/study_seeds.py")], "")[0]
-    plan = Study(config, compare.parse)
+    plan = Study(config, compare.configure)
     plan.results = results.ResultsFile(ROOT / "docs/studies/study_seeds/results.jsonl").results
     assert len(lines) >= 4 and {line["identity"] for line in lines} <= {run.folder.name for run in plan.runs()}
     assert all(identity.run_name(TrainConfig(**line["settings"])) == line["identity"] for line in lines)
@@ -165,7 +165,7 @@ def test_studies_share_a_folder_of_runs(study, pretend, tmp_path):  # noqa: F811
 def test_a_run_that_another_study_is_making_is_awaited(study, pretend, tmp_path, monkeypatch, capsys):  # noqa: F811
     """The other one has a run of the second arm; its result comes while we wait."""
     calls, words = pretend(), study(FEW, f"--runs={tmp_path / 'shared'}")
-    plan = Study(compare.configure(StudyConfig, words, "")[0], compare.parse)
+    plan = Study(compare.configure(StudyConfig, words, "")[0], compare.configure)
     run = plan.run_of("relative floor", "ours", (1e-3,), 1)
     theirs, sleep = runner.claim(run), time.sleep
 

@@ -37,7 +37,7 @@ KEYS = {
 
 def play(loss, **keys):
     """(a study that is done, its runs in order) with loss(run) as what each run ends at, inf: it diverged."""
-    study = Study(StudyConfig(**{**KEYS, **keys}), compare.parse)
+    study = Study(StudyConfig(**{**KEYS, **keys}), compare.configure)
     return study, fill(study, loss)
 
 
@@ -244,4 +244,4 @@ def test_a_report_is_made_again_from_its_json(tmp_path):
 )
 def test_what_cannot_be_searched(keys, message):
     with pytest.raises(UserError, match=message):
-        Study(StudyConfig(**{**KEYS, **keys}), compare.parse)
+        Study(StudyConfig(**{**KEYS, **keys}), compare.configure)

@@ -11,8 +11,6 @@ from blockwise import UserError
 from blockwise.settings import TrainConfig
 from blockwise.study import report
 from blockwise.study.config import StudyConfig
-from blockwise.study.plan import Study
-from compare import parse
 from configurator import configure
 
 MINE = """
@@ -29,7 +27,7 @@ def tuned(tmp_path, data_dir, monkeypatch):
 
     def call(loss, *words):
         monkeypatch.setattr(tune, "measured", lambda *args: (2.0, 0.1, 2))
-        monkeypatch.setattr(tune, "compare", lambda file, *flags: done(file, loss) if not flags else 0)
+        monkeypatch.setattr(tune, "run_study", lambda study: fill(study, loss) and report.write(study))
         (tmp_path / "mine.py").write_text(MINE)
         words = [str(tmp_path / "mine.py"), f"--data_dir={data_dir}", f"--out_dir={tmp_path}", "--hours=0.25", *words]
         assert tune.main(words) == 0
@@ -48,13 +46,6 @@ def tuned(tmp_path, data_dir, monkeypatch):
 
 def read(file):
     return configure(StudyConfig, [str(file)], "")[0]
-
-
-def done(file, loss):
-    study = Study(read(file), parse)
-    fill(study, loss)
-    report.write(study)
-    return 0
 
 
 def valley(run, gain):
@@ -134,13 +125,14 @@ def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
     """It has no time of its own: 30 steps of 0.5 s, hence 5 s besides, are known from the second one alone."""
     runs = tmp_path / "runs" / "only"
 
-    def compare(file):
-        seconds = 20.0 if (tmp_path / "study.json").is_file() and not runs.exists() else None
-        runs.mkdir(parents=True)
-        (runs / "metrics.jsonl").write_text('{"step": 20, "tokens_per_s": 24.0}\n')
-        (tmp_path / "study.json").write_text(json.dumps({"runs": [{"seconds": seconds}]}))
+    times = [20.0, None]
 
-    monkeypatch.setattr(tune, "compare", compare)
+    def run_study(study):
+        runs.mkdir(parents=True)  # which fails where the first one's are there
+        (runs / "metrics.jsonl").write_text('{"step": 20, "tokens_per_s": 24.0}\n')
+        return {"runs": [{"seconds": times.pop(), "status": "finished"}]}
+
+    monkeypatch.setattr(tune, "run_study", run_study)
     settings = TrainConfig(batch_size=1, block_size=12, gradient_accumulation_steps=1, device="cpu")
     assert tune.measured(tune.TuneConfig(jobs=1), settings, tmp_path) == (5.0, 0.5, 1)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from blockwise import UserError
 from blockwise.keys import Range
+from blockwise.layer_warmup import layer_schedule
 from blockwise.settings import TrainConfig
 from blockwise.study.results import changed
 from blockwise.study.space import RATE, check_key
@@ -122,14 +123,16 @@ def check_common(arms):
             raise UserError(f"arms differ in {key}: {values}; expected the same for all")
 
 
-def settings_of(args, shared, arm, parse):
+def settings_of(args, shared, arm, configure):
     """TrainConfig of an arm: the shared keys, then its arguments."""
     try:
         args = shlex.split(args)
     except ValueError as error:
         raise UserError(f"arm {arm!r}: {args}: {error}") from None
     check_args(args, f"arm {arm!r}: ")
-    return parse(args, shared)
+    settings, _, _ = configure(TrainConfig, args, "", start=shared)
+    layer_schedule(settings.resolved())  # raises UserError for a shape that does not divide
+    return settings
 
 
 def check_args(args, where=""):

@@ -46,8 +46,8 @@ class Run:
 class Study:
     """A study's plan and what is known of it: every run follows from the config and from the results so far."""
 
-    def __init__(self, config, parse):
-        """parse(args, shared): the TrainConfig that train.py would make of these arguments, starting from `shared`.
+    def __init__(self, config, configure):
+        """configure: of configurator.py, which no room imports.
 
         Raises UserError for a study that does not say what to compare, or compares what cannot be compared.
         """
@@ -74,7 +74,7 @@ class Study:
             self.comparisons.append(comparison)
             for arm, args in config.arms.items():
                 args = f"{before} {args} {behind}"
-                settings = self.settings[comparison, arm] = settings_of(args, shared, arm, parse)
+                settings = self.settings[comparison, arm] = settings_of(args, shared, arm, configure)
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
