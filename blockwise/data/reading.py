@@ -1,26 +1,19 @@
-"""The documents of one file. `datasets` unpacks and parses it; what it lacks is here, each with its reason."""
+"""The documents of one file: pyarrow reads the tables, the standard library all else, and no text is changed."""
 
 import codecs
 import csv
 import io
+import itertools
 import json
-import os
 import re
 import sys
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
+
+from fsspec.compression import compr
 
 from blockwise import UserError
 
-# Rows of a table at a time: a whole group of rows of a parquet file may be gigabytes
-ROWS = 256
-JSON = ("json", {"on_mixed_types": None, "parse_agent_traces": False})  # else a text may come back as JSON of a text
-CSV = {"keep_default_na": False}  # "NA" is a text
-FORMS = {
-    "parquet": ("parquet", {"batch_size": ROWS}), "jsonl": JSON, "ndjson": JSON, "json": JSON, "arrow": ("arrow", {}),
-    "csv": ("csv", CSV), "tsv": ("csv", {**CSV, "sep": "\t"}), "txt": None,
-}  # fmt: skip
+ROWS = 256  # of a parquet file at a time: a whole group of them may be gigabytes
+FORMS = ("parquet", "jsonl", "ndjson", "json", "arrow", "csv", "tsv", "txt")
 PACKED = {"gz": "gzip", "gzip": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd", "zstd": "zstd"}
 NAME = re.compile(rf"\.({'|'.join(FORMS)})(?:\.({'|'.join(PACKED)}))?$", re.IGNORECASE)
 EXPECTED = "expected .parquet, .jsonl, .json, .ndjson, .txt, .csv, .tsv or .arrow files (also .gz, .bz2, .xz, .zst)"
@@ -28,8 +21,8 @@ EXPECTED = "expected .parquet, .jsonl, .json, .ndjson, .txt, .csv, .tsv or .arro
 
 def form_of(name):
     """("jsonl", "gz") of "x.JSONL.gz", ("jsonl", None) of "x.jsonl", None where the name states no form."""
-    found = NAME.search(str(name))
-    return (found[1].lower(), found[2] and found[2].lower()) if found else None
+    ending = NAME.search(str(name))
+    return (ending[1].lower(), ending[2] and ending[2].lower()) if ending else None
 
 
 def documents(path, name, column, start=0):
@@ -39,58 +32,85 @@ def documents(path, name, column, start=0):
     Raises UserError, naming the file, for what is wrong with all of it: another form, no such column.
     """
     form, packed = form_of(name)
-    with linked(path, form, packed) as link:
-        try:
-            if form == "txt":
-                yield from [(1, *text_of(link, packed, path))][start:]
-            elif FORMS[form] is JSON:
-                yield from json_documents(link, packed, form, path, column, start)
-            else:
-                yield from table_documents(link, form, path, column, start)
-        except UserError:
-            raise
-        except Exception as error:  # of any of the libraries that unpack
-            raise UserError(f"{path} cannot be read: {error}") from None
-
-
-@contextmanager
-def linked(path, form, packed):
-    """A link with a plain name: `datasets` takes brackets in a name for a pattern, and guesses from endings."""
-    with tempfile.TemporaryDirectory(prefix="blockwise-") as folder:
-        link = Path(folder) / ".".join(filter(None, ["data", form, packed]))
-        link.symlink_to(os.path.abspath(path))
-        yield link
-
-
-def tables(link, form, **options):
-    """The file's rows as pyarrow tables of at most ROWS rows."""
-    datasets = import_datasets()
-    module, own = FORMS[form]
-    # A cache of its own, since `datasets` leaves a lock file there for every file that it opens
-    at = {"data_files": [str(link)], "cache_dir": str(link.parent / "cache")}
-    builder = datasets.load_dataset_builder(module, **at, **own, **options)
-    yield from builder.as_streaming_dataset("train").with_format("arrow").iter(batch_size=ROWS)
-
-
-def import_datasets():
-    """Without torch, which takes seconds and of which nothing is needed here, and without messages."""
-    before = os.environ.get("USE_TORCH")
-    os.environ["USE_TORCH"] = "0"
     try:
-        import datasets
-    finally:
-        os.environ.pop("USE_TORCH")
-        if before is not None:
-            os.environ["USE_TORCH"] = before
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is one line, and we write it
-    return datasets
+        with open(path, "rb") as raw, io.BufferedReader(compr[PACKED.get(packed)](raw, mode="rb")) as file:
+            texts = texts_in(file, form, path, column)
+            yield from ((row, *text) for row, text in itertools.islice(enumerate(texts, 1), start, None))
+    except UserError:
+        raise
+    except Exception as error:  # of any of the libraries that unpack
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def open_packed(link, packed):
-    import fsspec
+def texts_in(file, form, path, column):
+    """(text, None) or (None, problem) of every row of an open file."""
+    if form == "txt":
+        return [text_of(file, path)]
+    if form in ("csv", "tsv"):
+        return csv_texts(file, path, column, "\t" if form == "tsv" else ",")
+    if form in ("parquet", "arrow"):
+        return table_texts(file, form, path, column)
+    is_list = form == "json" and file.peek(100).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    records = list_items(file, path) if is_list else json_lines(file, path)
+    return ((None, problem) if problem else text_in(record, column, place) for place, record, problem in records)
 
-    return fsspec.open(str(link), "rb", compression=PACKED.get(packed)).open()
+
+def text_of(file, path):
+    """A text file is one document, its line ends as they are."""
+    text, problem = decoded(file.read(), path)
+    return text and text.removeprefix("\ufeff").replace("\n\ufeff", "\n"), problem
+
+
+def csv_texts(file, path, column, delimiter):
+    """Raises UserError for stray quotes: a lenient reader joins the lines up to the next one."""
+    csv.field_size_limit(sys.maxsize)
+    rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        if column not in header:
+            raise lacks_column(path, column, header)
+        at = header.index(column)
+        for i, row in enumerate(filter(None, rows), 1):
+            problem = f"{path}, row {i}: {len(row)} fields, the first line names {len(header)}"
+            yield (row[at], None) if len(row) == len(header) else (None, problem)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {rows.line_num}: a quote that does not enclose a field ({error}) would join lines: "
+            "expected quotes doubled inside of quoted fields, or .jsonl"
+        ) from None
+
+
+def lacks_column(path, column, columns):
+    names = ", ".join(columns)
+    return UserError(f"{path} has no column {column}: its columns are {names}; --text_column=NAME names it")
+
+
+def table_texts(file, form, path, column):
+    import pyarrow
+
+    row = 0
+    for batch in record_batches(file, form, column):
+        for data in text_column(pyarrow.Table.from_batches([batch]), column, path):
+            row += 1
+            yield decoded(data, f"{path}, row {row}")
+
+
+def record_batches(file, form, column):
+    """The rows of a table; of a parquet file only the column, since others may be large."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if form == "parquet":
+        table = parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        top = column if column in names else column.partition(".")[0]
+        return table.iter_batches(ROWS, columns=[top] if top in names else None)
+    try:
+        return pyarrow.ipc.open_stream(file)
+    except pyarrow.ArrowInvalid:
+        file.seek(0)
+        table = pyarrow.ipc.open_file(file)
+        return map(table.get_batch, range(table.num_record_batches))
 
 
 def column_in(table, column):
@@ -115,68 +135,14 @@ def text_column(table, column, path):
     """The texts of a table as bytes or None. Raises UserError where the column is missing or holds something else."""
     import pyarrow
 
-    found = column_in(table, column)
-    if found is None:
-        columns = ", ".join(table.column_names)
-        raise UserError(f"{path} has no column {column}: its columns are {columns}; --text_column=NAME names it")
-    if pyarrow.types.is_dictionary(found.type):
-        found = found.cast(found.type.value_type)
-    if not is_text(found.type):
-        raise UserError(f"{path}: expected a column of text, {column} is of type {found.type}")
-    return found.cast(pyarrow.large_binary()).to_pylist()
-
-
-def table_documents(link, form, path, column, start):
-    import pyarrow
-
-    row = 0
-    try:
-        stated = rows_stated(link, form, path)
-        # Other columns of a parquet file may be large, and need not be read
-        only = {"columns": [column]} if form == "parquet" and column in parquet_columns(link) else {}
-        for table in tables(link, form, **only):
-            if row + table.num_rows > start:
-                for i, data in enumerate(text_column(table, column, path), row + 1):
-                    if i > start:
-                        yield (i, *decoded(data, f"{path}, row {i}"))
-            row += table.num_rows
-        if stated not in (None, row):
-            raise UserError(f"{path} has {stated:,} rows, {row:,} were read: expected another format, like .jsonl")
-    except UserError:
-        raise
-    except Exception as error:  # of pyarrow, of pandas, of datasets
-        kind = "parquet" if isinstance(error, pyarrow.ArrowException) and form == "parquet" else form
-        raise UserError(f"{path} is not a valid {kind} file: {error}") from None
-
-
-def rows_stated(link, form, path):
-    """Number of rows, counted without `datasets`; None where it is not counted. Raises UserError for stray quotes.
-
-    pandas takes a quote at the start of a field for the start of a quoted one and joins the lines up to the next quote.
-    """
-    if form == "parquet":
-        from pyarrow import parquet
-
-        return parquet.read_metadata(link).num_rows
-    if form not in ("csv", "tsv"):
-        return None
-    csv.field_size_limit(sys.maxsize)
-    packed = None if link.suffix == f".{form}" else link.suffix[1:]
-    with open_packed(link, packed) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if form == "tsv" else ",", strict=True)
-        try:
-            return sum(1 for row in rows if row) - 1
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {rows.line_num}: a quote that does not enclose a field ({error}) would join lines: "
-                "expected quotes doubled inside of quoted fields, or .jsonl"
-            ) from None
-
-
-def parquet_columns(link):
-    from pyarrow import parquet
-
-    return parquet.read_schema(link).names
+    values = column_in(table, column)
+    if values is None:
+        raise lacks_column(path, column, table.column_names)
+    if pyarrow.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if not is_text(values.type):
+        raise UserError(f"{path}: expected a column of text, {column} is of type {values.type}")
+    return values.cast(pyarrow.large_binary()).to_pylist()
 
 
 def decoded(data, place):
@@ -187,45 +153,6 @@ def decoded(data, place):
         return data.decode(), None
     except UnicodeDecodeError as error:
         return None, f"{place}: not UTF-8 text: {error.reason} at byte {error.start}"
-
-
-def text_of(link, packed, path):
-    """A text file is one document. Not by `datasets`: it would turn every \\r\\n into \\n."""
-    with open_packed(link, packed) as file:
-        text, problem = decoded(file.read(), path)
-    return text and text.removeprefix("\ufeff").replace("\n\ufeff", "\n"), problem
-
-
-def json_documents(link, packed, form, path, column, start):
-    """By `datasets` as long as it gives texts, from there on line by line.
-
-    It takes ten megabytes at once, does not say which line of them is wrong, leaves out what is right beside it, stops
-    where a column changes its type, and takes texts for dates that look like dates.
-    """
-    row = 0
-    if form == "json" or not starts_list(link, packed):  # where each line is a document, a list is none
-        try:
-            for table in tables(link, form):
-                found = column_in(table, column)
-                if found is None or found.null_count or not is_text(found.type):
-                    break
-                texts = [(data.decode(), None) for data in text_column(table, column, path)]
-                yield from ((i, *text) for i, text in enumerate(texts, row + 1) if i > start)
-                row += len(texts)
-            else:
-                return
-        except Exception:  # whatever it is, the next lines find its place
-            pass
-    with open_packed(link, packed) as file:
-        lines = list_items(file, path) if form == "json" and starts_list(link, packed) else json_lines(file, path)
-        for i, (place, record, problem) in enumerate(lines, 1):
-            if i > max(row, start):
-                yield (i, None, problem) if problem else (i, *text_in(record, column, place))
-
-
-def starts_list(link, packed):
-    with open_packed(link, packed) as file:
-        return file.read(100).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def json_lines(file, path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise import UserError, print0
-from blockwise.data.reading import EXPECTED, documents, form_of, import_datasets
+from blockwise.data.reading import EXPECTED, documents, form_of
 from blockwise.files import free_space, sha256
 
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion of what is not in files that we read
@@ -272,6 +272,21 @@ def hub_source(repo, revision, splits, config=None, max_docs=None):
     if max_docs is None:
         check_download_space(source)
     return source
+
+
+def import_datasets():
+    """Without torch, which takes seconds and of which nothing is needed here, and without messages."""
+    before = os.environ.get("USE_TORCH")
+    os.environ["USE_TORCH"] = "0"
+    try:
+        import datasets
+    finally:
+        os.environ.pop("USE_TORCH")
+        if before is not None:
+            os.environ["USE_TORCH"] = before
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is one line, and we write it
+    return datasets
 
 
 def described(repo, config, revision=None):
