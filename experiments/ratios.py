@@ -67,10 +67,9 @@ def courses(model, z, grid):
     """(points, factors): what the fit says of a factor at the grid's points, on average over the others' draws."""
     result = np.empty_like(grid)
     for i in range(z.shape[1]):
-        for k, value in enumerate(grid[:, i]):
-            at = z.copy()
-            at[:, i] = value
-            result[k, i] = model.predict(at).mean()
+        at = np.repeat(z[None], len(grid), axis=0)  # (points, draws, factors)
+        at[:, :, i] = grid[:, i, None]
+        result[:, i] = model.predict(at.reshape(-1, z.shape[1])).reshape(len(grid), -1).mean(axis=1)
     return result
 
 

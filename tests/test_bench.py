@@ -29,7 +29,6 @@ SCRIPTS = sorted(
     if 'if __name__ == "__main__"' in path.read_text()
 )
 SHAPE = ("--layers=1", "--heads=2", "--width=16", "--block=16", "--vocab=64", "--batch=2")
-TINY_MLP = ["--scales=1", "--seeds=1", "--train_steps=1", "--lanczos_steps=12", "--probes=2", "--examples=8"]
 # (script, its arguments, what it prints)
 SMALLEST = [
     ("bench/curvature.py", ("accuracy", "--tiny", "--warmup=1", "--steps=1", "--dataset=tiny", "--data_dir={data}",
@@ -41,7 +40,6 @@ SMALLEST = [
     ("bench/scaling.py", ("--tiny", "--steps=4", "--out={out}/scaling.png"), "batch_size  time ^"),
     ("bench/throughput.py", ("--model=gpt2", "--eager", "--rounds=1", "--device=cpu", "--peer_path={out}", *SHAPE,
                              "--out={out}/throughput.json"), "| ours / nanogpt |"),
-    ("experiments/heterogeneity.py", ("--parts=mlp", *TINY_MLP, "--results={out}"), "| MLP, c=1 | Adam |"),
     ("experiments/maps.py", ("{out}/lines",), "| tables | 0.003 |"),
 ]  # fmt: skip
 
