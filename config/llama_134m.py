@@ -5,8 +5,5 @@ out_dir = "out/llama_134m"
 wandb_run_name = "llama_134m"
 
 model_type = "llama"
-n_layer = 6
-n_head = 12
-n_embd = 768
-n_inner = 3072
+n_layer, n_head, n_embd, n_inner = 6, 12, 768, 3072
 # Expected: not measured here

@@ -5,8 +5,5 @@ out_dir = "out/llama_250m"
 wandb_run_name = "llama_250m"
 
 model_type = "llama"
-n_layer = 8
-n_head = 16
-n_embd = 1024
-n_inner = 4096
+n_layer, n_head, n_embd, n_inner = 8, 16, 1024, 4096
 # Expected: not measured here; the paper's figure shows 2.776, and 2.834 for AdamW, at the batch of its runs

@@ -2,16 +2,11 @@
 # Multipliers from measurement (lr_mult=auto) beside the paper's, a hand-made ratio, and AdamW: measured at 2 % of the
 # run, as by default, or "late", at 20 %, when the learning rate has long warmed up; there with three powers. Half an
 # hour on two CPU cores.
-include("shapes/llama_1m.py")
+max_iters = 500
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_auto"
 
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
-max_iters = 500
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
-
 eval_interval = 100
-eval_iters = 32
 log_interval = 10
 
 _late = f"--lr_mult=auto --auto_mult_step={max_iters // 5}"
@@ -24,15 +19,9 @@ arms = {
     "auto late, p 0.4": _late + " --auto_mult_power=0.4",
     "auto late, p 1": _late + " --auto_mult_power=1.0",
 }
-learning_rates = {
-    "adamw": [2e-3, 4e-3, 8e-3],
-    "blockwise": [2.5e-4, 5e-4, 1e-3],
-    "emb 20x": [5e-4],
-    "auto": [1e-3, 2e-3, 4e-3],
-    "auto late": [1e-3, 2e-3, 4e-3],
-    "auto late, p 0.4": [2e-3],
-    "auto late, p 1": [2e-3],
-}
+learning_rates = {"adamw": [2e-3, 4e-3, 8e-3], "blockwise": [2.5e-4, 5e-4, 1e-3], "emb 20x": [5e-4]}
+learning_rates |= {"auto": [1e-3, 2e-3, 4e-3], "auto late": [1e-3, 2e-3, 4e-3]}
+learning_rates |= {"auto late, p 0.4": [2e-3], "auto late, p 1": [2e-3]}
 extensions = 2
 floors = {"relative floor": "--min_lr_ratio=0.05"}
 conditions = {"King James, BPE": "--dataset=kjv_bpe4096", "Python library, BPE": "--dataset=pylib_bpe4096"}

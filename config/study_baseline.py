@@ -3,19 +3,15 @@
 # one after the other until nothing improves, from where study_budget.py ended at half the width. `fitted` gets the same
 # and comes as it is too. 1.9M parameters with their vocabulary, on English Wikipedia.
 # Longer: python compare.py --max_iters=2000 config/study_baseline.py --out_dir=out/study_baseline_2000
-include("shapes/llama_1m.py")
+max_iters = max_iters if max_iters < 600000 else 500
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_baseline"
 dataset = "wikipedia_bpe4096"
 
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
-max_iters = max_iters if max_iters < 600000 else 500
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
 min_lr = 0.0  # for every arm
 weight_decay, beta2 = 0.1, 0.95
 
 eval_interval = max_iters // 5
-eval_iters = 32
 log_interval = 20
 test_loss = True  # tuned on one half of the validation text, reported on the other
 

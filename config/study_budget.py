@@ -8,20 +8,16 @@
 # docs/studies says how to prepare it. Rates are chosen on one half of the validation text and reported on the other.
 from blockwise.rules import decay_for_budget
 
-include("shapes/llama_1m.py")
+max_iters = max_iters if max_iters < 600000 else 420
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_budget"
 dataset = "wikipedia_bpe1024"
 n_embd, n_head, n_inner = 64, 2, 192
 
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
-max_iters = max_iters if max_iters < 600000 else 420
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
 min_lr = 0.0  # for every arm: a floor is another knob, and 0 favours none
 weight_decay, beta2 = 0.1, 0.95
 
 eval_interval = max_iters // 5
-eval_iters = 32
 log_interval = 20
 test_loss = True
 

@@ -1,17 +1,11 @@
 # python compare.py config/study_cpu.py
 # Does blockwise LR help a LLaMA of about a million parameters? On bytes and on a BPE of 4,096 tokens, with both floors:
 # about an hour on two CPU cores. `make study` prepares the two data sets and runs it.
-include("shapes/llama_1m.py")
-out_dir = "out/study_cpu"
-
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
 max_iters = 600
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
+include("shapes/llama_1m_study.py")
+out_dir = "out/study_cpu"
 min_lr = 2e-5  # the absolute floor of every run, whatever its learning rate
-
 eval_interval = 100
-eval_iters = 32
 log_interval = 10
 
 arms = {"adamw": "--blockwise=False", "blockwise": ""}

@@ -1,17 +1,11 @@
 # python compare.py config/study_cpu_long.py
 # Does the answer of study_cpu.py hold on another corpus, with more text, against a baseline of twice the steps? Does it
 # depend on the ratio of embedding and output layer to the matrices? An hour and a half on two CPU cores.
-include("shapes/llama_1m.py")
-out_dir = "out/study_cpu_long"
-
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
 max_iters = 1000
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
+include("shapes/llama_1m_study.py")
+out_dir = "out/study_cpu_long"
 min_lr = 2e-5  # the absolute floor of every run, whatever its learning rate
-
 eval_interval = 100
-eval_iters = 32
 log_interval = 20
 
 arms = {

@@ -1,24 +1,15 @@
 # python compare.py config/study_optimizers.py
 # The LLaMA of kjv_bytes.py by each optimizer, each blockwise at the best of its own sweep: 25 minutes on two cores.
-include("shapes/llama_1m.py")
+max_iters = 1200
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_optimizers"
 dataset = "kjv"
-
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step, as there
-max_iters = 1200
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
 
 eval_interval = 200
 eval_iters = 25
 log_interval = 20
 
-arms = {
-    "AdamW": "",
-    "Adam-mini": "--optimizer=adam_mini",
-    "Lion": "--optimizer=lion",
-    "Muon": "--optimizer=muon",
-}
+arms = {"AdamW": "", "Adam-mini": "--optimizer=adam_mini", "Lion": "--optimizer=lion", "Muon": "--optimizer=muon"}
 baseline = "AdamW"
 learning_rates = {
     "AdamW": [1.25e-4, 2.5e-4, 5e-4],

@@ -3,17 +3,12 @@
 # of each other, around "emb 20x" of study_cpu_long.py; experiments/ratios.py fits the losses. Half an hour, two cores.
 from scipy.stats.qmc import LatinHypercube
 
-include("shapes/llama_1m.py")
+max_iters = 500
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_ratios"
 dataset = "kjv_bpe4096"
 
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
-max_iters = 500
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
-
 eval_interval = 250
-eval_iters = 32
 log_interval = 10
 sharpness_interval = 10
 

@@ -1,16 +1,11 @@
 # python compare.py config/study_rule.py
 # Two fixed rules, rates included, against a swept AdamW, at two thirds of the steps of study_cpu_long.py, so that their
 # losses can also be read against AdamW's there: "emb 20x" of that study, and "fitted", which study_ratios.py suggests.
-include("shapes/llama_1m.py")
+max_iters = 666
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_rule"
 
-batch_size, gradient_accumulation_steps = 8, 1  # 1,024 tokens a step
-max_iters = 666
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
-
 eval_interval = 111
-eval_iters = 32
 log_interval = 20
 
 arms = {

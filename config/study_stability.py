@@ -1,20 +1,16 @@
 # python compare.py config/study_stability.py
 # What helps at a learning rate that is deliberately too high? A deep and narrow LLaMA, without gradient clipping, which
 # is a remedy of its own and so an arm. At this size the loss then neither spikes nor diverges: it stays high.
-include("shapes/llama_1m.py")
+max_iters = 400
+include("shapes/llama_1m_study.py")
 out_dir = "out/study_stability"
 dataset = "kjv_bpe4096"  # with bytes the loss only settles at a high level
 
 n_layer, n_embd, n_inner, block_size = 8, 64, 192, 64
-batch_size, gradient_accumulation_steps = 8, 1  # 512 tokens a step
 grad_clip = 0.0
-max_iters = 400
-lr_decay_iters = max_iters
-warmup_iters = max_iters // 10
 arch_warmup_interval = warmup_iters
 
 eval_interval = 100
-eval_iters = 32
 log_interval = 1  # so that no spike is missed
 
 arms = {

@@ -76,12 +76,12 @@ def test_quadratic_from_end_to_end(tmp_path, capsys):
 def test_what_the_rates_want_to_be(tmp_path, capsys):
     study_of_draws(tmp_path)
     ratios.main([str(tmp_path)])
-    tables = {}
-    for row in rows_of(capsys.readouterr().out):  # the second and the third table both begin with shares of the run
-        if not row[0].endswith("%"):
-            rows = tables.setdefault(row[0].split()[0], {}) if row[0].endswith((" at", "factor")) else rows
-        rows[row[0]] = row[1:]
-    factors, sharpness, slopes = tables.values()
+    tables = []  # the second and the third one both have the shares of the run as their rows
+    for row in rows_of(capsys.readouterr().out):
+        if row[0] == "factor" or row[0].endswith(" at"):
+            tables.append({})
+        tables[-1][row[0]] = row[1:]
+    factors, sharpness, slopes = tables
     assert [float(factors[block][3]) for block in ("Emb", "QK", "Norm")] == pytest.approx([8e-3, 2e-3, 5e-4], rel=0.1)
     assert float(factors["warmup_iters"][2]) < 0.02 < 0.2 < float(factors["Emb"][2])
     assert [float(x) for x in sharpness["2%"]] == pytest.approx([256, 16, 1, 0.5, 1], rel=0.25)

@@ -2,11 +2,6 @@
 # 947M of the paper's scaling law on C4 (chosen here; see config/README.md): 952.6M parameters without the output layer.
 out_dir = "out/c4_947m"
 wandb_run_name = "c4_947m"
-
-n_layer = 22
-n_head = 25
-n_embd = 1600
-n_inner = 6400
-
+n_layer, n_head, n_embd, n_inner = 22, 25, 1600, 6400
 max_iters = round(20 * 952.6e6 / (batch_size * gradient_accumulation_steps * block_size))  # 20 tokens a parameter
 lr_decay_iters = max_iters

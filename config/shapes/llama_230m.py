@@ -2,8 +2,4 @@
 # The paper's LLaMA 0.23B: 228.3M parameters with GPT-2's vocabulary.
 out_dir = "out/llama_230m"
 wandb_run_name = "llama_230m"
-
-n_layer = 16
-n_head = 12
-n_embd = 768
-n_inner = 3072
+n_layer, n_head, n_embd, n_inner = 16, 12, 768, 3072

@@ -3,11 +3,7 @@
 # parameters with GPT-2's vocabulary and the head width and feed-forward ratio of the paper's other sizes.
 out_dir = "out/llama_2b"
 wandb_run_name = "llama_2b"
-
-n_layer = 21
-n_head = 36
-n_embd = 2304
-n_inner = 9216
+n_layer, n_head, n_embd, n_inner = 21, 36, 2304, 9216
 
 batch_size, gradient_accumulation_steps = 12, 40  # more would not fit beside the weights of this size
 eval_iters = 200
