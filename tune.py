@@ -123,7 +123,7 @@ def plan(config, settings, folder):
     short, whole = (overhead + share * settings.max_iters * step for share in (0.25, 1))
     for points, first, seeds in DESIGNS:
         keep = max(2, points // 4)
-        hours = 2 * (points * first * short + (keep + 4 + seeds) * whole) / side_by_side / 3600
+        hours = 2 * (points * first * short + (keep + 2 * seeds) * whole) / side_by_side / 3600
         if hours <= config.hours:
             break
     else:
@@ -141,8 +141,8 @@ def plan(config, settings, folder):
     centre *= config.resolved().lr_mult["FFN"] if config.blockwise and config.lr_mult != "auto" else 1
     blockwise = " ".join(["--blockwise=True --lr_rule=paper", *(f"--lr_mult.{block}=1" for block in BLOCKS)])
     return study_of(
-        config, settings, folder, search="sobol", points=points, rungs=[[0.25, first, keep], [1, 1, 2], [1, 2, 1]],
-        space=space, search_seed=10_000 + 100 * config.seed, seeds=[100 * config.seed + i for i in range(seeds)],
+        config, settings, folder, search="sobol", points=points, rungs=[[0.25, first, keep], [1, 1, 2]], space=space,
+        search_seed=10_000 + 100 * config.seed, seeds=[100 * config.seed + i for i in range(seeds)],
         looks=[n for n in (8, 16, 32) if n < seeds] + [seeds], arms={ONE: "--blockwise=False", BLOCKWISE: blockwise},
         learning_rates={ONE: [centre], BLOCKWISE: [centre]}, margin=config.margin,
     )  # fmt: skip

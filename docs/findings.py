@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from blockwise.figures.budgets import read, speedup
+from blockwise.study.summary import losses_of
 from blockwise.study.verdict import judge, spread
 
 FOLDER = ROOT / "docs/studies"
@@ -44,11 +45,7 @@ def tests_of(name):
     found = study(name)
     baseline, result = found["study"]["baseline"], {}
     for comparison, arms in found["places"].items():
-        losses = {
-            arm: {int(seed): float("inf") if loss is None else loss for seed, loss in one["losses"].items()} or None
-            for arm, one in arms.items()
-            if one["role"] != "twice"
-        }
+        losses = {arm: losses_of(one) for arm, one in arms.items() if one["role"] != "twice"}
         result[comparison] = judge(losses, baseline, MARGIN)
     return result
 

@@ -9,7 +9,6 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import compare
 from blockwise import UserError
@@ -86,7 +85,7 @@ def test_the_seeds_of_the_verdict_took_no_part_in_the_search():
     final = [run for run in order if run.seed in (1, 2, 3, 4)]
     assert len(final) == 8 and {run.budget for run in final} == {1.0}
     for arm in ("adamw", "ours"):
-        best = study.searched("floor 0", arm)[2]
+        (best,) = study.searched("floor 0", arm)[2]
         assert {run.point for run in final if run.arm == arm} == {best}
         scores = {}
         for run in order:
@@ -107,9 +106,9 @@ def test_a_search_by_coordinates_may_tune_multipliers():
 
     tune = {"lr_mult.Emb+Head": [1, 4, 16]}
     study, _ = play(loss, search="coordinate", space={}, tune=tune)
-    best = study.searched("floor 0", "ours")[2]
+    (best,) = study.searched("floor 0", "ours")[2]
     assert best[1:] == (4,) and not study.keys("floor 0", "adamw")
-    (run,) = study.at_best("floor 0", "ours", [1])
+    ((run,),) = study.at_best("floor 0", "ours", [1])
     assert (run.config.lr_mult["Emb"], run.config.lr_mult["Head"], run.config.lr_mult["QK"]) == (48, 48, 4)
 
 
@@ -136,7 +135,7 @@ def test_ends_are_named():
 def test_a_run_that_diverges_is_a_result_of_the_search():
     study, order = play(lambda run: math.inf if run.rate > 4e-3 and run.seed % 2 else bowl(run))
     for arm in ("adamw", "ours"):
-        assert study.searched("floor 0", arm)[2][0] <= 4e-3
+        assert study.searched("floor 0", arm)[2][0][0] <= 4e-3
     assert len([run for run in order if run.budget == 0.25]) == 48  # it was not run again
     best_of = judged(facts(study))["places"]["floor 0"]["adamw"]["best_of"]
     assert list(best_of) == [1, 2, 4, 8, 12]
@@ -164,30 +163,26 @@ def test_a_look_ends_what_is_clear():
     assert len(order) == 3 * 16
 
 
-def test_two_equal_arms_are_equal():
-    """Of 20 searches of AdamW against itself one at most may say more, with the seeds' spread of docs/studies.
+def test_a_lead_must_hold_against_the_runner_up():
+    """What the last rung keeps runs with the verdict's seeds; here ours is ahead of one of AdamW's two points only."""
+    worse = {}
 
-    A seed shifts every loss, and each point's by itself, for both arms alike; what differs is the chaos of one run,
-    0.004 as between two machines.
-    """
-    places = json.loads((ROOT / "docs/studies/study_budget_20/study.json").read_text())["places"]["floor 0"]
-    shared, single = places["adamw"]["deviation"], places["fitted"]["test"]["deviation"] / math.sqrt(2)
-    arms = {"adamw": "--blockwise=False", "again": "--blockwise=False --init_std=0.0200001"}
-    keys = {"arms": arms, "learning_rates": {arm: [2e-3] for arm in arms}, "points": 6, "seeds": list(range(1, 7))}
-    words = []
-    for repetition in range(20):
+    def loss(run):
+        value = bowl(run) + 1e-3 * (run.seed * (5 if run.arm == "ours" else 3) % 7)
+        if run.arm == "adamw" and run.seed < 1000:  # the search was unlucky: its first choice ends worse
+            value = 3.2 if worse.setdefault(run.seed, run.point) == run.point else 2.9
+        return value if run.arm == "adamw" or run.seed > 1000 else 3.0 + 1e-3 * run.seed
 
-        def noise(deviation, *address, repetition=repetition):
-            return np.random.default_rng((repetition, *address)).normal(0, deviation)
-
-        def loss(run, noise=noise):
-            place = [run.seed, *map(hash, run.point)]
-            return bowl(run) + noise(shared, run.seed) + noise(single, *place) + noise(0.004, len(run.arm), *place)
-
-        study, _ = play(loss, search_seed=1001 + 10 * repetition, rungs=[[0.25, 1, 2], [1.0, 1, 1]], **keys)
-        words.append(judged(facts(study))["places"]["floor 0"]["again"]["test"]["word"])
-    assert sum(word in ("undecided", "equivalent within 0.01") for word in words) >= 19, words
-    assert "equivalent within 0.01" in words
+    study, order = play(loss, rungs=[[0.25, 2, 3], [1.0, 1, 2]])
+    assert len([run for run in order if run.seed < 1000]) == 2 * 2 * 4
+    found = judged(facts(study))
+    arms, text = found["places"]["floor 0"], report.report(found, "x")
+    test, (runner_up,) = arms["ours"]["test"], arms["adamw"]["runners_up"]
+    assert test["high"] < -0.1 and (test["word"], test["p"]) == ("undecided", 1)
+    assert runner_up["losses"] == {str(seed): 2.9 for seed in (1, 2, 3, 4)} and runner_up["point"][0] != worse[1][0]
+    assert f"Runner-up: {runner_up['point'][0]:g}, " in text and ", mean loss 2.9000" in text
+    assert "to the other's runner-up +0.1025" in text and "A lead must hold against each" in text
+    assert judged(json.loads(json.dumps(facts(study)))) == found
 
 
 def test_speedup_by_rungs():

@@ -1,9 +1,11 @@
 """The rules of a fair comparison, on numbers made up so that the answer is known."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.stats import norm, t, ttest_1samp, ttest_rel
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
@@ -127,8 +129,9 @@ def test_pairing_is_by_seed_and_leaves_out_what_diverged():
 def judged(differences, margin=0.01, **others):
     """The test of an arm with these differences to a baseline, beside other arms with theirs."""
     seeds = range(len(differences))
-    arms = {"adamw": dict.fromkeys(seeds, 3.0), "ours": {s: 3.0 + d for s, d in zip(seeds, differences, strict=True)}}
-    arms |= {arm: {s: 3.0 + d for s, d in zip(seeds, own, strict=True)} for arm, own in others.items()}
+    arms = {"adamw": [dict.fromkeys(seeds, 3.0)]}
+    for arm, own in {"ours": differences, **others}.items():
+        arms[arm] = [{s: 3.0 + d for s, d in zip(seeds, own, strict=True)}]
     return judge(arms, "adamw", margin)["ours"]
 
 
@@ -195,7 +198,7 @@ def test_what_one_seed_and_none_can_say():
     assert "one seed ran" in sentence("ours", "adamw", judged([-0.1]))
     none = judged([math.inf])
     assert none["gap"] is None and "no pair of runs ended without diverging" in sentence("ours", "adamw", none)
-    assert judge({"adamw": None, "ours": {1: 2.0}}, "adamw", 0.01) == {"ours": None}
+    assert judge({"adamw": [], "ours": [{1: 2.0}]}, "adamw", 0.01) == {"ours": None}
     assert "not complete" in sentence("ours", "adamw", None)
 
 
@@ -241,11 +244,52 @@ def test_halving_keeps_the_best():
         new = [run for run in runs if run not in losses]
         asked.append(len(new))
         losses |= {(p, s, b): short[p] if b < 1 else whole[p][s - 13] for p, s, b in new}
-    assert asked == [16, 3, 4] and best == (5.0,)
+    assert asked == [16, 3, 4] and best == [(5.0,)]
     assert {seed for _, seed, budget in runs if budget < 1} == {11, 12}
     assert {(p, s) for p, s, b in runs if b == 1} == {
         *(((x,), 13) for x in (4.0, 5.0, 6.0)), *(((x,), s) for x in (4.0, 5.0) for s in (14, 15)),
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spread_of_seeds():
+    """Deviations of what a seed does to all runs alike, and to one run alone, as in docs/studies."""
+    places = json.loads((ROOT / "docs/studies/study_budget_20/study.json").read_text())["places"]["floor 0"]
+    return places["adamw"]["deviation"], places["fitted"]["test"]["deviation"] / math.sqrt(2)
+
+
+def equal_arms(repetition, rungs, shared, both, single):
+    """The word for an arm against itself: a search of 16 points and 8 seeds on made-up losses, noise on each run.
+
+    Deviations of the noise: shared by all runs of a seed, by both arms' runs of one point and seed, and of one run.
+    """
+    keys, losses = ("learning_rate", "beta2", "warmup_iters"), {}
+    points = [tuple(q.values()) for q in sobol(keys, 16, repetition)]
+
+    def loss(arm, point, seed, budget):
+        noise = ((shared, seed), (both, seed, points.index(point)), (single, seed, points.index(point), arm))
+        noise = sum(np.random.default_rng((repetition, *at)).normal(0, deviation) for deviation, *at in noise)
+        return 3 + sum(c * (x - 0.6) ** 2 for c, x in zip((1.6, 4.4, 0.6), point, strict=True)) + noise
+
+    for arm in (0, 1):
+        known, best = {}, None
+        while best is None:
+            runs, best = halving(points, rungs, 1001, known)
+            known |= {run: loss(arm, *run) for run in runs if run not in known}
+        losses[arm] = [{seed: loss(arm, point, seed, 1.0) for seed in range(1, 9)} for point in best]
+    return judge(losses, 0, 0.01)[1]["word"]
+
+
+@pytest.mark.parametrize("alone", [0.004 / 0.033, 1])
+def test_two_equal_arms_are_equal(alone, spread_of_seeds):
+    """At most one search in twenty says more: where both arms have the same noise but for the chaos of a run (0.004, as
+    between two machines), and where each run has its own, so that the searches end at different points."""
+    shared, single = spread_of_seeds
+    words = [
+        equal_arms(i, [(0.25, 1, 4), (1.0, 1, 2)], shared, single * math.sqrt(1 - alone**2), single * alone)
+        for i in range(40)
+    ]
+    assert sum(word in ("undecided", "equivalent within 0.01") for word in words) >= 38, words
 
 
 def test_the_best_of_k():

@@ -29,7 +29,7 @@ class StudyConfig(TrainConfig):
     tune: Annotated[dict[str, list[float]], "key of train.py, or lr_mult.BLOCK: its values; each arm is tuned over these too, one key after the other, from where its own arguments are"] = field(default_factory=dict)
     space: Annotated[dict[str, list[float | str]], 'sobol: key of train.py: [LOW, HIGH], or [LOW, HIGH, "log"]; of a beta the log of 1 - beta. learning_rate is a factor on the middle of the arm\'s own grid, lr_mult.Emb, or lr_mult.Emb+Head for both at once, one on its own multipliers; an arm with blockwise=False has no multipliers'] = field(default_factory=dict)
     points: Annotated[int, "sobol: points of every arm, however many keys it has", Range(2)] = 16
-    rungs: Annotated[list[list[float]], "sobol: [share of the steps, further seeds, points kept] of each round; the best go on to the next"] = field(default_factory=lambda: [[1.0, 1, 1]])
+    rungs: Annotated[list[list[float]], "sobol: [share of the steps, further seeds, points kept] of each round; the best go on to the next, those of the last one run with `seeds`, and a lead must hold against each of them"] = field(default_factory=lambda: [[1.0, 1, 2]])
     untuned: Annotated[list[str], "arms that are taken as they are, at the one learning rate that they have"] = field(default_factory=list)
     seeds: Annotated[list[int], "of the verdict: all run at each arm's best"] = field(default_factory=lambda: [1, 2, 3])
     search_seed: Annotated[int | None, "the search's first seed, which must not be one of `seeds` (None: 1001 with sobol, with coordinate the first of `seeds`, which then counts in the verdict too)"] = None

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from blockwise import UserError, warn
@@ -118,15 +118,15 @@ class Study:
         )
 
     def required(self, comparison, arm, losses):
-        """([(point, seed, budget), ...] that the arm's search needs, its best point or None)."""
+        """([(point, seed, budget), ...] that the arm's search needs, its best points or None): see `searched`."""
         config = self.config
         if arm.endswith(TWICE):
             runs, _, best = self.searched(comparison, arm.removesuffix(TWICE))
-            grid = best and refined_grid(best[0], {run.rate for run in runs})
+            grid = best and refined_grid(best[0][0], {run.rate for run in runs})
         elif config.search == "sobol":
             rungs = [(float(share), int(seeds), int(keep)) for share, seeds, keep in config.rungs]
             points = self.points(comparison, arm)
-            return ([], points[0]) if len(points) == 1 else halving(points, rungs, self.search_seed, losses)
+            return ([], points) if len(points) == 1 else halving(points, rungs, self.search_seed, losses)
         else:
             grid, best = config.learning_rates[arm], ()
         if best is None:
@@ -134,12 +134,13 @@ class Study:
         extensions = 0 if arm in config.untuned else config.extensions
         axes, known = [config.tune[key] for key in self.keys(comparison, arm)], {run[0]: x for run, x in losses.items()}
         points, best = coordinate(grid, self.start(comparison, arm), axes, known, extensions)
-        return [(point, self.search_seed, 1.0) for point in points], best
+        return [(point, self.search_seed, 1.0) for point in points], best and [best]
 
     def searched(self, comparison, arm):
-        """(runs of the arm's search so far, {(point, seed, budget): loss} of those that are done, best point or None).
+        """(runs of the arm's search so far, {(point, seed, budget): loss} of those that are done, best points or None).
 
-        A run that failed has no loss, and no further runs are derived from it.
+        The first of the best points is the arm's; the others are its runners-up, which run with the verdict's seeds
+        too. A run that failed has no loss, and no further runs are derived from it.
         """
         losses = {}
         while True:  # each result may ask for more runs, whose results may be there already
@@ -152,16 +153,15 @@ class Study:
             losses = found
 
     def at_best(self, comparison, arm, seeds):
-        """The runs of the verdict: an arm's best point with these seeds; none while that is not known."""
+        """The runs of the verdict, a list for each of the arm's best points; none while these are not known."""
         best = self.searched(comparison, arm)[2]
-        return [] if best is None else [self.run_of(comparison, arm, best, seed) for seed in seeds]
+        return [[self.run_of(comparison, arm, point, seed) for seed in seeds] for point in best or ()]
 
     def losses(self, comparison, arm, seeds):
-        """{seed: loss that counts} of the verdict's runs, None unless all of them are done."""
-        runs = self.at_best(comparison, arm, seeds)
-        results = {run.seed: self.result(run) for run in runs}
-        done = runs and all(r and r["status"] != "failed" for r in results.values())
-        return {seed: reported(r) for seed, r in results.items()} if done else None
+        """{seed: loss that counts} of each of the arm's best points; none unless all of their runs are done."""
+        results = [{run.seed: self.result(run) for run in runs} for runs in self.at_best(comparison, arm, seeds)]
+        done = all(r and r["status"] != "failed" for point in results for r in point.values())
+        return [{seed: reported(r) for seed, r in point.items()} for point in results] if done else []
 
     def seeds_of(self, comparison):
         """{arm: the seeds of its verdict so far}: by `looks`, an arm that is still undecided has those of the next."""
@@ -172,7 +172,7 @@ class Study:
             at |= {arm: max(at.values()) for arm in arms if arm.removesuffix(TWICE) == config.baseline}
             seeds = {arm: config.seeds[: looks[look]] for arm, look in at.items()}
             losses = {arm: self.losses(comparison, arm, seeds[arm]) for arm in config.arms} if len(looks) > 1 else {}
-            if not losses or None in losses.values():
+            if not losses or [] in losses.values():
                 return seeds
             levels = {arm: look_levels(looks)[look] for arm, look in at.items()}
             tests = judge(losses, config.baseline, config.margin, levels)
@@ -182,10 +182,10 @@ class Study:
             at |= {arm: at[arm] + 1 for arm in more}
 
     def arm(self, comparison, arm):
-        """(every run that this arm needs so far, its best point or None, its runs of the verdict)."""
+        """(every run that this arm needs so far, whether its search is done)."""
         runs, _, best = self.searched(comparison, arm)
         final = self.at_best(comparison, arm, self.seeds_of(comparison)[arm])
-        return list(dict.fromkeys([*runs, *final])), best, final
+        return list(dict.fromkeys([*runs, *chain(*final)])), best is not None
 
     def result(self, run):
         """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", ...} by `outcome`, or None."""
@@ -210,11 +210,13 @@ class Study:
         """Tokens of the runs that cannot be named yet, if no grid grows and the first look is the last."""
         tokens = 0
         for (comparison, arm), settings in self.settings.items():
-            runs, best, _ = self.arm(comparison, arm)
-            fresh = [seed for seed in self.seeds_of(comparison)[arm] if seed != self.search_seed]
-            missing = 0.0 if best is not None else len(fresh)
-            missing += 3 if arm.endswith(TWICE) and not runs else 0
-            if best is None and self.config.search == "sobol":
+            runs, done = self.arm(comparison, arm)
+            missing = 3 if arm.endswith(TWICE) and not runs else 0
+            if not done:
+                fresh = len([seed for seed in self.seeds_of(comparison)[arm] if seed != self.search_seed])
+                missing += fresh
+            if not done and self.config.search == "sobol":
+                missing += fresh * (self.config.rungs[-1][2] - 1)
                 missing += sum(share * runs for share, runs in self.rung_sizes()) - sum(run.budget for run in runs)
             tokens += round(missing * tokens_of(settings))
         return tokens

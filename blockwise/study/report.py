@@ -15,8 +15,8 @@ from blockwise.files import write_text
 from blockwise.study.plan import TWICE, floor_of, shown_point, tokens_of
 from blockwise.study.rules import middle
 from blockwise.study.space import RATE
-from blockwise.study.summary import facts, five, judged
-from blockwise.study.verdict import ALPHA, BAD_START, sentence
+from blockwise.study.summary import facts, five, judged, losses_of
+from blockwise.study.verdict import ALPHA, BAD_START, sentence, spread
 
 
 def print_plan(study):
@@ -127,11 +127,16 @@ def about(found):
         f"is {search}; judged by {judged_by}. {fresh} The floor is what the rate falls to."
     )
     yield ""
+    runners_up = (
+        "A lead must hold against each of the other's runners-up too, which ran with the same seeds. "
+        if any("runners_up" in one for arms in found["places"].values() for one in arms.values())
+        else ""
+    )
     yield (
         f"Gap: arm minus {study['baseline']}, paired by seed ({', '.join(map(str, seeds))}), so below zero the arm is "
         "better. p is of a paired t-test, by Holm's method over the arms. Lower or higher: p below 0.05; by more than "
         f"{study.get('margin', 0.01):g}: the same against a gap of that size; equivalent: the 90 % interval is inside; "
-        f"undecided: anything may be true. Bad starts: seeds more than {BAD_START} above the arm's median."
+        f"undecided: anything may be true. {runners_up}Bad starts: seeds more than {BAD_START} above the arm's median."
     )
     yield ""
     yield (
@@ -155,6 +160,8 @@ def luck_line(arm, one):
     if one["quadratic"]:
         point = ", ".join(f"{key} {value:.3g}" for key, value in one["quadratic"]["point"].items())
         text += f". The lowest point of a quadratic through them: {one['quadratic']['loss']:.4f} at {point}"
+    for other, losses in zip(one.get("runners_up", ()), losses_of(one)[1:], strict=True):
+        text += f". Runner-up: {shown_point(other['point'], one['tuned'])}, mean loss {shown(spread(losses)[0])}"
     return f"- {arm}: {text}"
 
 

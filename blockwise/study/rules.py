@@ -91,7 +91,7 @@ def sobol(keys, count, seed):
 
 
 def halving(points, rungs, seed, losses):
-    """(runs that successive halving needs, its best point or None while losses are missing).
+    """(runs that successive halving needs, the points that are left, best first, or None while losses are missing).
 
     rungs: [(share of the budget, seeds, points kept), ...]; each rung has further seeds, counted from `seed`, and goes
     by the mean over all seeds that its points have at its budget. losses: {run: loss}; one run that diverged counts.
@@ -104,7 +104,7 @@ def halving(points, rungs, seed, losses):
         if any(run not in losses for run in runs):
             return runs, None
         points = sorted(points, key=lambda point: mean(losses[point, s, budget] for s in seeds[budget]))[:keep]
-    return runs, points[0]
+    return runs, points
 
 
 def best_of_k(losses):

@@ -5,6 +5,7 @@ What follows needs the facts in that file alone, so `judged` gives an old study 
 
 import math
 from dataclasses import asdict
+from itertools import chain
 from statistics import mean
 
 from blockwise.curves import speedups
@@ -35,10 +36,12 @@ def facts_of(study, comparison):
     """{arm: what its runs gave in this comparison}"""
     config, arms, seeds = study.config, {}, study.seeds_of(comparison)
     for arm in [a for c, a in study.settings if c == comparison]:
-        searched, _, best = study.searched(comparison, arm)
-        losses, final = study.losses(comparison, arm, seeds[arm]), study.at_best(comparison, arm, seeds[arm])
+        searched, _, points = study.searched(comparison, arm)
+        best, *others = points or [None]
+        losses, *theirs = study.losses(comparison, arm, seeds[arm]) or [{}]
+        final = chain(*study.at_best(comparison, arm, seeds[arm])[:1])
         done = {str(run.seed): result for run in final if (result := study.result(run)) and result["loss"] is not None}
-        middle, deviation = spread(losses or {})
+        middle, deviation = spread(losses)
         arms[arm] = {
             "role": "baseline" if arm == config.baseline else "twice" if arm.endswith(TWICE) else "arm",
             "sweep": sweep_of(study, searched, best),
@@ -48,12 +51,27 @@ def facts_of(study, comparison):
                 {"point": list(run.point), "seed": run.seed, "budget": run.budget} | point_of(study, [run])
                 for run in searched
             ],
-            "losses": {str(seed): loss if math.isfinite(loss) else None for seed, loss in (losses or {}).items()},
+            "losses": stated(losses),
             "mean": middle, "deviation": deviation,
             "spikes": {seed: result["spikes"] for seed, result in done.items()},
             "curves": {seed: [[step, five(loss)] for step, loss in r["curve"]] for seed, r in done.items()},
         }  # fmt: skip
+        if theirs:
+            arms[arm]["runners_up"] = [
+                {"point": list(point), "losses": stated(own)} for point, own in zip(others, theirs, strict=True)
+            ]
     return arms
+
+
+def stated(losses):
+    """{seed: loss} as JSON has it: None for a run that diverged."""
+    return {str(seed): loss if math.isfinite(loss) else None for seed, loss in losses.items()}
+
+
+def losses_of(one):
+    """[{seed: loss} of an arm's best point, and of each runner-up] by its facts, inf: diverged; empty without runs."""
+    points = [one["losses"], *(point["losses"] for point in one.get("runners_up", ()))]
+    return [{s: math.inf if x is None else x for s, x in losses.items()} for losses in points if losses]
 
 
 def five(number):
@@ -89,16 +107,13 @@ def judged(found):
     margin, baseline = study.get("margin", 0.01), study["baseline"]
     for arms in found["places"].values():
         rivals = {arm: one for arm, one in arms.items() if one["role"] != "twice"}
-        losses = {
-            arm: {s: math.inf if x is None else x for s, x in one["losses"].items()} or None
-            for arm, one in rivals.items()
-        }
-        levels = {arm: look_levels(looks)[looks.index(len(own))] for arm, own in losses.items() if looks and own}
+        losses = {arm: losses_of(one) for arm, one in rivals.items()}
+        levels = {arm: look_levels(looks)[looks.index(len(own[0]))] for arm, own in losses.items() if looks and own}
         tests = judge(losses, baseline, margin, levels)
         twice = arms.get(baseline + TWICE, {"curves": {}})["curves"]
         for arm, one in arms.items():
             one["ends"] = ends(one, arm, study)
-            one["bad_starts"] = bad_starts(losses.get(arm) or {})
+            one["bad_starts"] = bad_starts(*losses[arm][:1]) if losses.get(arm) else 0
             one["best_of"], one["quadratic"] = luck(one, arm, study)
             if arm in tests:
                 one["test"] = tests[arm]

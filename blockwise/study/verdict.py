@@ -101,15 +101,14 @@ def holm(p_values):
 def judge(losses, baseline, margin, levels=None):
     """{arm: its `paired_test` with the baseline and "word", or None where its runs are missing}, all but the baseline.
 
-    losses: {arm: {seed: loss}, or None}. levels: {arm: alpha of its look} (none: 0.05). A word needs Holm's p over all
-    arms, which the test then has as "p" and "p_beyond"; that of an early look counts by its level.
+    losses: {arm: [{seed: loss} of its best point, and of each runner-up], empty where runs are missing}. levels:
+    {arm: alpha of its look} (none: 0.05). A word needs Holm's p over all arms, which the test then has as "p" and
+    "p_beyond"; that of an early look counts by its level.
     """
-    levels, both = levels or {}, losses[baseline] is not None
+    levels = levels or {}
     tests = {
-        arm: paired_test(own, losses[baseline], margin, levels.get(arm, ALPHA), len(losses) - 1)
-        if both and own is not None
-        else None
-        for arm, own in losses.items()
+        arm: arm_test(points, losses[baseline], margin, levels.get(arm, ALPHA), len(losses) - 1)
+        for arm, points in losses.items()
         if arm != baseline
     }
     tested = {arm: test for arm, test in tests.items() if test and test["low"] is not None}
@@ -120,6 +119,31 @@ def judge(losses, baseline, margin, levels=None):
     for test in filter(None, tests.values()):
         test["word"] = word(test, margin)
     return tests
+
+
+def arm_test(points, baseline, margin, alpha, arms):
+    """`paired_test` of two arms' best points, where a lead must hold against the other's runners-up too.
+
+    A search that was unlucky ends at a point that is worse than its second best, so what one arm's best point is ahead
+    of the other's may be luck. p and p_beyond are therefore the largest over the points of the arm that is behind (an
+    intersection-union test: no level is lost), 1 where one of them leads; "runner_up" is the gap to the nearest.
+    """
+    if not points or not baseline:
+        return None
+    test = paired_test(points[0], baseline[0], margin, alpha, arms)
+    if test["low"] is None:
+        return test
+    pairs = [(points[0], other) for other in baseline[1:]]
+    if test["gap"] > 0:
+        pairs = [(other, baseline[0]) for other in points[1:]]
+    side = math.copysign(1, test["gap"])
+    for rival in (paired_test(*pair, margin, alpha, arms) for pair in pairs):
+        if rival["low"] is None:
+            continue
+        for key in ("p", "p_beyond"):
+            test[key] = max(test[key], rival[key] if side * rival["gap"] > 0 else 1.0)
+        test["runner_up"] = side * min(side * rival["gap"], side * test.get("runner_up", rival["gap"]))
+    return test
 
 
 def word(test, margin):
@@ -146,6 +170,8 @@ def sentence(arm, baseline, test):
         f"{arm} against {baseline}: {test['word']} (gap {test['gap']:+.4f}, {interval(test)}, {test['seeds']} seeds, "
         f"Hodges-Lehmann {test['median']:+.4f}, p {test['p']:.2g} by Holm)"
     )
+    if "runner_up" in test:
+        text += f"; to the other's runner-up {test['runner_up']:+.4f}"
     if test["word"] == "undecided" and test["gap"]:
         needed = f"{test['needed']} seeds would have {POWER:.0%}"
         text += f"; the power for a gap of this size was {test['power']:.0%}, {needed}"
