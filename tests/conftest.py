@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,21 @@ def data_dir(tmp_path_factory):
 def small(data_dir, tmp_path):
     """Words for a run of seconds, into tmp_path/out."""
     return (*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}")
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir, tmp_path_factory):
+    """The folder of a finished run of SMALL, to be read only."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    assert run(*SMALL, f"--data_dir={data_dir}", f"--out_dir={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def finished(small, finished_run):
+    """The words of `small`, whose run has been made: a copy of the finished one."""
+    shutil.copytree(finished_run, out_dir(small))
+    return small
 
 
 @pytest.fixture

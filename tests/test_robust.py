@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Fork, assert_same, finish, losses, metrics, out_dir, run, start, wait_for
+from conftest import ROOT, Fork, assert_same, finish, losses, metrics, out_dir, run, wait_for
 
 import export
 import measure
@@ -28,6 +28,7 @@ from blockwise.distributed import launched_as
 from blockwise.files import FolderLock
 from blockwise.logger import MetricsFile
 from blockwise.sharded_files import load_mapped
+from blockwise.signals import StopRequest
 from blockwise.tokenizer import BYTES
 from blockwise.training.output import Output
 from model import Transformer
@@ -38,25 +39,24 @@ ENDLESS = ("--max_iters=100000", "--eval_interval=50000")
 # The console
 
 
-def train_with(words, **streams):
-    command = [sys.executable, "train.py", *words]
-    return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120, **streams)
-
-
-def test_a_full_disk_under_the_log(small):
-    with open("/dev/full", "w") as full:
-        done = train_with(small, stdout=full)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(metrics(small)) == list(range(9)) and newest_checkpoint(out_dir(small)).stem == "ckpt_00000008"
+def unread(script, *words):
+    """A script in a process whose standard output nobody reads; returns (exit status, stderr)."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, script, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writing)
+    return done.returncode, done.stderr
 
 
 def test_a_pipe_that_nobody_reads(small):
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = train_with(small, stdout=writing)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(metrics(small)) == list(range(9))
+    assert unread("train.py", *small) == (0, "")
+    assert list(metrics(small)) == list(range(9)) and newest_checkpoint(out_dir(small)).stem == "ckpt_00000008"
+
+
+def test_a_reader_that_has_had_enough_ends_a_command_quietly(finished_run, tmp_path):
+    assert unread("plot.py", "curves", finished_run, f"--out={tmp_path / 'x.png'}") == (0, "")
 
 
 def entry(action, encoding, tmp_path, monkeypatch):
@@ -75,22 +75,6 @@ def entry(action, encoding, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_character_that_the_console_lacks_is_an_escape(tmp_path, monkeypatch, encoding, text, expected):
     assert entry(lambda: print(text), encoding, tmp_path, monkeypatch) == expected + b"\n"
-
-
-@pytest.mark.parametrize("script", ["sample.py", "plot.py"])
-def test_a_reader_that_has_had_enough_ends_a_command_quietly(small, tmp_path, script):
-    run(*small, "--max_iters=1")
-    reading, writing = os.pipe()
-    os.close(reading)
-    words = {
-        "sample.py": [f"--out_dir={out_dir(small)}", "--num_samples=1", "--max_new_tokens=2", "--device=cpu"],
-        "plot.py": ["curves", str(out_dir(small)), f"--out={tmp_path / 'x.png'}"],
-    }[script]
-    done = subprocess.run(
-        [sys.executable, script, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
-    )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_broken_pipe_of_something_else_is_still_an_error():
@@ -272,36 +256,36 @@ def began_stale(init):
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_a_signal_means_save_and_stop(small, name):
+def test_a_signal_is_a_request_to_stop(name):
+    stop = StopRequest()
+    signal.raise_signal(getattr(signal, name))
+    stop.release()
+    assert stop and stop.signal == name
+
+
+def test_nohup_stays_nohup(monkeypatch):
+    """A process that was told to ignore SIGHUP goes on when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    signal.raise_signal(signal.SIGHUP)
+    stop.release()
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN and not stop
+
+
+def test_a_run_saves_and_stops(small):
     process = Fork(*small, *ENDLESS)
     wait_for(out_dir(small) / "metrics.jsonl", '"step": 5', process)
-    process.send_signal(getattr(signal, name))
+    process.send_signal(signal.SIGHUP)
     status, out, err = finish(process)
-    assert status == 0 and f"stopped by {name}" in out, err
+    assert status == 0 and "stopped by SIGHUP" in out, err
     assert int(newest_checkpoint(out_dir(small)).stem[5:]) == max(metrics(small)) + 1
 
 
-def test_nohup_stays_nohup(small):
-    """A process that was told to ignore SIGHUP goes on when its terminal closes."""
-    command = ["nohup", sys.executable, "train.py", *small, *ENDLESS]
-    with open(os.devnull, "w") as null:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=null)
-    wait_for(out_dir(small) / "metrics.jsonl", '"step": 5,', process)
-    process.send_signal(signal.SIGHUP)
-    wait_for(out_dir(small) / "metrics.jsonl", f'"step": {max(metrics(small)) + 20},', process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-
-
 @pytest.mark.parametrize("where", ["forward", "update"])
-def test_an_exception_saves_first(small, tmp_path, monkeypatch, where, capsys):
+def test_an_exception_saves_first(small, finished_run, monkeypatch, where, capsys):
     """The state before its step, from which a run goes on exactly; nothing in the middle of an update."""
-    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
-    run(*straight)
-    calls, (owner, name) = (
-        [],
-        {"forward": (Transformer, "forward"), "update": (torch.nn.utils, "clip_grads_with_norm_")}[where],
-    )
+    owners = {"forward": (Transformer, "forward"), "update": (torch.nn.utils, "clip_grads_with_norm_")}
+    calls, (owner, name) = [], owners[where]
     original = getattr(owner, name)
 
     def failing(*args, **more):
@@ -322,7 +306,7 @@ def test_an_exception_saves_first(small, tmp_path, monkeypatch, where, capsys):
         assert f"RuntimeError in step {int(saved.stem[5:])}: saved the state before that step" in said
         assert int(saved.stem[5:]) > 4
     run(*small, "--init_from=resume")
-    assert losses(small) == losses(straight)
+    assert losses(small) == losses([f"--out_dir={finished_run}"])
 
 
 # The launcher's environment
@@ -353,7 +337,7 @@ def test_impossible_variables(monkeypatch, variables, problem):
 
 
 def test_half_set_variables_are_one_line_on_every_rank(small):
-    status, _, err = finish(start(*small, env={"RANK": "1"}))
+    status, _, err = finish(Fork(*small, env={"RANK": "1"}))
     assert status == 2 and err.startswith("error: WORLD_SIZE is not set") and len(err.splitlines()) == 1
     assert not out_dir(small).exists()
 
@@ -376,21 +360,19 @@ def other_data(data_dir, tmp_path):
 CHARS = {"tokenizer": "chars", "vocab_size": 256, "chars": [chr(i + 1) for i in range(256)]}
 
 
-def test_another_tokenizer_is_refused(small, other_data, no_figures):
-    run(*small, "--max_iters=2")
-    before = {path.name: path.read_bytes() for path in out_dir(small).iterdir()}
+def test_another_tokenizer_is_refused(finished, other_data, no_figures):
+    before = {path.name: path.read_bytes() for path in out_dir(finished).iterdir()}
     other = other_data(CHARS)
     with pytest.raises(UserError, match=r"belongs to another tokenizer \(bytes\) than data set tiny \(chars\)"):
-        run(*small, other, "--init_from=resume")
+        run(*finished, other, "--init_from=resume")
     folder = other.removeprefix("--data_dir=")
     with pytest.raises(UserError, match="another tokenizer"):
-        measure.main(measure.SharpnessConfig(out_dir=str(out_dir(small)), data_dir=folder, batches=1, batch_size=1))
-    assert {path.name: path.read_bytes() for path in out_dir(small).iterdir()} == before
+        measure.main(measure.SharpnessConfig(out_dir=str(out_dir(finished)), data_dir=folder, batches=1, batch_size=1))
+    assert {path.name: path.read_bytes() for path in out_dir(finished).iterdir()} == before
 
 
-def test_weights_from_elsewhere_and_another_tokenizer(small, other_data, tmp_path):
-    run(*small, "--max_iters=1")
-    export.main(export.ExportConfig(out_dir=str(out_dir(small)), to=str(tmp_path / "hf")))
+def test_weights_from_elsewhere_and_another_tokenizer(small, finished_run, other_data, tmp_path):
+    export.main(export.ExportConfig(out_dir=str(finished_run), to=str(tmp_path / "hf")))
     words = (*small, f"--init_from=hf:{tmp_path / 'hf'}", "--max_iters=1", f"--out_dir={tmp_path / 'fine'}")
     assert run(*words) == 0
     with pytest.raises(UserError, match="belongs to another tokenizer"):
@@ -425,19 +407,16 @@ def test_the_best_of_other_text_is_not_kept(small, other_data):
 
 
 @pytest.mark.parametrize("broken", [b"", b"\0" * 40, b"{", b"[1]", b'{"step": "x"}'])
-def test_a_broken_line_takes_no_others_with_it(small, tmp_path, capsys, broken):
-    run(*small)
-    path = out_dir(small) / "metrics.jsonl"
+def test_a_broken_line_takes_no_others_with_it(finished, capsys, broken):
+    path = out_dir(finished) / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([*lines[:3], broken, *lines[3:]]) + b'{"step": 9')  # and a torn last line
-    run(*small, "--init_from=resume", "--max_iters=10")
-    assert list(metrics(small)) == list(range(11))
+    MetricsFile(path, 8)
+    assert path.read_bytes() == b"".join(line + b"\n" for line in lines[:8])
     assert "dropped 1 broken lines, kept 8 rows" in capsys.readouterr().err
 
 
-def test_weights_without_a_manifest_are_used(small, tmp_path, capsys):
-    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
-    run(*straight)
+def test_weights_without_a_manifest_are_used(small, finished_run, capsys):
     run(*small, "--max_iters=5")
     for path in manifests(out_dir(small)):
         path.unlink()
@@ -446,27 +425,25 @@ def test_weights_without_a_manifest_are_used(small, tmp_path, capsys):
         captured = capsys.readouterr()
         assert "resuming from" in captured.out
         assert (init == "auto") == ("has no manifest beside it" in captured.err)  # then it has saved another one
-    assert losses(small)[7] == losses(straight)[7]
+    assert losses(small)[7] == losses([f"--out_dir={finished_run}"])[7]
 
 
-def test_half_written_weights_without_a_manifest_are_no_fresh_start(small):
-    run(*small, "--max_iters=5")
-    for path in manifests(out_dir(small)):
+def test_half_written_weights_without_a_manifest_are_no_fresh_start(finished):
+    for path in manifests(out_dir(finished)):
         path.unlink()
-    for path in out_dir(small).glob("*.pt"):
+    for path in out_dir(finished).glob("*.pt"):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is incomplete and has no manifest"):
-        run(*small, "--init_from=auto")
+        run(*finished, "--init_from=auto")
 
 
-def test_an_unreadable_checkpoint_is_not_called_damaged(small, monkeypatch):
-    run(*small)
-    newest = newest_checkpoint(out_dir(small))
+def test_an_unreadable_checkpoint_is_not_called_damaged(finished, monkeypatch):
+    newest = newest_checkpoint(out_dir(finished))
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, *a, **k: path != newest and access(path, *a, **k))
     with pytest.raises(UserError, match=r"ckpt_00000008.pt cannot be read: permission denied"):
-        run(*small, "--init_from=resume", "--max_iters=10")
-    assert newest.exists() and not list(out_dir(small).glob("*.damaged"))
+        run(*finished, "--init_from=resume", "--max_iters=10")
+    assert newest.exists() and not list(out_dir(finished).glob("*.damaged"))
 
 
 # Other versions
@@ -502,17 +479,15 @@ def commands(words, tmp_path):
         (lambda c: c.pop("tokenizer"), "is not a checkpoint of this project: KeyError"),
     ],
 )
-def test_a_newer_or_foreign_checkpoint_is_one_line(small, tmp_path, no_figures, edit, problem):
-    run(*small)
-    edited(small, edit)
-    for command in commands(small, tmp_path).values():
+def test_a_newer_or_foreign_checkpoint_is_one_line(finished, tmp_path, no_figures, edit, problem):
+    edited(finished, edit)
+    for command in commands(finished, tmp_path).values():
         with pytest.raises(UserError, match=problem):
             command()
 
 
-def test_an_older_checkpoint_works_everywhere(small, tmp_path, no_figures):
+def test_an_older_checkpoint_works_everywhere(finished, tmp_path, no_figures):
     """Of the first version: without the keys that came later, in config, architecture and checkpoint."""
-    run(*small)
 
     def age(checkpoint):
         for key in ("version", "skipped_in_a_row", "wandb_id", "layers", "auto_mult", "eigenvector", "ema", "data"):
@@ -522,10 +497,10 @@ def test_an_older_checkpoint_works_everywhere(small, tmp_path, no_figures):
         for key in ("warmup_scaled", "wsd_boost", "arch_warmup", "ema_decay", "auto_mult_step", "qk_norm", "z_loss"):
             del checkpoint["config"][key]
 
-    edited(small, age)
-    for name, command in commands(small, tmp_path).items():
+    edited(finished, age)
+    for name, command in commands(finished, tmp_path).items():
         assert command() in (0, None), name
-    assert list(metrics(small)) == list(range(11))
+    assert list(metrics(finished)) == list(range(11))
 
 
 def test_a_checkpoint_is_hashed_while_it_is_written(tmp_path, monkeypatch):
@@ -562,10 +537,8 @@ def test_two_ranks_never_write_one_checkpoint_at_once(tmp_path, monkeypatch):
     assert ended == [1] and newest_checkpoint(tmp_path).name == "ckpt_00000003.pt"
 
 
-def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, finished_run, monkeypatch, capsys):
     """It begins to be written two steps later. A failure is a warning; that of the last checkpoint ends the run."""
-    straight = (*small, f"--out_dir={tmp_path / 'straight'}")
-    run(*straight)
     write, rows, waits = checkpoint.write_tensors, out_dir(small) / "metrics.jsonl", []
 
     def late(path, content):
@@ -577,9 +550,9 @@ def test_a_checkpoint_that_a_thread_writes_is_of_its_own_step(small, tmp_path, m
     monkeypatch.setattr(checkpoint, "write_tensors", late)
     monkeypatch.setattr(Output, "in_background", True)
     run(*small)
-    assert len(waits) < 1000 and losses(small) == losses(straight)
+    assert len(waits) < 1000 and losses(small) == losses([f"--out_dir={finished_run}"])
     for name in ("ckpt_00000004.pt", "ckpt_00000008.pt"):
-        first, second = (load_checkpoint(out_dir(words) / name) for words in (straight, small))
+        first, second = (load_checkpoint(folder / name) for folder in (finished_run, out_dir(small)))
         for key in ("model", "optimizer"):
             assert_same(first[key], second[key])
     monkeypatch.setattr(checkpoint, "write_tensors", lambda *args: os.stat("/nowhere"))
