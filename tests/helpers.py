@@ -1,6 +1,9 @@
 """What several test files need: sizes, models and requests that fit a test, the pages, studies that are finished."""
 
 import json
+import runpy
+import subprocess
+import sys
 
 import matplotlib.image
 import numpy as np
@@ -48,6 +51,30 @@ def study_of_lines(folder, conditions=("",), best=(8e-3, 3e-3)):
             arms[f"{name}, rate {rate}e-3"] = 4 + 0.1 * np.log(rate * 1e-3 / at) ** 2
     places = {name: {arm: {"mean": mean} for arm, mean in arms.items()} for name in conditions}
     (folder / "study.json").write_text(json.dumps({"places": places, "study": {"baseline": "adamw"}}))
+
+
+# data/NAME/prepare.py
+
+
+def prepare(name, *words, **options):
+    """The script in a process; returns (exit status, stderr)."""
+    command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    return answer.returncode, answer.stderr
+
+
+def prepare_here(monkeypatch, name, *words):
+    """The same in this process, as far as it goes without workers."""
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
+    runpy.run_path(str(ROOT / f"data/{name}/prepare.py"))["main"]()
+
+
+def assert_refused(answer, *parts):
+    """A process's answer is one line and exit status 2."""
+    status, error = answer
+    assert status == 2, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    assert all(part in error for part in parts), error
 
 
 # Models

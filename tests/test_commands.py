@@ -20,10 +20,8 @@ from blockwise.settings import TrainConfig
 from blockwise.signals import STOPPING
 from blockwise.study import report
 
-TRAINING_PAGES = {
-    ROOT / "README.md",
-    *(ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring")),
-}
+# Besides README, which is pasted as a whole
+TRAINING_PAGES = {ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring")}
 ENTRIES = [
     path
     for pattern in ("*.py", "data/*/prepare.py", "bench/*.py", "experiments/*.py", "docs/*.py", "blockwise/*.py")

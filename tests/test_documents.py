@@ -8,11 +8,9 @@ import json
 import lzma
 import os
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -24,7 +22,8 @@ import huggingface_hub
 import pyarrow as pa
 import pytest
 import tiktoken
-from conftest import ROOT, contents, finish, ids_of, kill_all, meta_of, start, workers_of
+from conftest import contents, finish, ids_of, kill_all, meta_of, start, workers_of
+from helpers import assert_refused, prepare, prepare_here
 from pyarrow import parquet
 from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -70,26 +69,6 @@ def source(tmp_path):
 
 def write_parquet(path, texts):
     parquet.write_table(pa.table({"url": ["x"] * len(texts), "text": texts}), path, row_group_size=10)
-
-
-def prepare(name, *words, **options):
-    """data/NAME/prepare.py in a process; returns (exit status, stderr)."""
-    command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
-    return answer.returncode, answer.stderr
-
-
-def prepare_here(monkeypatch, name, *words):
-    """The same in this process, as far as it goes without workers."""
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
-    runpy.run_path(str(ROOT / f"data/{name}/prepare.py"))["main"]()
-
-
-def assert_refused(answer, *parts):
-    status, error = answer
-    assert status == 2, error
-    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
-    assert all(part in error for part in parts), error
 
 
 def tokens_of(docs):

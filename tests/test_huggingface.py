@@ -1,9 +1,7 @@
 """Models from and to Hugging Face: their weights in our model, ours in theirs, tokenizers, and what is refused."""
 
 import json
-import runpy
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import pytest
 import tiktoken
 import tokenizers
 import torch
-from conftest import ROOT, SMALL, losses, metrics, out_dir, run
+from conftest import losses, metrics, out_dir, run
+from helpers import prepare_here
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -477,8 +476,8 @@ def shapeless(words):
     return tuple(w for w in words if not w.startswith(("--n_", "--block_size", "--model_type", "--bias")))
 
 
-def export_to(words, to):
-    config, _, _ = configure(export.ExportConfig, [f"--out_dir={out_dir(words)}", f"--to={to}"], "")
+def export_to(folder, to):
+    config, _, _ = configure(export.ExportConfig, [f"--out_dir={folder}", f"--to={to}"], "")
     export.main(config)
 
 
@@ -492,7 +491,7 @@ def test_an_export_has_the_runs_loss(small, tmp_path, capsys, model):
     run(*small, *model)
     loss = pytest.approx(metrics(small)[8]["val/loss"], abs=1e-5)
     capsys.readouterr()
-    export_to(small, tmp_path / "hf")
+    export_to(out_dir(small), tmp_path / "hf")
     out, err = capsys.readouterr()
     assert err == "" and ("300 rows; ids from 256 on are padding" in out) == ("--vocab_size=300" in model)
     before = {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()}
@@ -504,17 +503,16 @@ def test_an_export_has_the_runs_loss(small, tmp_path, capsys, model):
     assert {p: p.read_bytes() for p in out_dir(small).rglob("*") if p.is_file()} == before
 
 
-def test_eval_only_on_a_resume_leaves_the_run_alone(small, capsys):
+def test_eval_only_on_a_resume_leaves_the_run_alone(finished, capsys):
     """Also rows after the checkpoint, which a run that goes on would cut; also past max_iters."""
-    run(*small, "--max_iters=4")
-    loss = metrics(small)[4]["val/loss"]
-    with open(out_dir(small) / "metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "train/lo')
-    before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
+    loss = metrics(finished)[8]["val/loss"]
+    with open(out_dir(finished) / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "train/lo')
+    before = {p: p.read_bytes() for p in out_dir(finished).iterdir()}
     for words in ((), ("--max_iters=2",)):
-        assert run(*small, "--init_from=resume", "--eval_only=True", *words) == 0
+        assert run(*finished, "--init_from=resume", "--eval_only=True", *words) == 0
         assert f"validation loss {loss}" in capsys.readouterr().out
-    assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
+    assert {p: p.read_bytes() for p in out_dir(finished).iterdir()} == before
 
 
 def test_training_from_weights_and_resuming(small, folders, tmp_path, capsys):
@@ -561,102 +559,82 @@ def test_a_vocabulary_that_the_data_exceeds(small, folders, tmp_path):
         run(*words, "--dataset=big")
 
 
-def test_bad_weights_leave_the_old_run_where_it_was(small, folder):
-    run(*small, "--max_iters=1")
-    before = {p: p.read_bytes() for p in out_dir(small).iterdir()}
+def test_bad_weights_leave_the_old_run_where_it_was(finished, folder):
+    before = {p: p.read_bytes() for p in out_dir(finished).iterdir()}
     (folder / "model.safetensors").write_bytes(b"not this")
     with pytest.raises(UserError, match=r"model\.safetensors is broken"):
-        run(*shapeless(small), f"--init_from=hf:{folder}")
-    assert {p: p.read_bytes() for p in out_dir(small).iterdir()} == before
+        run(*shapeless(finished), f"--init_from=hf:{folder}")
+    assert {p: p.read_bytes() for p in out_dir(finished).iterdir()} == before
 
 
-def test_sampling(small, folder, tmp_path, capsys):
-    """A run's text and that of its export are one; other weights need their own tokenizer."""
+def sampled(capsys, source, *words):
+    words = (source, "--device=cpu", "--start=a", "--num_samples=1", "--max_new_tokens=100", *words)
+    capsys.readouterr()
+    sample.main(configure(sample.SampleConfig, words, "")[0])
+    return capsys.readouterr().out
 
-    def text(*words):
-        words = ("--device=cpu", "--start=the cat", "--num_samples=1", "--max_new_tokens=30", *words)
-        capsys.readouterr()
-        sample.main(configure(sample.SampleConfig, words, "")[0])
-        return capsys.readouterr().out
 
-    run(*small, "--vocab_size=300")
-    export_to(small, tmp_path / "hf")
-    assert text(f"--out_dir={out_dir(small)}") == text(f"--init_from=hf:{tmp_path / 'hf'}")
+def test_sampling_needs_the_weights_own_tokenizer(folder, capsys):
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
-        text(f"--init_from=hf:{folder}")
+        sampled(capsys, f"--init_from=hf:{folder}")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"is not a valid tokenizer\.json"):
-        text(f"--init_from=hf:{folder}")
+        sampled(capsys, f"--init_from=hf:{folder}")
     many = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 1, "cat": 256}, unk_token="the"))
     many.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     many.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match="the tokenizer gives token id 256, the model has 256"):
-        text(f"--init_from=hf:{folder}")
+        sampled(capsys, f"--init_from=hf:{folder}", "--start=the cat")
 
 
 def test_sampling_never_gives_the_padding(small, tmp_path, monkeypatch, capsys):
-    """Of characters, whose export has an end-of-text token in it."""
+    """Of characters, whose export has an end-of-text token in it; the run's text and that of its export are one."""
     chars = "abcdefgh"
     description = {"tokenizer": "chars", "vocab_size": 8, "chars": chars}
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(8, (400,), generator=rng).tolist()
     write_dataset(tmp_path / "data" / "chars", {"train": ids, "val": ids}, description, "made up")
     run(*small, f"--data_dir={tmp_path / 'data'}", "--dataset=chars", "--max_iters=1", "--vocab_size=12")
-    export_to(small, tmp_path / "hf")
+    export_to(out_dir(small), tmp_path / "hf")
     ends = json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"]
     assert ends == 8
 
-    def text(*words):
-        words = ("--device=cpu", "--start=a", "--num_samples=1", "--max_new_tokens=100", "--temperature=9", *words)
-        capsys.readouterr()
-        sample.main(configure(sample.SampleConfig, words, "")[0])
-        return capsys.readouterr().out
-
-    found = text(f"--init_from=hf:{tmp_path / 'hf'}")
-    assert found == text(f"--out_dir={out_dir(small)}") and set(found) <= {*chars, "-", "\n"}
+    found = sampled(capsys, f"--init_from=hf:{tmp_path / 'hf'}", "--temperature=9")
+    assert found == sampled(capsys, f"--out_dir={out_dir(small)}", "--temperature=9")
+    assert set(found) <= {*chars, "-", "\n"}
     for odd in (None, 5, ["x", {}], list(range(12))):  # of other hands
         (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"suppress_tokens": odd}))
-        assert text(f"--init_from=hf:{tmp_path / 'hf'}")
+        assert sampled(capsys, f"--init_from=hf:{tmp_path / 'hf'}", "--temperature=9")
 
 
-def test_data_by_a_models_own_tokenizer(small, tmp_path, monkeypatch):
+def test_data_by_a_models_own_tokenizer(small, finished_run, tmp_path, monkeypatch):
     """Of an export, by data/text/prepare.py: the run's own ids again."""
-    run(*small, "--max_iters=1")
-    export_to(small, tmp_path / "hf")
+    export_to(finished_run, tmp_path / "hf")
     (tmp_path / "mine.txt").write_text(TEXT * 20, encoding="utf-8", newline="")
     for path in (tmp_path / "hf", tmp_path / "hf" / "tokenizer.json"):
-        words = [str(tmp_path / "mine.txt"), "--name=mine", f"--data_dir={tmp_path}", f"--tokenizer={path}"]
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *words])
-        runpy.run_path(str(ROOT / "data/text/prepare.py"))["main"]()
+        words = (tmp_path / "mine.txt", "--name=mine", f"--data_dir={tmp_path}", f"--tokenizer={path}")
+        prepare_here(monkeypatch, "text", *words)
         data = (tmp_path / "mine" / "train.bin").read_bytes() + (tmp_path / "mine" / "val.bin").read_bytes()
         assert data[::2] == (TEXT * 20).encode() + b"\n" * (not TEXT.endswith("\n"))
     fresh = (*shapeless(small), f"--data_dir={tmp_path}", "--dataset=mine", f"--out_dir={tmp_path / 'fresh'}")
     assert run(*fresh, f"--init_from=hf:{tmp_path / 'hf'}", "--eval_only=True", "--eval_iters=1") == 0
 
 
-@pytest.fixture(scope="module")
-def one_step(data_dir, tmp_path_factory):
-    """Words of a run of one step, to be exported."""
-    words = (*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path_factory.mktemp('one_step') / 'out'}")
-    run(*words, "--max_iters=1", "--bias=False")
-    return words
-
-
-def test_export_refuses(one_step, tmp_path):
+def test_export_refuses(finished_run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint in out_dir="):
-        export_to([f"--out_dir={tmp_path / 'nothing'}"], tmp_path / "hf")
+        export_to(tmp_path / "nothing", tmp_path / "hf")
     with pytest.raises(UserError, match="to is missing"):
         configure(export.ExportConfig, [], "")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     for to in (tmp_path / "full", tmp_path / "full" / "mine"):
         with pytest.raises(UserError, match="is not an empty folder"):
-            export_to(one_step, to)
+            export_to(finished_run, to)
     with pytest.raises(UserError, match="could not be written"):
-        export_to(one_step, tmp_path / "full" / "mine" / "below")
+        export_to(finished_run, tmp_path / "full" / "mine" / "below")
     (tmp_path / "empty").mkdir()
-    export_to(one_step, tmp_path / "empty")
-    export_to(one_step, tmp_path / "a" / "b")
+    export_to(finished_run, tmp_path / "empty")
+    export_to(finished_run, tmp_path / "a" / "b")
     assert not folder_is_free(tmp_path / "empty") and len(list((tmp_path / "a").iterdir())) == 1
 
 
@@ -668,7 +646,7 @@ def test_what_no_family_has_is_not_exported(tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_is_read_back(one_step, tmp_path, monkeypatch):
+def test_an_export_is_read_back(finished_run, tmp_path, monkeypatch):
     """What another writer would get wrong, a tensor, one that should be zero, the shape, the tokenizer; a full disk."""
 
     def wrong(change):
@@ -693,5 +671,5 @@ def test_an_export_is_read_back(one_step, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(export, "write_folder", wrong(change))
         with pytest.raises(UserError, match=f"hf {'is ' * ('not' in match.split()[0])}{match}"):
-            export_to(one_step, tmp_path / "hf")
+            export_to(finished_run, tmp_path / "hf")
         assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Fork, finish, losses, metrics, out_dir, run, start
+from conftest import Fork, finish, losses, metrics, out_dir, run
 
 from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint
@@ -55,7 +55,7 @@ def test_mistakes_in_shares(wrong, small):
 
 
 def test_other_mistakes(mixed, data):
-    status, _, err = finish(start(*mixed, "--dataset=low:0.5,hihg:0.5"))
+    status, _, err = finish(Fork(*mixed, "--dataset=low:0.5,hihg:0.5"))
     assert (status, len(err.splitlines())) == (2, 1) and "did you mean high?" in err
     write_dataset(data / "other", {"train": [0] * 99, "val": [1] * 99}, {**BYTES, "tokenizer": "gpt2"}, "made up")
     with pytest.raises(UserError, match="low and other have other tokenizers"):
@@ -144,8 +144,8 @@ def test_two_processes_see_the_same(mixed, tmp_path):
             assert other.get(key) == pytest.approx(row.get(key), abs=1e-5)
 
 
-def test_a_dry_run_checks_every_part(mixed, data):
-    run(*mixed, "--max_iters=1")
+def test_every_part_is_verified(data):
+    open_dataset(data, MIX, 16).verify()
     path = data / "high" / "train.bin"
     ids = path.read_bytes()
     path.write_bytes(ids[2:] + ids[:2])

@@ -2,13 +2,15 @@
 
 import json
 import math
+import runpy
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 import tiktoken
 import torch
-from conftest import finish, out_dir, run, start
+from conftest import ROOT, out_dir, run
 from safetensors.torch import load_file, save_file
 
 import blockwise.tokenizer
@@ -25,38 +27,38 @@ from blockwise.tokenizer import BYTES, Tokenizer, read_tokenizer_json, tokenizer
 from configurator import configure
 
 
-def write(small, *words):
-    config, _, _ = configure(sample.SampleConfig, [f"--out_dir={out_dir(small)}", "--device=cpu", *words], "")
-    sample.main(config)
-
-
-def test_sampling(small, capsys, tmp_path):
-    run(*small)
-    words = ("--start=the cat", "--num_samples=2", "--max_new_tokens=40")
+def write(capsys, *words):
+    """What sample.py prints of a run, or of other weights."""
     capsys.readouterr()
-    write(small, *words)
-    first = capsys.readouterr().out
+    sample.main(configure(sample.SampleConfig, ["--device=cpu", *words], "")[0])
+    return capsys.readouterr().out
+
+
+def export_to(folder, to):
+    export.main(configure(export.ExportConfig, [f"--out_dir={folder}", f"--to={to}"], "")[0])
+
+
+def test_sampling(finished, capsys, tmp_path):
+    """The seed decides; a file as the prompt, with a byte order mark or without; from the newest that is whole."""
+    out = f"--out_dir={out_dir(finished)}"
+    words = (out, "--start=the cat", "--num_samples=2", "--max_new_tokens=40")
+    first = write(capsys, *words)
     assert first.count("the cat") >= 2 and first.count("---------------") == 2
-    write(small, *words)
-    assert capsys.readouterr().out == first
-    write(small, *words, "--seed=1")
-    assert capsys.readouterr().out != first
-    (tmp_path / "prompt.txt").write_text("the cat")
-    write(small, f"--start=FILE:{tmp_path / 'prompt.txt'}", *words[1:])
-    assert capsys.readouterr().out == first
+    assert write(capsys, *words) == first
+    assert write(capsys, *words, "--seed=1") != first
+    for mark in ("", "\ufeff"):
+        (tmp_path / "prompt.txt").write_text(f"{mark}the cat", encoding="utf-8")
+        assert write(capsys, *words, f"--start=FILE:{tmp_path / 'prompt.txt'}") == first
+    newest_checkpoint(out_dir(finished)).write_bytes(b"")
+    sample.main(sample.SampleConfig(out_dir=str(out_dir(finished)), num_samples=1, max_new_tokens=5, device="cpu"))
+    assert "ckpt_00000008.pt is damaged" in capsys.readouterr().err
 
 
 def test_padded_ids_are_never_sampled(small, capsys):
     """With 1,000 rows and hardly any training most draws would fall outside the 256 bytes."""
     run(*small, "--vocab_size=1000", "--max_iters=1")
-    write(small, "--num_samples=1", "--max_new_tokens=100", "--temperature=5", "--top_k=None")
-
-
-def test_works_without_the_data_and_with_a_damaged_newest(small, capsys):
-    run(*small)
-    (out_dir(small) / "ckpt_00000008.pt").write_bytes(b"")
-    write(small, "--num_samples=1", "--max_new_tokens=5")
-    assert "ckpt_00000008.pt is damaged" in capsys.readouterr().err
+    words = ("--num_samples=1", "--max_new_tokens=100", "--temperature=5", "--top_k=None")
+    write(capsys, f"--out_dir={out_dir(small)}", *words)
 
 
 def test_a_trained_tokenizer_travels_with_the_checkpoint(small, capsys, tmp_path):
@@ -65,23 +67,18 @@ def test_a_trained_tokenizer_travels_with_the_checkpoint(small, capsys, tmp_path
     words = (*small, "--dataset=cats", f"--data_dir={tmp_path / 'data'}", "--max_iters=1")
     run(*words)
     shutil.rmtree(tmp_path / "data")
-    capsys.readouterr()
-    write(words, "--start=the cät ", "--num_samples=1", "--max_new_tokens=40", "--temperature=3", "--top_k=None")
-    assert capsys.readouterr().out.startswith("the cät ")
+    words = (f"--out_dir={out_dir(words)}", "--start=the cät ", "--num_samples=1", "--max_new_tokens=40")
+    assert write(capsys, *words, "--temperature=3", "--top_k=None").startswith("the cät ")
 
 
-def test_generation_ends_at_the_stop_text(small, capsys):
-    run(*small)
-    words = ("--start=the cat", "--num_samples=2", "--max_new_tokens=60", "--top_k=None")
-    capsys.readouterr()
-    write(small, *words)
-    whole = capsys.readouterr().out.split("---------------\n")
+def test_generation_ends_at_the_stop_text(finished_run, capsys):
+    words = (f"--out_dir={finished_run}", "--start=the cat", "--num_samples=2", "--max_new_tokens=60", "--top_k=None")
+    whole = write(capsys, *words).split("---------------\n")
     stop = whole[0][20:22]  # of the first sample
-    write(small, *words, f"--stop={stop}")
-    texts = capsys.readouterr().out.split("---------------\n")
+    texts = write(capsys, *words, f"--stop={stop}").split("---------------\n")
     assert texts[0] == whole[0][: whole[0].index(stop, len("the cat"))] + "\n" and texts[0] != whole[0]
-    write(small, *words, "--stop=the cat")  # in the prompt it is no end
-    assert len(capsys.readouterr().out.split("---------------\n")[0]) > len("the cat\n")
+    text, *_ = write(capsys, *words, "--stop=the cat").split("---------------\n")  # in the prompt it is no end
+    assert len(text) > len("the cat\n")
 
 
 def test_generation_ends_at_the_end_of_text():
@@ -107,55 +104,34 @@ def test_generation_ends_where_generation_config_says(tmp_path, content, ends):
     assert text == ("ab" if ends else "abc")
 
 
-def test_a_prompt_file_may_begin_with_a_byte_order_mark(small, tmp_path, capsys):
-    run(*small, "--max_iters=1")
-    texts = []
-    for mark in ("", "\ufeff"):
-        (tmp_path / "prompt.txt").write_text(f"{mark}the cat", encoding="utf-8")
-        capsys.readouterr()
-        write(small, f"--start=FILE:{tmp_path / 'prompt.txt'}", "--num_samples=1", "--max_new_tokens=5")
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] and texts[0].startswith("the cat")
-
-
-def with_a_bad_weight(small, value):
-    """The newest checkpoint of a short run, with a weight that is NaN or inf."""
-    run(*small, "--max_iters=1")
-    path = newest_checkpoint(out_dir(small))
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_one_line_everywhere(finished, tmp_path, capsys, no_figures, value):
+    path = newest_checkpoint(out_dir(finished))
     checkpoint = load_checkpoint(path)
     checkpoint["model"]["blocks.1.mlp.up_proj.weight"][3, 2] = value
-    path.unlink()
     path.with_suffix(".json").unlink()
     save_checkpoint(path.parent, checkpoint, None, keep=-1)
-    return path
-
-
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_weights_that_are_not_finite_are_one_line_everywhere(small, tmp_path, no_figures, value):
-    with_a_bad_weight(small, value)
-    problem = r"blocks\.1\.mlp\.up_proj\.weight of the checkpoint of step 1 holds NaN or inf: the run has diverged"
-    options = [f"--out_dir={out_dir(small)}"]
+    problem = r"blocks\.1\.mlp\.up_proj\.weight of the checkpoint of step 8 holds NaN or inf: the run has diverged"
+    options = [f"--out_dir={out_dir(finished)}", "--device=cpu"]
     for command in (
-        lambda: write(small, "--num_samples=1"),
-        lambda: export.main(configure(export.ExportConfig, [*options, f"--to={tmp_path / 'hf'}"], "")[0]),
-        lambda: measure.main(configure(measure.SharpnessConfig, [*options, "--device=cpu"], "")[0]),
-        lambda: measure.main(configure(measure.FrequencyConfig, [*options, "--device=cpu"], "")[0]),
-        lambda: run(*small, "--init_from=resume", "--max_iters=3"),
+        lambda: write(capsys, *options),
+        lambda: export_to(out_dir(finished), tmp_path / "hf"),
+        lambda: measure.main(configure(measure.SharpnessConfig, options, "")[0]),
+        lambda: measure.main(configure(measure.FrequencyConfig, options, "")[0]),
+        lambda: run(*finished, "--init_from=resume", "--max_iters=10"),
     ):
         with pytest.raises(UserError, match=problem):
             command()
 
 
-def test_hugging_face_weights_that_are_not_finite_are_refused(small, tmp_path):
-    run(*small, "--max_iters=1")
+def test_hugging_face_weights_that_are_not_finite_are_refused(small, finished_run, tmp_path, capsys):
     hf = tmp_path / "hf"
-    export.main(configure(export.ExportConfig, [f"--out_dir={out_dir(small)}", f"--to={hf}"], "")[0])
+    export_to(finished_run, hf)
     tensors = load_file(hf / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight") or name.endswith("mlp.c_fc.weight"))
-    tensors[name][0, 0] = math.nan
+    tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = math.nan
     save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
-    for command in (lambda: write(small, f"--init_from=hf:{hf}"), lambda: run(*small, f"--init_from=hf:{hf}")):
-        with pytest.raises(UserError, match=r"mlp\.(c_fc|up_proj)\.weight has NaN or inf, expected finite"):
+    for command in (lambda: write(capsys, f"--init_from=hf:{hf}"), lambda: run(*small, f"--init_from=hf:{hf}")):
+        with pytest.raises(UserError, match=r"mlp\.c_fc\.weight has NaN or inf, expected finite"):
             command()
 
 
@@ -216,27 +192,26 @@ def test_the_bos_of_a_published_tokenizer(place, settings, expected, tmp_path):
 def test_bos_comes_before_the_prompt_of_hugging_face_weights(small, tmp_path, capsys, monkeypatch):
     run(*small, "--max_iters=1", "--vocab_size=320")
     hf, fed = tmp_path / "hf", []
-    config, _, _ = configure(export.ExportConfig, [f"--out_dir={out_dir(small)}", f"--to={hf}"], "")
-    export.main(config)
+    export_to(out_dir(small), hf)
     bos = with_bos(hf / "tokenizer.json", (hf / "tokenizer.json").read_text(), "post_processor")
     monkeypatch.setattr(
         model.Transformer, "generate", lambda self, tokens, *more: fed.append(tokens.tolist()) or [torch.tensor([[98]])]
     )
-    words = ("--device=cpu", "--num_samples=1", "--start=a")
-    capsys.readouterr()
-    for more in ((f"--init_from=hf:{hf}",), (f"--init_from=hf:{hf}", "--bos=False"), (f"--out_dir={out_dir(small)}",)):
-        sample.main(configure(sample.SampleConfig, [*words, *more], "")[0])
+    for words in ((f"--init_from=hf:{hf}",), (f"--init_from=hf:{hf}", "--bos=False"), (f"--out_dir={out_dir(small)}",)):
+        assert write(capsys, "--num_samples=1", "--start=a", *words) == "ab\n---------------\n"
     assert fed == [[[bos, 97]], [[97]], [[97]]]
-    assert capsys.readouterr().out == "ab\n---------------\n" * 3
 
 
-def test_mistakes(small, tmp_path):
+def test_mistakes(finished_run, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="no checkpoint"):
-        write(small)
-    run(*small, "--max_iters=1")
+        write(capsys, f"--out_dir={tmp_path}")
     for word in ("--temperature=-1", "--top_k=0", "--num_samples=0", "--start=", "--start=FILE:no", "--device=tpu",
                  "--top_p=0", "--top_p=1.1", "--top_p=nan"):  # fmt: skip
-        with pytest.raises(UserError):
-            write(small, word)
-    status, _, err = finish(start("--out_dirr=x", script="sample.py"))
-    assert (status, len(err.splitlines())) == (2, 1) and "out_dir" in err
+        with pytest.raises(UserError, match=word[2:].split("=")[0] if "FILE" not in word else "cannot read no"):
+            write(capsys, f"--out_dir={finished_run}", word)
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--out_dirr=x"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "sample.py"), run_name="__main__")
+    err = capsys.readouterr().err
+    assert (stop.value.code, len(err.splitlines())) == (2, 1) and "out_dir" in err
