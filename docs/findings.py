@@ -23,14 +23,10 @@ MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
 MARGIN = 0.01
 # Training tokens per parameter, and the study; the first is of another shape than the others
 BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5", "20": "study_budget_20"}
-BESIDE = {
-    "study_budget": "study_tables",
-    "study_budget_5": "study_tables_5",
-}  # the same shape and baseline on fresh seeds
+BESIDE = {"study_budget": "study_tables", "study_budget_5": "study_tables_5"}  # the same on fresh seeds
 TUNED = {"fitted, tuned": "fitted", "the paper's multipliers, tuned": "paper"}
 ARMS = TUNED | {"the paper's, tuned at 5": "paper, as at 5", "tables at 4x, fresh seeds": "tables 4x"}
-ARMS |= {"tables at 16x, fresh seeds": "tables 16x"}
-ARMS |= {"fitted, as it is": "fitted, as it is"}
+ARMS |= {"tables at 16x, fresh seeds": "tables 16x", "fitted, as it is": "fitted, as it is"}
 ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat", "relative")}
 
 
@@ -56,24 +52,21 @@ def test_of(name, arm):
 
 
 def speedups(arm):
-    """{study: [lowest, mean's, highest]} of an arm at each budget of one shape: times fewer steps, also by seed."""
-    lines = {}
-    for name in list(BUDGETS.values())[1:]:
-        found = read(FOLDER / name)
-        tokens, arms = found["tokens"], found["arms"]
-        for kind in (arm, "adamw"):
-            for seed, loss in (arms[kind]["losses"] if kind in arms else {}).items():
-                lines.setdefault((kind, seed), []).append((tokens, loss))
-            if kind in arms:
-                lines.setdefault((kind, "mean"), []).append((tokens, spread(arms[kind]["losses"])[0]))
-    result, names = {}, list(BUDGETS.values())[1:]
-    seeds = [seed for kind, seed in lines if kind == "adamw"]
-    for name, (tokens, _) in zip(names, lines["adamw", "mean"], strict=True):
-        if tokens in dict(lines[arm, "mean"]):
-            ratios = {seed: speedup(lines[arm, seed], lines["adamw", seed], tokens) for seed in seeds}
-            if mean := ratios.pop("mean"):
-                by_seed = [ratio for ratio in ratios.values() if ratio]
-                result[name] = min(by_seed), mean, max(by_seed)
+    """{study: (lowest, mean's, highest)} of an arm at each budget of one shape: times fewer steps, also by seed."""
+    studies = {name: read(FOLDER / name) for name in list(BUDGETS.values())[1:]}
+
+    def line(kind, seed):
+        """[(tokens, loss)] by budget of one seed, or of the mean."""
+        arms = [(one["tokens"], one["arms"][kind]) for one in studies.values() if kind in one["arms"]]
+        losses = [(tokens, result["losses"] | {"mean": spread(result["losses"])[0]}) for tokens, result in arms]
+        return [(tokens, loss[seed]) for tokens, loss in losses if seed in loss]
+
+    seeds = {seed for one in studies.values() for seed in one["arms"]["adamw"]["losses"]}
+    result = {}
+    for name, tokens in ((name, one["tokens"]) for name, one in studies.items() if arm in one["arms"]):
+        if mean := speedup(line(arm, "mean"), line("adamw", "mean"), tokens):
+            by_seed = [speedup(line(arm, seed), line("adamw", seed), tokens) for seed in seeds]
+            result[name] = min(filter(None, by_seed)), mean, max(filter(None, by_seed))
     return result
 
 

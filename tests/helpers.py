@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import matplotlib.image
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, out_dir
 
+import blockwise
 from model import ModelConfig, Transformer
 
 TINY = (
@@ -64,9 +66,10 @@ def prepare(name, *words, **options):
 
 
 def prepare_here(monkeypatch, name, *words):
-    """The same in this process, as far as it goes without workers."""
+    """The same in this process, as far as it goes without workers; raises UserError."""
     monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
-    runpy.run_path(str(ROOT / f"data/{name}/prepare.py"))["main"]()
+    monkeypatch.setattr(blockwise, "exit_on_user_error", nullcontext)
+    runpy.run_path(str(ROOT / f"data/{name}/prepare.py"), run_name="__main__")
 
 
 def assert_refused(answer, *parts):

@@ -19,6 +19,7 @@ VAL_FRACTION = 0.01
 
 def add_arguments(parser, name=None, repo=None, revision="main", splits=None, val_fraction=None):
     """The options that all corpora share. repo: None takes it from the command line; splits: published ones."""
+    parser.epilog = "Killed at any moment, the same command resumes from the finished shards."
     if repo is None:
         parser.add_argument("source", metavar="REPO_OR_PATH", help="data set of the hub, or a local folder or file")
         parser.add_argument("--config", help="one of the data sets in the repository, like sample-10BT")
@@ -48,6 +49,14 @@ def add_arguments(parser, name=None, repo=None, revision="main", splits=None, va
 
 def add_tokenizer(parser, default="gpt2"):
     parser.add_argument("--tokenizer", default=default, help=f"{TOKENIZERS} (default: {default})")
+
+
+def prepare_corpus(parser, name, repo, revision="main", splits=None, val_fraction=None, config=None, article=None):
+    """The command of a corpus with a script of its own; see `add_arguments` and `prepare`."""
+    splits = splits or ["train"]
+    add_arguments(parser, name, repo, revision, splits, val_fraction)
+    add_tokenizer(parser)
+    prepare(parser.parse_args(), splits, config, article=article)
 
 
 def some(text):

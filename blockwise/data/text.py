@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blockwise import UserError, print0
 from blockwise.data.writing import check_losses, sole_writer, write_dataset
-from blockwise.tokenizer import LINE_END
+from blockwise.tokenizer import LINE_END, TOKENIZERS, tokenizer_named
 
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 PIECE = 1 << 20  # characters of a text that are in memory at a time
@@ -130,6 +130,17 @@ def tiny_shakespeare(source=None):
             return answer.read().decode()
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise UserError(f"could not fetch {TINY_SHAKESPEARE} ({error}): bring the file and use --source=PATH") from None
+
+
+def prepare_corpus(parser, name, read, source):
+    """The command of a corpus with a script of its own. read: a function that returns its text."""
+    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
+    parser.add_argument("--name", help=f"of the data set (default: {name}, {name}_gpt2, {name}_bpe4096)")
+    parser.add_argument("--data_dir", default=Path(__file__).parents[2] / "data", help="write to DATA_DIR/NAME")
+    args = parser.parse_args()
+    folder = dataset_folder(args.data_dir, args.name or name + tokenizer_suffix(args.tokenizer))
+    text = read()
+    prepare_text(folder, text, tokenizer_named(args.tokenizer, split_text(text)["train"]), source)
 
 
 def prepare_text(folder, text, tokenizer, source):

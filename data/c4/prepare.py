@@ -1,11 +1,9 @@
 """C4 (en) in T5's vocabulary of 32,100, about 160 billion tokens; validation as published.
 
-    python data/c4/prepare.py                                           # all: 305 GB to fetch, 800 GB of disk
-    python data/c4/prepare.py --max_docs=10000000                       # the first ten million documents
-    python data/c4/prepare.py --source=DIR --tokenizer_path=DIR         # files *train* and *validation*, no network
-    python data/c4/prepare.py --tokenizer=gpt2 --name=c4_gpt2
-
-Killed at any moment, the same command resumes from the finished shards.
+python data/c4/prepare.py                                           # all: 305 GB to fetch, 800 GB of disk
+python data/c4/prepare.py --max_docs=10000000                       # the first ten million documents
+python data/c4/prepare.py --source=DIR --tokenizer_path=DIR         # files *train* and *validation*, no network
+python data/c4/prepare.py --tokenizer=gpt2 --name=c4_gpt2
 """
 
 import sys

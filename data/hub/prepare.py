@@ -4,8 +4,7 @@
     python data/hub/prepare.py DIR --text_column=contents --tokenizer=bpe:16384 --name=mine
     python data/hub/prepare.py FILE.jsonl.zst --val_fraction=0.001 --bad_rows=skip
 
-Each row is a document, and an end-of-text token follows it. Killed at any moment, the same command resumes from the
-shards that are finished.
+Each row is a document, and an end-of-text token follows it.
 """
 
 import sys

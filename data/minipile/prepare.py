@@ -1,10 +1,8 @@
 """MiniPile in GPT-2's BPE, about 1.5 billion tokens: a million documents, and 500 for validation as published.
 
-    python data/minipile/prepare.py                                     # from the hub: 3 GB to fetch, 6 GB of disk
-    python data/minipile/prepare.py --source=DIR                        # from its files train* and validation*
-    python data/minipile/prepare.py --source=FILE --val_source=FILE
-
-Killed at any moment, the same command resumes from the finished shards.
+python data/minipile/prepare.py                                     # from the hub: 3 GB to fetch, 6 GB of disk
+python data/minipile/prepare.py --source=DIR                        # from its files train* and validation*
+python data/minipile/prepare.py --source=FILE --val_source=FILE
 """
 
 import sys
@@ -13,20 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import exit_on_user_error
-from blockwise.data.hub import add_arguments, add_tokenizer, prepare
+from blockwise.data.hub import prepare_corpus
 from configurator import ArgumentParser
 
 COMMIT = "18ad1b0c701eaa0de03d3cecfdd769cbc70ffbd0"
-SPLITS = ["train", "validation"]
-
-
-def main():
-    parser = ArgumentParser(description=__doc__)
-    add_arguments(parser, "minipile", "JeanKaddour/minipile", COMMIT, SPLITS)
-    add_tokenizer(parser)
-    prepare(parser.parse_args(), SPLITS)
 
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        prepare_corpus(
+            ArgumentParser(description=__doc__), "minipile", "JeanKaddour/minipile", COMMIT, ["train", "validation"]
+        )

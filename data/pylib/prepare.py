@@ -12,15 +12,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.data.text import dataset_folder, prepare_text, read_text, split_text, tokenizer_suffix
-from blockwise.tokenizer import TOKENIZERS, tokenizer_named
+from blockwise.data.text import prepare_corpus, read_text
 from configurator import ArgumentParser
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-def library_text(folder):
+def library_text():
     """Its .py files, by path, each ending in a line end; files that are not UTF-8 are left out."""
+    folder = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     texts = []
     for path in paths:
@@ -32,18 +32,11 @@ def library_text(folder):
     return "".join(text if text.endswith("\n") else text + "\n" for text in texts)
 
 
-def main():
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--tokenizer", default="bytes", help=TOKENIZERS)
-    parser.add_argument("--name", help="of the data set (default: pylib, pylib_gpt2, pylib_bpe4096)")
-    parser.add_argument("--data_dir", default=Path(__file__).parents[1], help="write to DATA_DIR/NAME")
-    args = parser.parse_args()
-    folder = dataset_folder(args.data_dir, args.name or "pylib" + tokenizer_suffix(args.tokenizer))
-    text = library_text(Path(sysconfig.get_path("stdlib")))
-    tokenizer = tokenizer_named(args.tokenizer, split_text(text)["train"])
-    prepare_text(folder, text, tokenizer, f"the standard library of Python {platform.python_version()}")
-
-
 if __name__ == "__main__":
     with exit_on_user_error():
-        main()
+        prepare_corpus(
+            ArgumentParser(description=__doc__),
+            "pylib",
+            library_text,
+            f"the standard library of Python {platform.python_version()}",
+        )
