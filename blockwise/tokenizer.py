@@ -73,17 +73,15 @@ class Tokenizer:
         if max(ids.values(), default=0) >= self.vocab_size:
             raise UserError(f"{self.name}: its tokenizer.json has ids up to {max(ids.values())}, not {self.vocab_size}")
         self.bos = self.description.get("bos", first_ids(self.trained))
-        splits = spec.get("pre_tokenizer") or {}
+        splits, decodes_bytes = spec.get("pre_tokenizer") or {}, (spec.get("decoder") or {}).get("type") == "ByteLevel"
         as_gpt2 = splits.get("type") == "ByteLevel" and splits.get("use_regex", True)
         plain = not spec.get("normalizer") and all(token["special"] for token in spec.get("added_tokens", []))
         self.by_line = as_gpt2 and plain and not splits.get("add_prefix_space", True)
         by_bytes = spec["model"].get("type") == "BPE" and set(byte_alphabet()) <= ids.keys()
-        as_bytes = (spec.get("decoder") or {}).get("type") == "ByteLevel" and not spec.get("normalizer")
-        self.lossless = by_bytes and as_bytes
-        unknown = spec["model"].get("unk_token")
-        self.unknown = spec["model"].get("unk_id", ids.get(unknown))
+        self.lossless = by_bytes and decodes_bytes and not spec.get("normalizer")
+        self.unknown = spec["model"].get("unk_id", ids.get(spec["model"].get("unk_token")))
         self._bytes_of = None
-        if (spec.get("decoder") or {}).get("type") == "ByteLevel":
+        if decodes_bytes:
             byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
             plain = {i: token.content.encode() for i, token in self.trained.get_added_tokens_decoder().items()}
             spelled = {i: bytes(byte_of[c] for c in token) for token, i in ids.items() if i not in plain}

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,11 @@ class Source:
 
     def text_bytes(self, max_docs=None):
         """Roughly how much text there is."""
-        files = itertools.chain.from_iterable(self.files.values())
-        every = sum(size * text_per_byte(name) for name, size, _ in files)
+        every = 0
+        for name, size, _ in itertools.chain.from_iterable(self.files.values()):
+            form, packed = form_of(name)
+            every += size * TEXT_PER_BYTE.get(packed or form, 1)
         return int(min(every, 6000 * len(self.files) * max_docs) if max_docs else every)
-
-
-def text_per_byte(name):
-    form, packed = form_of(name)
-    return TEXT_PER_BYTE.get(packed or form, 1)
 
 
 # Files of one's own
@@ -230,13 +228,9 @@ def hub_source(repo, revision, splits, config=None, max_docs=None):
 
     api = hub.HfApi()
     for at in dict.fromkeys((revision, CONVERTED)):
-        try:
+        with reached(repo, revision, config):
             commit = api.dataset_info(repo, revision=at, expand=["sha"]).sha
             groups = described(repo, config, commit)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(unreachable(repo, revision, config, error)) from None
         wanted = splits or ["train", *[split for split in VALIDATION if split in groups][:1]]
         missing = [split for split in wanted if not groups.get(split)]
         if not missing:
@@ -245,33 +239,43 @@ def hub_source(repo, revision, splits, config=None, max_docs=None):
         raise UserError(f"{repo} has no split {missing[0]}: expected one of {', '.join(groups)}")
     if missing:
         raise UserError(f"{repo} has no .parquet or .json files of {missing[0]} at {revision} or {CONVERTED}")
-    splits = wanted
-    names = [name for split in splits for name in groups[split]]
+    names = [name for split in wanted for name in groups[split]]
     if any("partial-" in name for name in names):
         raise UserError(f"{repo} is converted only in part at {CONVERTED}: expected another --revision, or --source")
     for name in names:
         if not form_of(name):
             raise UserError(f"{repo}: {name} holds no text that we read: {EXPECTED}")
-    try:
+    with reached(repo, revision, config):
         infos = api.get_paths_info(repo, names, repo_type="dataset", revision=commit)
         sizes = {info.path: info.size for info in infos}
-    except Exception as error:
-        raise UserError(unreachable(repo, revision, config, error)) from None
 
     def path_of(name):
         # Fetched whole, not streamed over the network: kept for the next time, and a line that breaks costs one file
-        try:
+        with reached(repo, revision, config):
             return Path(hub.hf_hub_download(repo, name, repo_type="dataset", revision=commit))
-        except Exception as error:
-            raise UserError(unreachable(repo, revision, config, error)) from None
 
-    source = Source(repo, commit, {split: [(n, sizes[n], None) for n in groups[split]] for split in splits}, path_of)
-    others = [split for split in groups if split not in splits]
-    if others:
+    source = Source(repo, commit, {split: [(n, sizes[n], None) for n in groups[split]] for split in wanted}, path_of)
+    if others := [split for split in groups if split not in wanted]:
         print0(f"not read: the splits {', '.join(others)} of {repo}")
     if max_docs is None:
         check_download_space(source)
     return source
+
+
+@contextmanager
+def reached(repo, revision, config):
+    """Inside, whatever goes wrong becomes a UserError that names the way around."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        include = f" --include '*{config}*/*'" if config else ""
+        raise UserError(
+            f"{repo} at {revision} could not be fetched ({type(error).__name__}): where there is a network, run "
+            f"hf download {repo} --repo-type=dataset --revision={revision}{include} --local-dir=DIR, "
+            "bring DIR here and use --source=DIR (an interrupted download resumes from the files below HF_HOME)"
+        ) from None
 
 
 def import_datasets():
@@ -301,18 +305,6 @@ def described(repo, config, revision=None):
     at = f"hf://datasets/{repo}@{revision}/"
     groups = builder.config.data_files or {}
     return {str(split): [str(name).removeprefix(at) for name in names] for split, names in groups.items()}
-
-
-def unreachable(repo, revision, config, error):
-    return (
-        f"{repo} at {revision} could not be fetched ({type(error).__name__}): where there is a network, run "
-        f"hf download {repo} --repo-type=dataset --revision={revision}{include(config)} --local-dir=DIR, "
-        "bring DIR here and use --source=DIR (an interrupted download resumes from the files below HF_HOME)"
-    )
-
-
-def include(config):
-    return f" --include '*{config}*/*'" if config else ""
 
 
 def check_download_space(source):
