@@ -322,8 +322,8 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
 def attention_of(name: str) -> tuple[str | None, str | None]:
     """(start of a parameter's name, q_proj or the like that follows it), (None, None) where there is none of them."""
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        before, found, _ = name.partition(f".{projection}.")
-        if found:
+        before, dot, _ = name.partition(f".{projection}.")
+        if dot:
             return before, projection
     return None, None
 

@@ -203,8 +203,8 @@ class Dataset:
     @property
     def end_of_text(self):
         """The id that ends a document, None where there is none."""
-        known = 50256 if self.tokenizer["tokenizer"] == GPT2["tokenizer"] else None
-        return self.tokenizer.get("end_of_text", known)
+        default = 50256 if self.tokenizer["tokenizer"] == GPT2["tokenizer"] else None
+        return self.tokenizer.get("end_of_text", default)
 
     @cached_property
     def identity(self):
@@ -302,10 +302,11 @@ def not_prepared(data_dir, name, path):
     if re.fullmatch(r"bpe\d+|gpt2", tokenizer) and base in ("kjv", "pylib"):
         script = f"data/{base}/prepare.py --tokenizer={tokenizer.replace('bpe', 'bpe:')}"
         return f"data set {name!r} is not prepared: {path} is missing; run: python {script}{where}"
-    known = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
-    hint = did_you_mean(close(name, known))
-    own = f"for your own text: python data/text/prepare.py FILE --name={name}{where}"
-    return f"no data set {name!r}: {path} is missing{hint}; {own}"
+    prepared = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
+    return (
+        f"no data set {name!r}: {path} is missing{did_you_mean(close(name, prepared))}; "
+        f"for your own text: python data/text/prepare.py FILE --name={name}{where}"
+    )
 
 
 def read_meta(folder):
@@ -314,14 +315,13 @@ def read_meta(folder):
     try:
         if path.is_file():
             meta = json.loads(path.read_text(encoding="utf-8-sig"))
-            tokens = [meta["splits"][split]["tokens"] for split in ("train", "val")]
-            if not all(type(n) is int for n in [meta["vocab_size"], *tokens]) or meta["dtype"] not in DTYPES:
-                raise ValueError("vocab_size and tokens must be integers, dtype uint16 or uint32")
+            splits = [meta["splits"][split] for split in ("train", "val")]
+            numbers = [meta["vocab_size"], *(n for part in splits for n in (part["tokens"], part.get("bytes", 0)))]
+            if not all(type(n) is int for n in numbers) or meta["dtype"] not in DTYPES:
+                raise ValueError("vocab_size, tokens and bytes must be integers, dtype uint16 or uint32")
             if meta["tokenizer"] == "chars" and len(meta["chars"]) != meta["vocab_size"]:
                 raise ValueError("its chars are not as many as its vocab_size")
-            [meta["splits"][split]["sha256"] for split in ("train", "val")]
-            if not all(type(meta["splits"][split].get("bytes", 0)) is int for split in ("train", "val")):
-                raise ValueError("the bytes of its splits must be integers")
+            [part["sha256"] for part in splits]
             if not 0 < meta["vocab_size"] <= 1 << 8 * np.dtype(meta["dtype"]).itemsize:
                 raise ValueError(f"vocab_size {meta['vocab_size']} does not fit {meta['dtype']} token ids")
             if "tokenizer_file" in meta:

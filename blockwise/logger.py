@@ -25,20 +25,20 @@ class MetricsFile:
         A line in the middle that is no row is cut with a warning, and the rows behind it stay.
         """
         self.path = Path(path)
-        kept, broken = [], 0
+        rows, broken = [], 0
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         for line in lines[:-1]:
             try:
                 if json.loads(line)["step"] < start_step:
-                    kept.append(line + b"\n")
+                    rows.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 broken += 1
         if broken:
-            warn(f"{self.path}: dropped {broken} broken lines, kept {len(kept)} rows")
-        self.size = sum(map(len, kept))
-        if b"".join(kept) != b"\n".join(lines)[: self.size]:
+            warn(f"{self.path}: dropped {broken} broken lines, kept {len(rows)} rows")
+        self.size = sum(map(len, rows))
+        if b"".join(rows) != b"\n".join(lines)[: self.size]:
             with atomic_write(self.path) as file:
-                file.write(b"".join(kept))
+                file.write(b"".join(rows))
         self.path.touch()
         self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self.file.truncate(self.size)

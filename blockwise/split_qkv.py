@@ -83,8 +83,7 @@ def split_qkv(model: nn.Module) -> nn.Module:
     Rates by `param_groups`, as of any other model; a model without fused projections is left as it is. The optimizer,
     DDP and FSDP come after. Raises ValueError, before anything is changed, for a projection whose layout LAYOUTS lacks.
     """
-    found = list(fused_projections(model))
-    for _, projection, layout in found:
+    for _, projection, layout in list(fused_projections(model)):
         for name, tensor in list(projection.named_parameters(recurse=False)):
             columns = type(projection).__name__ == "Conv1D" and tensor.ndim == 2
             parametrize.register_parametrization(projection, name, FusedQKV(layout, int(columns)))

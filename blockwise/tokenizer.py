@@ -136,10 +136,10 @@ class Tokenizer:
             return json.dumps({**content, "post_processor": None}, ensure_ascii=False)  # else </s> ends a prompt
         if self.name == "chars":
             # Without an unknown token, a character that the vocabulary lacks is an error, as it is here
-            theirs = Trained(models.WordLevel({c: i for i, c in enumerate(self.chars)}, unk_token=""))
-            theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-            theirs.decoder = decoders.Fuse()
-            return theirs.to_str()
+            converted = Trained(models.WordLevel({c: i for i, c in enumerate(self.chars)}, unk_token=""))
+            converted.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            converted.decoder = decoders.Fuse()
+            return converted.to_str()
         specials = {self.end_of_text: "<|endoftext|>"} if self.name == "gpt2" else {}
         ranks = {self._bytes_of(i): i for i in range(self.vocab_size) if i not in specials}
         alphabet = byte_alphabet()
@@ -147,11 +147,11 @@ class Tokenizer:
         merges = [(spelled[left], spelled[right]) for left, right in merges_of(ranks)]
         # The special tokens are in the vocabulary too, or they would be numbered again
         vocabulary = {spelled[token]: i for token, i in ranks.items()} | {text: i for i, text in specials.items()}
-        theirs = Trained(models.BPE(vocabulary, merges))
-        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.name == "gpt2")
-        theirs.decoder = decoders.ByteLevel()
-        theirs.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
-        return theirs.to_str()
+        converted = Trained(models.BPE(vocabulary, merges))
+        converted.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.name == "gpt2")
+        converted.decoder = decoders.ByteLevel()
+        converted.add_special_tokens([AddedToken(text, normalized=False) for text in specials.values()])
+        return converted.to_str()
 
 
 def tokenizer_named(word, texts, end_of_text=False):
@@ -196,8 +196,8 @@ def train_bpe(texts, vocab_size, end_of_text=False):
             "space, were cut for training: its time would grow with the square of their length",
         )
     if bpe.get_vocab_size() != size:
-        found = bpe.get_vocab_size() + end_of_text
-        raise UserError(f"bpe:{vocab_size}: this text has merges for {found} tokens only: ask for fewer")
+        most = bpe.get_vocab_size() + end_of_text
+        raise UserError(f"bpe:{vocab_size}: this text has merges for {most} tokens only: ask for fewer")
     if end_of_text:
         bpe.add_special_tokens(["<|endoftext|>"])
     return bpe.to_str()

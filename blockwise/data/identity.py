@@ -7,10 +7,10 @@ from blockwise.tokenizer import Tokenizer, json_in, read_tokenizer_json
 SAMPLE = 4096  # tokens of validation text on which two tokenizers are compared
 
 
-def check_tokenizer(own, data, source):
-    """Raises UserError if the data set has another tokenizer than the checkpoint `source`, whose description is own."""
-    if tokenizer_digest(own) != data.identity["tokenizer"]:
-        raise other_tokenizer(source, own["tokenizer"], data)
+def check_tokenizer(description, data, source):
+    """Raises UserError if the data set has another tokenizer than the checkpoint `source`, which has this one."""
+    if tokenizer_digest(description) != data.identity["tokenizer"]:
+        raise other_tokenizer(source, description["tokenizer"], data)
 
 
 def check_checkpoint(checkpoint, data, source):
@@ -30,19 +30,18 @@ def check_pretrained(folder, data, source):
     By a sample of text, since one tokenizer has many descriptions. Where one of the two cannot be had, a warning.
     """
     try:
-        own = Tokenizer(data.tokenizer)
-        theirs = Tokenizer(read_tokenizer_json(json_in(folder), str(folder)))
+        of_data = Tokenizer(data.tokenizer)
+        of_weights = Tokenizer(read_tokenizer_json(json_in(folder), str(folder)))
     except UserError as error:
         return warn(f"the tokenizers of {source} and of data set {data.name} could not be compared: {error}")
-    ids = [i for i in data.val.ids()[:SAMPLE].tolist() if i != own.end_of_text]
-    text = own.decode(ids).strip("\ufffd")  # a cut character at either end
-    if theirs.encode(text) != own.encode(text):
-        raise other_tokenizer(source, theirs.name, data)
+    ids = [i for i in data.val.ids()[:SAMPLE].tolist() if i != of_data.end_of_text]
+    text = of_data.decode(ids).strip("\ufffd")  # a cut character at either end
+    if of_weights.encode(text) != of_data.encode(text):
+        raise other_tokenizer(source, of_weights.name, data)
 
 
 def other_tokenizer(source, name, data):
-    own = data.tokenizer["tokenizer"]
     return UserError(
-        f"{source} belongs to another tokenizer ({name}) than data set {data.name} ({own}), so that token ids mean "
-        "other text: expected data prepared with its tokenizer"
+        f"{source} belongs to another tokenizer ({name}) than data set {data.name} ({data.tokenizer['tokenizer']}), "
+        "so that token ids mean other text: expected data prepared with its tokenizer"
     )

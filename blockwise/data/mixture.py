@@ -21,9 +21,9 @@ def open_dataset(data_dir, name, block_size, vocab_size=None):
     first = parts[0]
     for part in parts:
         if tokenizer_digest(part.tokenizer) != tokenizer_digest(first.tokenizer):
-            own, theirs = first.tokenizer["tokenizer"], part.tokenizer["tokenizer"]
+            tokenizers = f"{first.tokenizer['tokenizer']}, {part.tokenizer['tokenizer']}"
             raise UserError(
-                f"dataset={name}: {first.name} and {part.name} have other tokenizers ({own}, {theirs}): expected parts "
+                f"dataset={name}: {first.name} and {part.name} have other tokenizers ({tokenizers}): expected parts "
                 "that were prepared with one"
             )
     train, val = (MixedSplit(shares, [getattr(part, split) for part in parts]) for split in ("train", "val"))

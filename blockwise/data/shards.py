@@ -171,14 +171,16 @@ def is_full(shards, max_tokens):
 
 def cut(shards, max_tokens):
     """The shards up to the end of the training document that makes max_tokens full."""
-    tokens = 0
-    for number, shard in enumerate(shards):
-        for i, (length, _) in enumerate(shard["train"]["lengths"] if max_tokens and "train" in shard else []):
+    total = 0
+    for number, shard in enumerate(shards if max_tokens else []):
+        tokens, size = 0, 0
+        for documents, (length, text_bytes) in enumerate(shard.get("train", {}).get("lengths", []), 1):
             tokens += length
-            if tokens >= max_tokens:
-                kept = shard["train"]["lengths"][: i + 1]
-                less = {"tokens": sum(n for n, _ in kept), "bytes": sum(n for _, n in kept), "documents": len(kept)}
+            size += text_bytes
+            if total + tokens >= max_tokens:
+                less = {"tokens": tokens, "bytes": size, "documents": documents}
                 return [*shards[:number], {**shard, "train": {**shard["train"], **less}}]
+        total += tokens
     return shards
 
 

@@ -66,26 +66,26 @@ def local_source(path, splits=None, val_path=None, by_name=False, config=None, h
     path = Path(os.path.abspath(path))
     if config:
         groups = {split: [file_at(name) for name in names] for split, names in described(str(path), config).items()}
-        found, unread = [file for part in groups.values() for file in part], []
+        read, unread = [file for part in groups.values() for file in part], []
     else:
-        found, unread = local_files(path)
+        read, unread = local_files(path)
     if val_path:
         validation, _ = local_files(Path(os.path.abspath(val_path)))
         inside = {os.path.realpath(name) for name, *_ in validation}
-        files = {"train": [file for file in found if os.path.realpath(file[0]) not in inside], "validation": validation}
+        files = {"train": [file for file in read if os.path.realpath(file[0]) not in inside], "validation": validation}
         if not files["train"]:
             raise UserError(f"every file of {path} is in --val_source={val_path}, too: expected others for training")
     elif splits and len(splits) == 1 and not by_name:
-        files = {splits[0]: found}
+        files = {splits[0]: read}
     else:
         if not config:
-            groups = files_by_split(found, path if path.is_dir() else path.parent)
+            groups = files_by_split(read, path if path.is_dir() else path.parent)
         if not splits and set(groups) != {None} and (None in groups or "train" not in groups):
             groups = {"train": explained(path, groups, hold_out)}
         splits = splits or [split for split in ("train", "validation")[: 1 if hold_out else 2] if groups.get(split)]
         splits = splits or ["train"]
         if set(groups) == {None} and len(splits) == 1:
-            groups = {splits[0]: found}
+            groups = {splits[0]: read}
         for split in splits:
             if not groups.get(split):
                 raise UserError(

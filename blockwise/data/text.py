@@ -96,24 +96,24 @@ class TextFiles:
 
 def pieces_of(texts):
     """One file's text, cut at ends of words."""
-    kept, before = "", "\n"  # before: the last character that was given
+    pending, before = "", "\n"  # before: the last character that was given
     for text in texts:
-        kept += text
-        cut = last_word_end(kept) if len(kept) >= PIECE else 0
+        pending += text
+        cut = last_word_end(pending) if len(pending) >= PIECE else 0
         if cut:
-            yield without_marks(kept[:cut], before)
-            kept, before = kept[cut:], kept[cut - 1]
-    kept = without_marks(kept, before)
-    yield kept if kept.endswith("\n") else kept + "\n"
+            yield without_marks(pending[:cut], before)
+            pending, before = pending[cut:], pending[cut - 1]
+    pending = without_marks(pending, before)
+    yield pending if pending.endswith("\n") else pending + "\n"
 
 
 def last_word_end(text):
     """Where the last match of LINE_END is, 0 if there is none."""
     end = len(text)
     while (end := text.rfind("\n", 0, end)) > 0:
-        found = LINE_END.search(text, max(end - 2, 0), end + 1)
-        if found and found.start():
-            return found.start()
+        match = LINE_END.search(text, max(end - 2, 0), end + 1)
+        if match and match.start():
+            return match.start()
     return 0
 
 
