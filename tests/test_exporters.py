@@ -4,6 +4,7 @@ import fnmatch
 import json
 import re
 import sys
+from functools import cache
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -31,6 +32,7 @@ def named(text, start=""):
     return [(name, torch.nn.Parameter(torch.zeros(1))) for name in names]
 
 
+@cache
 def model_of(name):
     if name == "torchtitan":
         return named(TITAN)
