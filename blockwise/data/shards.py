@@ -22,7 +22,7 @@ from blockwise.data.writing import check_losses, dtype_of, sole_writer, write_da
 from blockwise.files import DTYPES, cause, free_space, replace
 
 SPLITS = ("train", "val")
-COUNTS = ("documents", "bytes", "characters", "unknown", "lost")
+COUNTS = ("tokens", "documents", "bytes", "characters", "unknown", "lost")
 WORKER_BYTES = 200 << 20  # of a process with a tokenizer and no text
 AGAIN = "finished shards are kept, and the same command resumes from them"
 
@@ -51,12 +51,11 @@ def write_documents(folder, documents, tokenizer, source, settings, workers, sha
             check_space(work, text_bytes, workers, shard_bytes, description["vocab_size"])
             shards = write_shards(work, documents, tokenizer, workers, shard_bytes, text_bytes, max_tokens)
             total = {split: Counter() for split in SPLITS}
-            for split in SPLITS:
-                for shard in shards:
-                    total[split].update({key: shard[split][key] for key in COUNTS if split in shard})
+            for shard in shards:
+                for split in shard.keys() - {"position"}:
+                    total[split].update({key: shard[split][key] for key in COUNTS})
             every = total["train"] + total["val"]
-            tokens = sum(shard[split]["tokens"] for shard in shards for split in SPLITS if split in shard)
-            check_losses(tokenizer, tokens, every["unknown"], every["characters"], every["lost"])
+            check_losses(tokenizer, every["tokens"], every["unknown"], every["characters"], every["lost"])
             facts["documents"] = {split: total[split]["documents"] for split in SPLITS}
             skipped = shards[-1]["position"]["skipped"] if shards else 0
             facts |= {"rows_skipped": skipped} if skipped else {}
@@ -213,7 +212,7 @@ def finished_shard(path, width):
     try:
         shard = json.loads(path.read_text())
         for split in set(shard) - {"position"}:
-            tokens, *_ = (shard[split][key] for key in ("tokens", "sha256", *COUNTS))
+            tokens, *_ = (shard[split][key] for key in (*COUNTS, "sha256"))
             if path.with_name(f"{path.stem}.{split}.bin").stat().st_size != width * tokens:
                 return None
         return shard if shard["position"] else None
@@ -254,7 +253,7 @@ def write_shard(work, name, batch, position, with_lengths):
         path = work / f"{name}.{split}.bin"
         counts, lengths = Counter(), []
         stated = write_ids(unfinished(path), encoded(texts, counts, lengths), worker_tokenizer.vocab_size)
-        manifest[split] = {**stated, **{key: counts[key] for key in COUNTS}}
+        manifest[split] = {key: counts[key] for key in COUNTS} | stated
         if with_lengths and split == "train":
             manifest[split]["lengths"] = lengths
         replace(unfinished(path), path)
