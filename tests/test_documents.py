@@ -435,6 +435,7 @@ BAD = {
     "no gzip": ("x.txt.gz", b"abc", ["x.txt.gz", "cannot be read"]),
     "cut-off gzip": ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], ["x.jsonl.gz", "cannot be read"]),
     "damaged gzip": ("x.txt.gz", gzip.compress(b"a")[:12] + b"\xff" * 9, ["x.txt.gz", "cannot be read"]),
+    "a field too few": ("x.csv", b"n,text\n1,a\n\n2\n", ["x.csv, row 2: 1 fields, the first line names 2"]),
     "no zstandard": ("x.jsonl.zst", b"abcdefgh", ["x.jsonl.zst", "cannot be read"]),
 }
 
