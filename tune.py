@@ -22,10 +22,11 @@ import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Annotated
 
 from blockwise import UserError, exit_on_user_error, print0
-from blockwise.curves import read_rows
+from blockwise.curves import curve, read_rows
 from blockwise.files import remove, write_text
 from blockwise.keys import Range
 from blockwise.settings import BLOCKS, TrainConfig
@@ -112,8 +113,8 @@ def measured(config, settings, folder):
         seconds = [run["seconds"] for run in found["runs"]]
         for path in (folder / "runs", folder / "results.jsonl") if None in seconds else ():
             remove(path)
-    rows = [row for run in (folder / "runs").iterdir() for row in read_rows(run) if row["step"] >= 10]
-    step = settings.tokens_per_step / min(row["tokens_per_s"] for row in rows if "tokens_per_s" in row)
+    speeds = [[v for _, v in curve(read_rows(run), "tokens_per_s")][-20:] for run in (folder / "runs").iterdir()]
+    step = settings.tokens_per_step / min(map(harmonic_mean, speeds))
     return max(0.0, max(seconds) - 30 * step), step, side_by_side
 
 

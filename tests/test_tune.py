@@ -129,7 +129,10 @@ def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
 
     def run_study(study):
         runs.mkdir(parents=True)  # which fails where the first one's are there
-        (runs / "metrics.jsonl").write_text('{"step": 20, "tokens_per_s": 24.0}\n')
+        rows = [
+            {"step": step, "tokens_per_s": 16.0 if step == 20 else 48.0 if step == 21 else 24.0} for step in range(30)
+        ]
+        (runs / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {"runs": [{"seconds": times.pop(), "status": "finished"}]}
 
     monkeypatch.setattr(tune, "run_study", run_study)
