@@ -18,6 +18,7 @@ import traceback
 import types
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
@@ -38,7 +39,7 @@ def configure(cls, argv, about, flags=None, start=None):
     Prints and exits at --help. Raises UserError for an unknown key, a wrong type, a config file that fails.
     """
     flags, words = getattr(cls, "flags", {}) if flags is None else flags, getattr(cls, "words", None)
-    hints = get_type_hints(cls, include_extras=True)
+    hints = hints_of(cls)
     kinds = {name: get_args(hint)[0] for name, hint in hints.items()}
     values = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
     if start is not None:
@@ -64,6 +65,12 @@ def configure(cls, argv, about, flags=None, start=None):
             value = values[name]
             values[name] = as_path(value) if isinstance(value, str) else [as_path(path) for path in value]
     return cls(**values), given, given_flags
+
+
+@cache
+def hints_of(cls):
+    """{key: its annotation} of a dataclass."""
+    return get_type_hints(cls, include_extras=True)
 
 
 def configure_command(commands, argv, about):

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, fields
+from functools import cache
 from types import MappingProxyType
 
 from blockwise import UserError
@@ -50,10 +51,10 @@ class Keys:
 
     def __post_init__(self):
         """Raises UserError for a number out of its range, and for an integer that 64 bits do not hold."""
-        for f in fields(self):
-            value, interval = getattr(self, f.name), marker(f.type, Range)
-            numbers = {f"{f.name}.{entry}": x for entry, x in value.items()} if isinstance(value, dict) else {}
-            for name, x in (numbers or {f.name: value}).items():
+        for key, interval in ranges(type(self)).items():
+            value = getattr(self, key)
+            numbers = {f"{key}.{entry}": x for entry, x in value.items()} if isinstance(value, dict) else {}
+            for name, x in (numbers or {key: value}).items():
                 for number in x if isinstance(x, list) else [x]:
                     if isinstance(number, int) and number >= 2**63:
                         raise UserError(f"{name}={number}: expected below 2**63")
@@ -63,6 +64,12 @@ class Keys:
     def check(self, key, holds, expected):
         if not holds:
             raise UserError(f"{key}={getattr(self, key)}: expected {expected}")
+
+
+@cache
+def ranges(cls):
+    """{key: its Range, or None} of a dataclass."""
+    return {f.name: marker(f.type, Range) for f in fields(cls)}
 
 
 def marker(hint, kind):

@@ -171,8 +171,8 @@ class TrainConfig(Keys):
     def __post_init__(self):
         super().__post_init__()
         trained = is_hugging_face(self.init_from)
-        near = did_you_mean(close(self.init_from, INIT_FROM))
-        self.check("init_from", trained or self.init_from in INIT_FROM, " or ".join(INIT_FROM) + near)
+        if not trained and self.init_from not in INIT_FROM:
+            self.check("init_from", False, " or ".join(INIT_FROM) + did_you_mean(close(self.init_from, INIT_FROM)))
         self.check("arch_warmup", not (self.arch_warmup and trained), "False with pretrained weights")
         clash = self.qk_clip and self.qk_norm
         self.check("qk_clip", not clash, "0 with qk_norm=True, which undoes any scaling of Q and K")

@@ -1,5 +1,6 @@
 """Studies from the command line: what runs, what is never run twice, what stops and resumes, what is reported."""
 
+import contextlib
 import json
 import math
 import os
@@ -64,16 +65,52 @@ def study(data_dir, tmp_path):
     return words
 
 
+class InThisProcess:
+    """Stands for LocalEngine: each run is a call of the trainer, which has ended when the study next looks."""
+
+    side_by_side = 2
+
+    def __init__(self, trainer):
+        self.trainer, self.done = compile(trainer, "trainer.py", "exec"), []
+
+    def has_room(self):
+        return len(self.done) < self.side_by_side
+
+    def start(self, run):
+        sys.argv, status = ["trainer.py", f"{run.folder}/job.py"], 0
+        with open(run.folder / "log.txt", "w") as log, contextlib.redirect_stderr(log):
+            try:
+                exec(self.trainer, {})
+            except SystemExit as end:
+                status = end.code
+                if isinstance(status, str):
+                    status = print(status, file=log) or 1
+        self.done.append((run, status, 0.01))
+
+    def ended(self):
+        done, self.done = self.done, []
+        return done
+
+    def stop(self):
+        pass
+
+
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
     """Put a trainer of milliseconds in train.py's place; returns a function that lists the runs it was called for."""
 
-    def install(best=2e-3, extra="", figures=False):
-        if not figures:  # each study draws its own in a process that takes seconds
-            monkeypatch.setattr(session, "draw", lambda folder: None)
+    def install(best=2e-3, extra="", real=False):
+        """real: runs are processes, and the figures are drawn."""
         script, calls = tmp_path / "trainer.py", tmp_path / "calls"
-        script.write_text(TRAINER.format(calls=str(calls), best=best, extra=extra))
-        monkeypatch.setattr(runner, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
+        trainer = TRAINER.format(calls=str(calls), best=best, extra=extra)
+        if real:
+            script.write_text(trainer)
+            monkeypatch.setattr(runner, "command", lambda run, n: [sys.executable, str(script), f"{run.folder}/job.py"])
+        else:
+            monkeypatch.setattr(session, "draw", lambda folder: None)
+            monkeypatch.setattr(runner, "engine_of", lambda config: InThisProcess(trainer))
+            monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+            monkeypatch.setattr(sys, "argv", sys.argv)
         return lambda: calls.read_text().split() if calls.exists() else []
 
     return install
@@ -84,7 +121,7 @@ def found(tmp_path):
 
 
 def test_a_study_judges_each_arm_at_its_best(study, pretend, tmp_path, capsys):
-    calls = pretend(figures=True)
+    calls = pretend(real=True)
     assert compare.main(study()) == 0
     assert len(calls()) == len(set(calls())) == 2 * (3 + 1)  # the grids, and the second seed at each best
     arms = found(tmp_path)["places"]["relative floor"]

@@ -38,13 +38,18 @@ def identity(config):
     """{key: resolved value} of the keys that count in a TrainConfig, and the content of its data."""
     left_out = NOT_IDENTITY if config.lr_mult == "auto" else NOT_IDENTITY + AUTO_MULT
     resolved, counting = vars(config.resolved()), {}
-    for key, default in vars(TrainConfig()).items():
+    for key, default in defaults(TrainConfig).items():
         follows = getattr(config, key) is None  # from other keys, which count
         changed = not follows and given_only(resolved[key]) != given_only(default)
         if key not in left_out and (key in FIRST_KEYS or changed):
             counting[key] = given_only(resolved[key])
     # Wherever the data lie: data_dir is stated for the sake of earlier runs alone
     return counting | {"data_dir": TrainConfig.data_dir, "data": fingerprint(config.data_dir, config.dataset)}
+
+
+@cache
+def defaults(cls):
+    return vars(cls())
 
 
 @cache

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import chain, product
 from pathlib import Path
+from statistics import median
 
 from blockwise import UserError, warn
 from blockwise.settings import TrainConfig
@@ -38,8 +39,8 @@ class Run:
 
     @property
     def label(self):
-        where = f" ({self.comparison})" if self.comparison else ""
         short = "" if self.budget == 1 else f", {self.config.max_iters} steps"
+        where = f" ({self.comparison})" if self.comparison else ""
         return f"{self.arm} at {shown_point(self.point, self.keys)}, seed {self.seed}{short}{where}"
 
 
@@ -57,10 +58,9 @@ class Study:
         self.results = dict(self.file.results)  # name of a run -> its result; the next call tries one that failed again
         self.runs_folder = Path(config.runs or self.folder / "runs")
         check(config)
-        by_coordinates = config.search == "coordinate"
-        default_seed = config.seeds[0] if by_coordinates else 1001
+        self.axes = {key: Axis.of(key, words) for key, words in config.space.items()}  # none: search=coordinate
+        default_seed = 1001 if self.axes else config.seeds[0]
         self.search_seed = default_seed if config.search_seed is None else config.search_seed
-        self.axes = {} if by_coordinates else {key: Axis.of(key, words) for key, words in config.space.items()}
         self.quantiles = sobol(self.axes, config.points, self.search_seed) if self.axes else []
         floors = config.floors or {
             "absolute floor": f"--min_lr_ratio=None --min_lr={config.min_lr}",
@@ -78,18 +78,17 @@ class Study:
                 if arm == config.baseline and config.twice:
                     doubled = {key: 2 * getattr(settings, key) for key in ("max_iters", "lr_decay_iters")}
                     self.settings[comparison, arm + TWICE] = replace(settings, **doubled)
-                for key in self.keys(comparison, arm) if config.search == "coordinate" else ():
-                    if not key.startswith(MULT) and getattr(settings, key) is None:
-                        raise UserError(f"arm {arm!r}: {key} is not set; expected a value from which to tune it")
+                if not self.axes and None in (start := self.start(comparison, arm)):
+                    key = self.keys(comparison, arm)[start.index(None)]
+                    raise UserError(f"arm {arm!r}: {key} is not set; expected a value from which to tune it")
             check_common({arm: self.settings[comparison, arm] for arm in config.arms})
 
     def keys(self, comparison, arm):
         """The keys over which this arm is tuned, besides its learning rate."""
         if arm in self.config.untuned:
             return ()
-        keys = self.config.tune if self.config.search == "coordinate" else self.axes.keys() - {RATE}
         blockwise = self.settings[comparison, arm].blockwise
-        return tuple(key for key in self.axes or keys if key in keys and (blockwise or not key.startswith(MULT)))
+        return tuple(k for k in self.axes or self.config.tune if k != RATE and (blockwise or not k.startswith(MULT)))
 
     def start(self, comparison, arm):
         """The arm's own values of these keys, from which a search by coordinates begins."""
@@ -113,9 +112,8 @@ class Study:
         settings = shortened(applied(self.settings[comparison, arm], changes), budget)
         config = replace(settings, seed=seed, init_from="auto", wandb_run_name=arm)
         folder = self.runs_folder / run_name(config)
-        return Run(
-            comparison, arm, rate, seed, replace(config, out_dir=str(folder)), folder, tuple(values), keys, budget
-        )
+        config = replace(config, out_dir=str(folder))
+        return Run(comparison, arm, rate, seed, config, folder, tuple(values), keys, budget)
 
     def required(self, comparison, arm, losses):
         """([(point, seed, budget), ...] that the arm's search needs, its best points or None): see `searched`."""
@@ -123,7 +121,7 @@ class Study:
         if arm.endswith(TWICE):
             runs, _, best = self.searched(comparison, arm.removesuffix(TWICE))
             grid = best and refined_grid(best[0][0], {run.rate for run in runs})
-        elif config.search == "sobol":
+        elif self.axes:
             rungs = [(float(share), int(seeds), int(keep)) for share, seeds, keep in config.rungs]
             points = self.points(comparison, arm)
             return ([], points) if len(points) == 1 else halving(points, rungs, self.search_seed, losses)
@@ -212,21 +210,23 @@ class Study:
         for (comparison, arm), settings in self.settings.items():
             runs, done = self.arm(comparison, arm)
             missing = 3 if arm.endswith(TWICE) and not runs else 0
+            points = self.config.points
+            for share, seeds, keep in self.config.rungs if self.axes and not done else ():
+                missing += share * points * seeds
+                points = keep
             if not done:
                 fresh = len([seed for seed in self.seeds_of(comparison)[arm] if seed != self.search_seed])
-                missing += fresh
-            if not done and self.config.search == "sobol":
-                missing += fresh * (self.config.rungs[-1][2] - 1)
-                missing += sum(share * runs for share, runs in self.rung_sizes()) - sum(run.budget for run in runs)
+                missing += fresh * points - sum(run.budget for run in runs) if self.axes else fresh
             tokens += round(missing * tokens_of(settings))
         return tokens
 
-    def rung_sizes(self):
-        """(share of the steps, runs) of each rung."""
-        points = self.config.points
-        for share, seeds, keep in self.config.rungs:
-            yield share, points * seeds
-            points = keep
+    def tokens_left(self):
+        return sum(tokens_of(run.config) for run in self.todo()) + self.future_tokens()
+
+    def speed(self):
+        """Tokens a second of a run, by the median of those that are done; None before there is one."""
+        done = [(run, result) for run in self.runs() if (result := self.result(run)) and result["seconds"]]
+        return median(tokens_of(run.config) / result["seconds"] for run, result in done) if done else None
 
 
 def loss_of(result):
@@ -239,13 +239,6 @@ def reported(result):
     return loss_of(result) if result["test"] is None else result["test"]
 
 
-def shown_point(point, keys, remark=""):
-    """0.004, beta2 0.99, ...; a remark follows the learning rate."""
-    return ", ".join(
-        [f"{point[0]:g}{remark}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))]
-    )
-
-
-def floor_of(run):
-    floor = run.config.resolved().min_lr
-    return f"{floor:g}" + (", above it" if floor > run.rate else "")
+def shown_point(point, keys):
+    """0.004, beta2 0.99, ..."""
+    return ", ".join([f"{point[0]:g}", *(f"{key} {value:g}" for key, value in zip(keys, point[1:], strict=True))])

@@ -7,15 +7,14 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 from blockwise import UserError, print0
 from blockwise.curves import SPIKE_DEVIATIONS, SPIKE_HEIGHT, SPIKE_ROWS
 from blockwise.files import write_text
-from blockwise.study.plan import TWICE, floor_of, shown_point, tokens_of
+from blockwise.study.plan import TWICE, shown_point, tokens_of
 from blockwise.study.rules import middle
 from blockwise.study.space import RATE
-from blockwise.study.summary import facts, five, judged, losses_of
+from blockwise.study.summary import facts, judged, losses_of
 from blockwise.study.verdict import ALPHA, BAD_START, sentence, spread
 
 
@@ -24,44 +23,41 @@ def print_plan(study):
     for comparison in study.comparisons:
         print0(comparison)
         for arm in config.arms:
-            if config.search == "sobol":
-                keys = "nothing" if arm in config.untuned else ", ".join((RATE, *study.keys(comparison, arm)))
-                print0(f"  {arm + ':':<20} {keys}, the rate around {middle(config.learning_rates[arm]):g}")
-                continue
-            start = study.start(comparison, arm)
-            rates = sorted(config.learning_rates[arm])
-            swept = [study.run_of(comparison, arm, (rate, *start), study.search_seed) for rate in rates]
-            rates = ", ".join(f"{run.rate:g} (to {floor_of(run)})" for run in swept)
-            print0(f"  {arm + ':':<20} learning rate (to its floor) {rates}")
+            print0(f"  {arm + ':':<20} {searched_by(study, comparison, arm)}")
     for key, values in config.tune.items():
         print0(f"  {key + ':':<20} {', '.join(f'{value:g}' for value in values)}, tuned from the arm's own")
     for axis in study.axes.values():
-        scale = " (log)" if axis.log else ""
-        print0(f"  {axis.key + ':':<20} {axis.low:g} to {axis.high:g}{scale}")
+        print0(f"  {axis.key + ':':<20} {axis.low:g} to {axis.high:g}{' (log)' if axis.log else ''}")
+    grows = f"; a grid whose best lies at an end {extended(asdict(config))}"
     if study.axes:
-        print0(f"the search, from seed {study.search_seed} on: {config.points} points of each arm, {rungs_of(config)}")
-    todo = sum(tokens_of(run.config) for run in study.todo()) + study.future_tokens()
-    tokens = todo + sum(tokens_of(run.config) for run in runs if study.result(run))
+        rungs = [f"{share:g} of the steps with {n:g} seeds, the best {keep:g} go on" for share, n, keep in config.rungs]
+        print0(f"the search, from seed {study.search_seed} on: {config.points} points of each arm, {'; '.join(rungs)}")
+        grows = ""
     single = sorted({tokens_of(settings) for (_, arm), settings in study.settings.items() if not arm.endswith(TWICE)})
     twice = f"; {config.baseline} again with twice the steps" if config.twice else ""
     looks = f", a look after {', '.join(map(str, config.looks))}" if config.looks else ""
     sizes = " or ".join(f"{n:,}" for n in single)
     print0(f"a run: {sizes} tokens; {len(config.seeds)} seeds at each arm's best{looks}{twice}")
-    grows = "" if study.axes else f"; a grid whose best lies at an end {extended(asdict(config))}"
-    print0(f"at least {tokens:,} tokens in all{grows}")
-    timed = [(tokens_of(run.config), study.result(run)["seconds"]) for run in runs if study.result(run)]
-    speeds = [tokens / seconds for tokens, seconds in timed if seconds]
-    if speeds:
-        hours = todo / median(speeds) / 3600
-        print0(f"{len(timed)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
+    left, done = study.tokens_left(), [run for run in runs if study.result(run)]
+    print0(f"at least {left + sum(tokens_of(run.config) for run in done):,} tokens in all{grows}")
+    if speed := study.speed():
+        hours = left / speed / 3600
+        print0(f"{len(done)} runs are done; the rest: {hours:.1f} h, divided by the number of runs side by side")
     else:
         print0("time: known once the first run is done (--max_iters=50 --out_dir=out/try gives a quick idea)")
 
 
-def rungs_of(config):
-    """Each rung in words."""
-    rungs = [f"{share:g} of the steps with {n:g} seeds, the best {keep:g} go on" for share, n, keep in config.rungs]
-    return "; ".join(rungs)
+def searched_by(study, comparison, arm):
+    """What an arm's search covers: the keys of a Sobol search, or the first learning rates and their floors."""
+    rates = sorted(study.config.learning_rates[arm])
+    if study.axes:
+        keys = "nothing" if arm in study.config.untuned else ", ".join((RATE, *study.keys(comparison, arm)))
+        return f"{keys}, the rate around {middle(rates):g}"
+    start, texts = study.start(comparison, arm), []
+    for rate in rates:
+        floor = study.run_of(comparison, arm, (rate, *start), study.search_seed).config.resolved().min_lr
+        texts.append(f"{rate:g} (to {floor:g}{', above it' if floor > rate else ''})")
+    return f"learning rate (to its floor) {', '.join(texts)}"
 
 
 def extended(study):
@@ -179,18 +175,17 @@ def table_row(arm, one):
     spikes = one.get("spikes", {}).values()
     cells += [shown(one["deviation"]), f"{one['bad_starts']} of {len(one['losses'])}" if one["losses"] else "-"]
     cells += [", ".join("-" if n is None else str(n) for n in spikes)]
-    if not test or test["gap"] is None:
-        cells += ["", "", "", ""]
-    else:
-        known = test["low"] is not None
-        cells += [shown(test["gap"], "+"), shown_interval(test) if known else "-", f"{test['p']:.2g}" if known else "-"]
-        cells += [test["word"]]
+    cells += ["", "", "", ""] if not test or test["gap"] is None else shown_test(test)
     return f"| {' | '.join([*cells, shown_speedup(speed) if one['role'] == 'arm' else ''])} |"
 
 
-def shown_interval(test):
+def shown_test(test):
+    """Gap, interval, p and verdict."""
+    if test["low"] is None:
+        return [shown(test["gap"], "+"), "-", "-", test["word"]]
     remark = "" if test["alpha"] == ALPHA else f" ({100 * (1 - test['alpha']):.3g} %)"
-    return f"{test['low']:+.4f} to {test['high']:+.4f}{remark}"
+    interval = f"{test['low']:+.4f} to {test['high']:+.4f}{remark}"
+    return [shown(test["gap"], "+"), interval, f"{test['p']:.2g}", test["word"]]
 
 
 def shown_speedup(speed):
@@ -236,17 +231,7 @@ def again(folder):
     """study.json and report.md of a study that is done, with today's words; nothing is run."""
     folder = Path(folder)
     try:
-        found = json.loads((folder / "study.json").read_text())
-        study = found["study"]
-        found.setdefault(
-            "tokens",
-            [math.prod(study[k] for k in ("max_iters", "gradient_accumulation_steps", "batch_size", "block_size"))],
-        )
-        for one in (one for arms in found["places"].values() for one in arms.values()):
-            one.pop("at_an_end", None)
-            one["curves"] = {s: [[step, five(loss)] for step, loss in curve] for s, curve in one["curves"].items()}
-        save(judged(found), folder)
+        save(judged(json.loads((folder / "study.json").read_text())), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: expected the folder of a finished study ({type(error).__name__}: {error})"
-        ) from None
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: expected the folder of a finished study ({cause})") from None

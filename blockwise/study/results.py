@@ -19,9 +19,9 @@ class ResultsFile:
 
     def __init__(self, path):
         """Reads what is there; of two lines about one run the first counts, and a broken line is none."""
-        self.path, self.results, self.torn = Path(path), {}, False
+        self.path, self.results = Path(path), {}
         text = self.path.read_text() if self.path.is_file() else ""
-        self.torn = not text.endswith("\n") and text != ""
+        self.torn = text != "" and not text.endswith("\n")
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 result = json.loads(line)
@@ -46,10 +46,8 @@ class ResultsFile:
 
 def changed(config):
     """{key: value} of a config, without what is at its default."""
-    default = vars(type(config)())
-    return {
-        key: given_only(value) for key, value in vars(config).items() if given_only(value) != given_only(default[key])
-    }
+    given, default = ({key: given_only(value) for key, value in vars(c).items()} for c in (config, type(config)()))
+    return {key: value for key, value in given.items() if value != default[key]}
 
 
 def checked(result):
@@ -86,9 +84,9 @@ def blocks(rows):
     ends = [rows[-1]["step"] * part / POINTS for part in range(1, POINTS + 1)] if rows else []
     chosen = {row["step"]: row for end in ends for row in [r for r in logged if r["step"] <= end][-1:]}
     keys = sorted({key for row in chosen.values() for key in row if key.startswith(STATED)})
-    series = {key: [digits(row.get(key)) for row in chosen.values()] for key in keys}
-    return {"step": list(chosen), **series}
+    return {"step": list(chosen), **{key: [five(row.get(key)) for row in chosen.values()] for key in keys}}
 
 
-def digits(value):
+def five(value):
+    """Five digits, which is what a curve is good for."""
     return float(f"{value:.5g}") if isinstance(value, float) else value

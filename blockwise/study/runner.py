@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from statistics import median
 
 from blockwise import print0
 from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import FolderLock, InUse, remove, write_text
 from blockwise.rundir import run_lock
-from blockwise.study.config import config_file, tokens_of
+from blockwise.study.config import config_file
 from blockwise.study.results import circumstances
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -74,13 +74,13 @@ class LocalEngine:
 
     def ended(self):
         """[(run, exit status, seconds or None)] of the runs that ended since the last call."""
-        done = [run for run, (process, _, _) in self.running.items() if process.poll() is not None]
-        return [self.end(run) for run in done]
-
-    def end(self, run):
-        process, slot, began = self.running.pop(run)
-        self.free.append(slot)
-        return run, process.returncode, began and time.monotonic() - began
+        done = []
+        for run, (process, slot, began) in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[run]
+                self.free.append(slot)
+                done.append((run, process.returncode, began and time.monotonic() - began))
+        return done
 
     def stop(self):
         """Ask every run to save and end, and wait for that."""
@@ -96,25 +96,19 @@ def claim(run):
     That is another study, or a process of train.py that an earlier call left behind.
     """
     lock = FolderLock(run.folder, name=".study")
-    try:
+    with suppress(InUse):
         lock.acquire()
-    except InUse:
-        return None
-    if is_locked(run.folder):
+        if not is_locked(run.folder):
+            return lock
         lock.release()
-        return None
-    return lock
+    return None
 
 
 def is_locked(folder):
     """Whether a process is training the run of this folder."""
-    lock = run_lock(folder)
-    try:
-        lock.acquire()
-        lock.release()
-    except InUse:
-        return True
-    return False
+    with suppress(InUse), run_lock(folder):
+        return False
+    return True
 
 
 def outcome(run, status, seconds):
@@ -154,10 +148,9 @@ def engine_of(config):
 def run_all(study, stop):
     """Run what is needed until nothing is left. Ends early, with the runs saved, once `stop` is true."""
     engine = engine_of(study.config)
-    done = [run for run in study.runs() if study.result(run)]
-    for run in done:
-        discard_weights(run)  # an earlier call may have been killed before it came to this
-    speeds = [tokens_of(run.config) / study.result(run)["seconds"] for run in done if study.result(run)["seconds"]]
+    for run in study.runs():
+        if study.result(run):
+            discard_weights(run)  # an earlier call may have been killed before it came to this
     claims, waiting = {}, set()  # {folder of a run of ours: its lock}; runs that others are making
     todo = write_down(study)
     while todo and not stop:
@@ -181,10 +174,8 @@ def run_all(study, stop):
             if result["status"] != "failed":
                 write_text(run.folder / "result.json", json.dumps(result))
                 discard_weights(run)
-                speeds += [tokens_of(run.config) / seconds] if seconds else []
             claims.pop(run.folder).release()
-            text = describe_outcome(run, result, status)
-            print0(f"{run.label}: {text}; {progress_line(study, speeds, engine.side_by_side)}")
+            print0(f"{run.label}: {describe_outcome(run, result, status)}; {progress(study, engine.side_by_side)}")
         if ended or any(study.result(run) for run in waiting):
             todo = write_down(study)
             waiting &= set(todo)
@@ -216,9 +207,9 @@ def describe_outcome(run, result, status):
     return loss + (f" in {result['seconds']:.0f} s" if result["seconds"] else "")
 
 
-def progress_line(study, speeds, side_by_side):
+def progress(study, side_by_side):
     """How many runs are done, and how long the rest will take if no grid grows any further."""
-    runs, todo = study.runs(), study.todo()
-    tokens = sum(tokens_of(run.config) for run in todo) + study.future_tokens()
-    minutes = f"about {tokens / (median(speeds) * side_by_side) / 60:.0f} min left" if speeds else "time left unknown"
-    return f"{len(runs) - len(todo)} of {len(runs)} known runs done, {minutes}"
+    runs, speed, left = len(study.runs()), study.speed(), "time left unknown"
+    if speed:
+        left = f"about {study.tokens_left() / (speed * side_by_side) / 60:.0f} min left"
+    return f"{runs - len(study.todo())} of {runs} known runs done, {left}"

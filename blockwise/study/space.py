@@ -85,4 +85,5 @@ def applied(settings, changes):
 
 def shortened(settings, budget):
     """Settings of a run with this share of the steps: the schedule keeps its shape."""
-    return replace(settings, **{key: math.ceil(getattr(settings, key) * budget) for key in STEPS})
+    shorter = {key: math.ceil(getattr(settings, key) * budget) for key in STEPS}
+    return replace(settings, **shorter) if budget != 1 else settings

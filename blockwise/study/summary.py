@@ -1,7 +1,4 @@
-"""What a study's runs gave, and what follows from it: all of study.json.
-
-What follows needs the facts in that file alone, so `judged` gives an old study today's words.
-"""
+"""What a study's runs gave, `facts`, and what follows from these alone, `judged`: all of study.json."""
 
 import math
 from dataclasses import asdict
@@ -11,6 +8,7 @@ from statistics import mean
 from blockwise.curves import speedups
 from blockwise.study.config import tokens_of
 from blockwise.study.plan import TWICE
+from blockwise.study.results import five
 from blockwise.study.rules import best_of_k, middle, quadratic_best
 from blockwise.study.space import NEAR_END, RATE, Axis
 from blockwise.study.verdict import bad_starts, judge, look_levels, spread, verdict
@@ -74,21 +72,13 @@ def losses_of(one):
     return [{s: math.inf if x is None else x for s, x in losses.items()} for losses in points if losses]
 
 
-def five(number):
-    """Five digits, which is what a curve is good for."""
-    return float(f"{number:.5g}")
-
-
 def sweep_of(study, searched, best):
     """One entry a learning rate: by coordinates at the best of the other keys; of all points of a Sobol search."""
-    if study.axes:
-        points = {}
-        for run in searched:
-            if run.budget == study.config.rungs[0][0]:
-                points.setdefault(run.point, []).append(run)
-        return sorted((point_of(study, runs) for runs in points.values()), key=lambda p: p["learning_rate"])
-    runs = [run for run in searched if best is None or run.values == best[1:]]
-    return [point_of(study, [run]) for run in sorted(runs, key=lambda run: run.rate)]
+    points, budget = {}, study.config.rungs[0][0] if study.axes else 1.0
+    for run in searched:
+        if run.budget == budget and (study.axes or best is None or run.values == best[1:]):
+            points.setdefault(run.point, []).append(run)
+    return sorted((point_of(study, runs) for runs in points.values()), key=lambda point: point["learning_rate"])
 
 
 def point_of(study, runs):
@@ -96,9 +86,10 @@ def point_of(study, runs):
     results = [study.result(run) or {"status": "not run", "loss": None, "spikes": None} for run in runs]
     worst = next((r for r in results if r["status"] != "finished"), results[0])
     loss = mean(r["loss"] for r in results) if worst["status"] == "finished" else None
-    floor = runs[0].config.resolved().min_lr
-    point = {"learning_rate": runs[0].rate, "floor": floor, "status": worst["status"], "loss": loss}
-    return point | {"spikes": worst["spikes"]}
+    return {
+        "learning_rate": runs[0].rate, "floor": runs[0].config.resolved().min_lr, "status": worst["status"],
+        "loss": loss, "spikes": worst["spikes"],
+    }  # fmt: skip
 
 
 def judged(found):
@@ -127,12 +118,8 @@ def verdicts(found):
     lines = [verdict(arm, study["baseline"], [arms[arm]["test"] for arms in comparisons.values()]) for arm in others]
     if len(study["seeds"]) == 1:
         lines = [f"One seed ran, so there is no verdict; gaps to {study['baseline']} are in the tables."]
-    near = [
-        f"{arm} ({', '.join([*filter(None, [name]), *one['ends']])})"
-        for name, arms in comparisons.items()
-        for arm, one in arms.items()
-        if one["ends"]
-    ]
+    arms_of = [(name, arm, one) for name, arms in comparisons.items() for arm, one in arms.items()]
+    near = [f"{arm} ({', '.join([*filter(None, [name]), *one['ends']])})" for name, arm, one in arms_of if one["ends"]]
     if near:
         lines.append(f"The best lies near an end of its range, so it may be undertuned: {listed(near)}.")
     single = [arm for arm in study["arms"] if all(len(arms[arm]["sweep"]) <= 1 for arms in comparisons.values())]
@@ -166,26 +153,21 @@ def ranged(values, arm, study):
 
 def luck(one, arm, study):
     """({k: median best of k points}, the lowest point of a quadratic or None) of what an arm's first rung found."""
-    rows = one.get("search", one["sweep"])
-    points = {}
+    rows, points = one.get("search", one["sweep"]), {}
     for row in rows:
         if row.get("budget", 1) == rows[0].get("budget", 1):
             point = tuple(row.get("point", [row["learning_rate"]]))
             points.setdefault(point, []).append(math.inf if row["loss"] is None else row["loss"])
-    losses = [mean(values) for values in points.values()]
-    if study.get("search") != "sobol" or len(points) < 2:
-        return best_of_k(losses), None
-    named = [dict(zip((RATE, *one["tuned"]), point, strict=True)) for point in points]
-    places = [ranged(values, arm, study) for values in named] if one["tuned"] or RATE in study["space"] else []
-    fit = quadratic_best([[axis.quantile(v) for axis, v in place.values()] for place in places], losses)
+    losses, fit = [mean(values) for values in points.values()], None
+    if study.get("search") == "sobol" and len(points) > 1:
+        places = [ranged(dict(zip((RATE, *one["tuned"]), point, strict=True)), arm, study) for point in points]
+        fit = quadratic_best([[axis.quantile(value) for axis, value in place.values()] for place in places], losses)
     if fit is None:
         return best_of_k(losses), None
     centre = middle(study["learning_rates"][arm])
-    low = {
-        k: axis.value(q) * (centre if k == RATE else 1)
-        for (k, (axis, _)), q in zip(places[0].items(), fit[0], strict=True)
-    }
-    return best_of_k(losses), {"point": low, "loss": fit[1]}
+    lowest = {key: axis.value(quantile) for (key, (axis, _)), quantile in zip(places[0].items(), fit[0], strict=True)}
+    lowest |= {RATE: lowest[RATE] * centre} if RATE in lowest else {}
+    return best_of_k(losses), {"point": lowest, "loss": fit[1]}
 
 
 def speedup_by_rungs(test, baseline):

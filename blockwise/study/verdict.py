@@ -1,6 +1,7 @@
 """What may be said of losses that are paired by seed: intervals, power, and the words for them."""
 
 import math
+from collections import Counter
 from functools import cache
 from statistics import mean, median, stdev
 
@@ -11,9 +12,9 @@ POWER = 0.8
 
 @cache
 def look_levels(looks):
-    """Levels of the tests at these numbers of seeds, 0.05 in all: a result is believed early only if it is clear.
+    """Levels of the tests at these numbers of seeds, 0.05 in all, by O'Brien and Fleming (Biometrics 35, 1979).
 
-    O'Brien and Fleming (Biometrics 35, 1979): at each look the bound on z is one constant times sqrt(last / seeds).
+    At each look the bound on z is one constant times sqrt(last / seeds): early, only what is clear is believed.
     """
     import numpy as np
     from scipy.optimize import brentq
@@ -54,14 +55,12 @@ def seeds_needed(gap, deviation, alpha=ALPHA):
 
 
 def paired_test(losses, baseline, margin, alpha=ALPHA, arms=1):
-    """The differences losses - baseline of paired runs: their mean, its interval, and tests of it.
+    """The differences losses - baseline of paired runs, {seed: final loss}: their mean "gap", its interval, its tests.
 
-    losses, baseline: {seed: final loss}; seeds that both have, and that diverged in neither, count.
-    Returns {"seeds", "gap", "median", "deviation", "alpha", "low", "high", "narrow", "p", "p_beyond", "power",
-    "needed"}: median is Hodges and Lehmann's estimate; low and high end the interval of confidence 1 - alpha, narrow
-    that of 1 - 2 alpha, which shows equivalence; p is for no gap, p_beyond for one of the margin; power and needed (the
-    seeds for one of 0.8) are for the gap that was seen, so many arms sharing alpha. All but seeds and alpha are None
-    without a pair, all that need a deviation with one.
+    Seeds count that both have and that diverged in neither. Also in the result: "median", Hodges and Lehmann's
+    estimate; "low" and "high", the interval of confidence 1 - alpha; "narrow", that of 1 - 2 alpha, which shows
+    equivalence; "p" for no gap and "p_beyond" for one of the margin; "power", and "needed", the seeds for one of 0.8,
+    for the gap that was seen, with so many arms sharing alpha. What too few pairs cannot say is None.
     """
     from scipy.stats import t
 
@@ -99,11 +98,10 @@ def holm(p_values):
 
 
 def judge(losses, baseline, margin, levels=None):
-    """{arm: its `paired_test` with the baseline and "word", or None where its runs are missing}, all but the baseline.
+    """{arm: its `arm_test` with "word", None where runs are missing} of all arms but the baseline.
 
-    losses: {arm: [{seed: loss} of its best point, and of each runner-up], empty where runs are missing}. levels:
-    {arm: alpha of its look} (none: 0.05). A word needs Holm's p over all arms, which the test then has as "p" and
-    "p_beyond"; that of an early look counts by its level.
+    losses: {arm: [{seed: loss} of its best point, and of each runner-up], empty where runs are missing}. levels: {arm:
+    alpha of its look} (none: 0.05). "p" and "p_beyond" become Holm's over the arms, an early look's by its level.
     """
     levels = levels or {}
     tests = {
@@ -124,9 +122,9 @@ def judge(losses, baseline, margin, levels=None):
 def arm_test(points, baseline, margin, alpha, arms):
     """`paired_test` of two arms' best points, where a lead must hold against the other's runners-up too.
 
-    A search that was unlucky ends at a point that is worse than its second best, so what one arm's best point is ahead
-    of the other's may be luck. p and p_beyond are therefore the largest over the points of the arm that is behind (an
-    intersection-union test: no level is lost), 1 where one of them leads; "runner_up" is the gap to the nearest.
+    A search that was unlucky ends at a point that is worse than its second best. p and p_beyond are therefore the
+    largest over the points of the arm that is behind (an intersection-union test, whose level is that of each), 1 where
+    one of them leads; "runner_up" is the gap to the nearest.
     """
     if not points or not baseline:
         return None
@@ -189,9 +187,7 @@ def verdict(arm, baseline, tests):
     words = [test["word"] if test else "not complete" for test in tests]
     gaps = sorted(test["gap"] for test in tests if test and test["low"] is not None)
     size = f" (gaps {gaps[0]:+.4f} to {gaps[-1]:+.4f})" if gaps else ""
-    counts = ", ".join(
-        f"{one} in {words.count(one)}" for one in sorted(dict.fromkeys(words), key=words.count, reverse=True)
-    )
+    counts = ", ".join(f"{word} in {count}" for word, count in Counter(words).most_common())
     return f"{arm} against {baseline}: {counts} of {len(tests)} comparisons{size}."
 
 
