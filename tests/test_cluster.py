@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-from test_compare import study  # noqa: F401 (a fixture)
-from test_results import FEW, moved
+from test_compare import FEW, study  # noqa: F401 (a fixture)
+from test_results import moved
 
 import compare
 from blockwise import UserError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 from conftest import ROOT
-from test_compare import pretend, study  # noqa: F401 (fixtures)
+from test_compare import FEW, pretend, study  # noqa: F401 (fixtures)
 
 import compare
 from blockwise.settings import TrainConfig
@@ -108,10 +108,6 @@ Path(job["out_dir"], "config.json").write_text(json.dumps(about))
 def reports(folder):
     """The texts of a study's report and study.json, without its folder's name."""
     return [(folder / name).read_text().replace(str(folder), "OUT") for name in ("report.md", "study.json")]
-
-
-# Two runs an arm, for what does not need a sweep
-FEW = "learning_rates = dict(adamw=[2e-3], ours=[1e-3])\nextensions = 0\n"
 
 
 def moved(words, folder):
