@@ -448,3 +448,5 @@ def test_a_tokenizer_that_cannot_spell_the_text_is_refused(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.bin*"))
     prepare_text(tmp_path / "x", "a b a b " * 50 + "c", Tokenizer(description), "made up")
     assert "WARNING: words: 0.50% of tokens are unknown" in capsys.readouterr().out
+    prepare_text(tmp_path / "y", TEXT, BPE, "made up")
+    assert "bpe:280 spells any text: nothing is lost" in capsys.readouterr().out
