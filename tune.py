@@ -128,8 +128,8 @@ def plan(config, settings, folder):
         if hours <= config.hours:
             break
     else:
-        less = "a smaller --budget, or a smaller model by --proxy.n_embd="
-        raise UserError(f"hours={config.hours:g}: expected at least {hours:.2g} on this machine, or {less}")
+        expected = f"at least {hours:.2g} on this machine, or a smaller --budget, or a smaller model by --proxy.n_embd="
+        raise UserError(f"hours={config.hours:g}: expected {expected}")
     print0(f"a run takes {whole:.0f} s, {side_by_side} at a time: {points} points an arm, {hours:.2g} h in all at most")
     tied = settings.resolved().tie_weights  # then there is no Head
     space = {
@@ -156,9 +156,8 @@ def answer(found, steps):
     gain = f"{test['gap']:+.4f} nats ({test['low']:+.4f} to {test['high']:+.4f}, {test['seeds']} seeds)"
     gain += f", {speed['ratio']:.2f}x in steps ({speed['low']:.2f} to {speed['high']:.2f})" if speed else ""
     best = arms[BLOCKWISE if test["word"].startswith("lower") else ONE]
-    keys = {"optimizer": study["optimizer"], "learning_rate": best["best"], **best["tuned"]}
-    keys |= {"beta1": study["beta1"]} if study["beta1"] else {}
-    keys["blockwise"] = best["role"] != "baseline"
+    keys = {key: study[key] for key in ("optimizer", "beta1") if study[key]}
+    keys |= {"learning_rate": best["best"], **best["tuned"], "blockwise": best["role"] != "baseline"}
     lr_mult = dict.fromkeys(BLOCKS, 1.0)
     for key in [key for key in keys if key.startswith(MULT)]:
         factor = keys.pop(key)
