@@ -202,16 +202,18 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
         return unknown
     if name.endswith("_flat_param"):
         raise KeyError(f"parameter {name}: FSDP made one of several: wrap the model with use_orig_params=True")
-    raise KeyError(
-        f"no block type for parameter {name}: add the end of its path, "
-        f'block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or pass unknown="Other"'
-    )
+    stated = f'add the end of its path, block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or ' if path else ""
+    raise KeyError(f'no block type for parameter {name}: {stated}pass unknown="Other"')
 
 
 def fused(name: str) -> ValueError:
+    splits = not name.endswith(
+        ("in_proj_weight", "in_proj_bias")
+    )  # torch.nn.MultiheadAttention's, no module of its own
+    split = "split it by blockwise.split_qkv.split_qkv(model), or " if splits else ""
     return ValueError(
-        f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: split it by "
-        'blockwise.split_qkv.split_qkv(model), or say which block it counts as, e.g. fused_qkv="QK"'
+        f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: {split}say which block it "
+        'counts as, e.g. fused_qkv="QK"'
     )
 
 
@@ -282,9 +284,12 @@ def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, b
 
 
 def named_parameters(model_or_named_parameters: object) -> list[tuple]:
-    """[(name, parameter), ...]; names with a shape that is not the parameter's own: as ZeRO-3 notes it."""
+    """[(name, parameter), ...], of a model under every name that a shared parameter has."""
     named = getattr(model_or_named_parameters, "named_parameters", None)
-    pairs = list(named() if named else model_or_named_parameters)  # type: ignore[arg-type]
+    try:
+        pairs = list(named(remove_duplicate=False) if named else model_or_named_parameters)  # type: ignore[arg-type]
+    except TypeError:
+        pairs = list(named()) if named else [model_or_named_parameters]  # a class with a named_parameters() of its own
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(
@@ -302,7 +307,9 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
     two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
     table: dict[int, tuple] = {}  # id -> (block, name, parameter)
     for name, parameter in named:
-        special = two_in_one.get(attention_of(name))
+        special, other = two_in_one.get(attention_of(name)), table.get(id(parameter))
+        if other and other[0] != "Head":
+            continue  # the first of several names counts
         if frozen_apart and not parameter.requires_grad:
             block = "frozen"
         elif special and not stated_block(name, block_of):
@@ -313,7 +320,7 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
             block = block_type(name, fused_qkv, block_of, unknown)
             if name.endswith("original0") and block == "QK" and 1 in getattr(parameter, "shape", ()):
                 raise fused(name)  # weight_norm's scale, by the same name
-        if id(parameter) not in table or (table[id(parameter)][0] == "Head" and block == "Emb"):
+        if not other or block == "Emb":
             table[id(parameter)] = (block, name, parameter)
     blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
     return {block: members for block, members in blocks.items() if members}
@@ -388,14 +395,17 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     `group["lr"] = schedule(step) * group["lr_mult"]`, and `members`, which `load_state` compares. Parameters that need
     no gradient are left out, whatever their names, and a block that has no others gets no group.
     Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV and for a
-    multiplier that is negative or not finite.
+    rate, decay or multiplier that is negative or not finite.
     """
+    check_number("lr", lr)
+    check_number("weight_decay", weight_decay)
     for argument, given in (("lr_mult", lr_mult), ("wd_mult", wd_mult)):
+        if not isinstance(given or {}, dict):
+            raise ValueError(f"{argument}={given!r}: expected a dict of numbers by block type")
         for block, value in (given or {}).items():
             if block not in BLOCKS:
                 raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{argument}[{block!r}]={value}: expected a finite number, at least 0")
+            check_number(f"{argument}[{block!r}]", value)
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
     table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     return [
@@ -410,6 +420,16 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
         for block, members in table.items()
         if block != "frozen"
     ]
+
+
+def check_number(argument: str, value: object) -> None:
+    """Raise ValueError for what cannot be a rate, a decay or a multiplier."""
+    try:
+        valid = bool(0 <= value < float("inf"))  # type: ignore[operator]  # a tensor is compared too
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{argument}={value!r}: expected a finite number, at least 0")
 
 
 def without_wrappers(name: str) -> list[str]:
@@ -440,6 +460,8 @@ def load_state(optimizer: object, state: dict) -> None:
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, asked in zip(optimizer.param_groups, settings, strict=True):
+        if "initial_lr" in group:  # a scheduler's base: the rate that is asked for now, not the saved one
+            group["initial_lr"] = asked["lr"]
         group.update(asked)
 
 

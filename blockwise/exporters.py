@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 
-from blockwise.blocks import LR_MULT, typed
+from blockwise.blocks import BLOCKS, LR_MULT, check_number, typed
 
 Split = dict[str, list[str]]  # {block type: names of its parameters}
 ADAMW = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}  # lr: of a block at 1x
@@ -77,11 +77,16 @@ def read_rates(path: str) -> dict:
             rates = json.load(file)["rates"]
         ones = dict.fromkeys((*LR_MULT, "Other"), 1.0)
         given = {"lr_mult": rates.get("lr_mult", ones), "lr": rates["learning_rate"]}
+        given |= {key: rates[key] for key in ("beta1", "beta2", "weight_decay") if key in rates}
+        if unknown := set(given["lr_mult"]) - set(BLOCKS):
+            raise ValueError(f"no block type {unknown.pop()!r}")
+        for name, value in {**given["lr_mult"], **given, "lr_mult": 0}.items():
+            check_number(name, value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--rates={path}: expected the rates.json of tune.py ({error})") from None
     if (optimizer := rates.get("optimizer", "adamw")) != "adamw":
         raise ValueError(f"--rates={path}: expected rates of adamw, not of {optimizer}")
-    return given | {key: rates[key] for key in ("beta1", "beta2", "weight_decay") if key in rates}
+    return given
 
 
 def as_json(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:

@@ -2,6 +2,8 @@
 
 import math
 
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
 
 def due(step, interval):
     """Whether something that happens every `interval` steps (0: never) happens in this one."""
@@ -30,15 +32,18 @@ def schedule_notes(config):
     if not config.decay_lr:
         return []
     notes, last = [], max(config.max_iters - 1, 0)
-    if config.warmup_iters > last > 0:
-        share = block_rate(config, last, 1.0) / config.learning_rate if config.learning_rate else 1
+    multipliers = {"Norm": 1.0} if config.lr_mult == "auto" else config.lr_mult
+    warmups = {block: config.warmup_iters * (x if config.warmup_scaled else 1) for block, x in multipliers.items()}
+    if 0 < last < max(warmups.values()):
+        block = max(warmups, key=warmups.get)
+        share = block_rate(config, last, multipliers[block]) / (config.learning_rate * multipliers[block] or 1)
+        scaled = f" times the multiplier of {block}" if config.warmup_scaled else ""
         notes.append(
-            f"warmup_iters={config.warmup_iters} is not over by max_iters={config.max_iters}: "
+            f"warmup_iters={config.warmup_iters}{scaled} is not over by max_iters={config.max_iters}: "
             f"the learning rate rises to {share:.3g} of its peak"
         )
     if config.schedule == "constant":
         return notes
-    multipliers = {"Norm": 1.0} if config.lr_mult == "auto" else config.lr_mult
     floors = {block: config.min_lr * (x if config.min_lr_scaled else 1) for block, x in multipliers.items()}
     low = [block for block, x in multipliers.items() if 0 < config.learning_rate * x < floors[block]]
     if low and config.warmup_iters <= last:
@@ -46,10 +51,12 @@ def schedule_notes(config):
             f"min_lr={config.min_lr:g} is above the peak learning rate of {', '.join(low)}: after the warmup it rises "
             f"to min_lr; lower min_lr, or set min_lr_ratio"
         )
-    if config.lr_decay_iters < config.max_iters:
+    end = config.lr_decay_iters  # which a warmup that lasts longer puts off, but in wsd
+    end = end if config.schedule == "wsd" else max(end, *(math.ceil(warmup) for warmup in warmups.values()))
+    if end < config.max_iters:
         notes.append(
-            f"lr_decay_iters={config.lr_decay_iters} is below max_iters={config.max_iters}: from step "
-            f"{config.lr_decay_iters} on the learning rate stays at its floor, min_lr={config.min_lr:g}"
+            f"lr_decay_iters={config.lr_decay_iters} is below max_iters={config.max_iters}: from step {end} on "
+            f"the learning rate stays at its floor, min_lr={config.min_lr:g}"
         )
     elif config.lr_decay_iters > config.max_iters and config.warmup_iters <= last:
         notes.append(
@@ -98,8 +105,15 @@ def rate_lambdas(groups, schedule="cosine", *, floor, warmup, end, decay=1 / 3):
 
     The paper's rule, which the floors of other schedulers (eta_min, min_lr) do not give: they scale, or pull together,
     the groups in other ways. groups: their `lr` are the peaks; floor: a learning rate; the rest: see `learning_rate`.
-    Raises ValueError for a floor above a peak.
+    Raises ValueError for a schedule that there is not, a floor that is negative or above a peak, and a warmup that
+    outlasts the decay.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"floor={floor}: expected a learning rate")
+    if warmup > end and schedule != "constant":
+        raise ValueError(f"warmup={warmup}: expected at most end={end}")
     peaks = [group["lr"] for group in groups]
     if any(0 < peak < floor for peak in peaks):
         raise ValueError(f"floor={floor}: expected at most the lowest peak, {min(peak for peak in peaks if peak)}")

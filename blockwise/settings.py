@@ -8,6 +8,7 @@ from blockwise import UserError
 from blockwise.blocks import LR_MULT
 from blockwise.keys import ABOVE_0, BELOW_1, PATH, Keys, Range
 from blockwise.rules import BY_VOCABULARY, RULES, Shape
+from blockwise.schedules import SCHEDULES
 from blockwise.spelling import close, did_you_mean
 
 BLOCKS = tuple(LR_MULT)  # without Other, of which our models have nothing
@@ -114,7 +115,7 @@ class TrainConfig(Keys):
     qk_clip: Annotated[float, "QK-Clip threshold: after a step, Q and K of heads whose largest attention logit exceeded it are scaled down; 0: off", Range(0)] = 0.0
     z_loss: Annotated[float, "weight of (log Z)^2 in the objective, not in the reported losses; PaLM uses 1e-4; 0: off", Range(0)] = 0.0
     max_iters: Annotated[int, "optimizer steps", Range(0)] = 600000
-    schedule: Annotated[Literal["cosine", "linear", "wsd", "constant"], "learning rate after warmup; wsd: constant, then linear decay"] = "cosine"
+    schedule: Annotated[Literal[SCHEDULES], "learning rate after warmup; wsd: constant, then linear decay"] = "cosine"
     wsd_decay: Annotated[float, "fraction of lr_decay_iters, at its end, over which wsd decays to the floor", Range(0, 1)] = 1 / 3
     wsd_boost: Annotated[Literal["full", "paper"], "multipliers under wsd; full: kept until the decay; paper: kept for half of the time before the decay, then falling to 1"] = "full"
     decay_lr: Annotated[bool, "learning rate schedule; False: constant learning rate, no warmup"] = True

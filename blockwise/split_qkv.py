@@ -81,9 +81,17 @@ def split_qkv(model: nn.Module) -> nn.Module:
     """Split every fused QKV projection of a model, weight and bias, in place; returns the model.
 
     Rates by `param_groups`, as of any other model; a model without fused projections is left as it is. The optimizer,
-    DDP and FSDP come after. Raises ValueError, before anything is changed, for a projection whose layout LAYOUTS lacks.
+    DDP and FSDP come after. Raises ValueError, before anything is changed, for a projection whose layout LAYOUTS lacks,
+    and for one whose weight another module has too.
     """
-    for _, projection, layout in list(fused_projections(model)):
+    projections = list(fused_projections(model))
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for path, projection, _ in projections:
+        for tensor in projection.parameters(recurse=False):
+            first, owner = owners.setdefault(id(tensor), (path, projection))
+            if owner is not projection:
+                raise ValueError(f"{path} and {first} share a matrix of Q, K and V: share the whole module instead")
+    for _, projection, layout in projections:
         for name, tensor in list(projection.named_parameters(recurse=False)):
             columns = type(projection).__name__ == "Conv1D" and tensor.ndim == 2
             parametrize.register_parametrization(projection, name, FusedQKV(layout, int(columns)))
@@ -96,7 +104,7 @@ def fused_projections(model: nn.Module) -> Iterator[tuple[str, nn.Module, Layout
         for child, projection in attention.named_children():
             path = f"{name}.{child}".removeprefix(".")
             holds = next(projection.parameters(recurse=False), None) is not None
-            if not holds or "parametrizations" in path or not is_refused(path):
+            if not holds or "parametrizations" in path or not is_refused(path if name else f"attn.{child}"):
                 continue
             keys = [f"{cls.__name__}.{child}" for cls in type(attention).__mro__]
             layout = next((LAYOUTS[key] for key in keys if key in LAYOUTS), None)
@@ -126,8 +134,10 @@ def merge_qkv(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         parts = dict(getattr(module, "parametrizations", {}))
         if parts and all(isinstance(part[0], FusedQKV) for part in parts.values()):
-            whole = {name: nn.Parameter(getattr(module, name).detach(), part.original0.requires_grad)
-                     for name, part in parts.items()}  # fmt: skip
+            whole = {
+                name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in part.parameters()))
+                for name, part in parts.items()
+            }
             # remove_parametrizations would change the class, which a deep copy shares with its model
             module.__class__ = type(module).__bases__[0]
             del module.parametrizations

@@ -91,7 +91,7 @@ def test_own_models_partition(model_type, tie, bias):
 @pytest.mark.parametrize(
     "name",
     ["blocks.0.attn.qq_proj.weight", "c_proj.weight", "h.0.crossattention.c_proj.weight", "mlp.dense.weight",
-     "model.layers.0.self_attn.q_proj.lora_A.weight", "normal.weight", "weight", "tok_emb", ""],
+     "model.layers.0.self_attn.q_proj.lora_A.weight", "normal.weight", "tok_emb"],
 )  # fmt: skip
 def test_invented_name_raises(name):
     with pytest.raises(KeyError) as error:
@@ -340,6 +340,13 @@ def test_a_hint_guesses_from_the_name_or_not_at_all(name, hint):
     assert f'block_of={{"{end}": {hint}' in error.value.args[0]
 
 
+def test_a_hint_can_be_followed():
+    with pytest.raises(KeyError, match='parameter weight: pass unknown="Other"'):
+        param_groups(nn.Linear(2, 2), lr=1.0)
+    with pytest.raises(ValueError, match="two learning rates: say which block it counts as"):
+        param_groups(nn.ModuleDict({"self_attn": nn.MultiheadAttention(8, 2)}), lr=1.0)
+
+
 # The models of other trainers, by the names in their sources
 
 LLAMA_LIKE = "feed_forward.w1 feed_forward.w2 feed_forward.w3"
@@ -582,6 +589,19 @@ def test_tied_output_counts_once_as_emb_in_any_order(tied):
         assert [n.split(".")[-2] for n, _ in table["Emb"]].count("lm_head") == 0
 
 
+def test_a_shared_parameter_counts_by_all_of_its_names():
+    """An output layer that is made before the embedding, and V of one layer in another one too."""
+    model = tiny("llama", tie=False)
+    first, second = model.blocks
+    second.attn.v_proj = first.attn.v_proj
+    table = blocks_of(nn.ModuleDict({"lm_head": model.lm_head, "rest": model}))
+    assert_partition(model, table)
+    assert len(table["QK"]) == 4 and len(table["VO"]) == 3 and "Other" not in table
+    model.tok_emb.weight = model.lm_head.weight
+    table = blocks_of(nn.ModuleDict({"lm_head": model.lm_head, "rest": model}))
+    assert "Head" not in table and [name for name, _ in table["Emb"]] == ["rest.tok_emb.weight"]
+
+
 # Groups for the optimizer
 
 
@@ -666,6 +686,15 @@ def test_multipliers_that_are_no_rates_raise(table, value):
         param_groups(tiny(), lr=1e-3, **{table: {"QK": 0.0, "Emb": value}})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"lr_mult": 3.0}, {"lr_mult": {"QK": "3"}}]
+)
+def test_rates_that_are_none_raise(wrong):
+    (key,) = wrong
+    with pytest.raises(ValueError, match=f"^{key}.*: expected a "):
+        param_groups(tiny(), **{"lr": 1e-3, **wrong})
+
+
 def trained(**options):
     """AdamW over the groups of a tiny model, one step in."""
     model = tiny("llama", tie=False)
@@ -684,6 +713,15 @@ def test_a_loaded_state_leaves_the_rates_as_asked():
     assert (asked["Emb"], asked["VO"], asked["Norm"]) == ((20.0, 2e-2, 0.1), (1.0, 1e-3, 0.1), (1.0, 1e-3, 0.0))
     pairs = zip(first.state.values(), second.state.values(), strict=True)
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) and a["exp_avg"].any() for a, b in pairs)
+
+
+def test_a_loaded_state_leaves_the_rates_to_a_scheduler():
+    """The saved run had one; its base rates are not those of the groups that are asked for now."""
+    (_, first), (_, second) = trained(), trained(lr_mult={"Emb": 20.0})
+    torch.optim.lr_scheduler.LambdaLR(first, lambda step: 1.0)
+    load_state(second, first.state_dict())
+    torch.optim.lr_scheduler.LambdaLR(second, lambda step: 1.0)
+    assert {group["block"]: group["lr"] for group in second.param_groups}["Emb"] == 2e-2
 
 
 @pytest.mark.parametrize("block_of", [{"v_proj": "QK", "k_proj": "VO"}, {"q_proj": "FFN"}])
@@ -728,6 +766,9 @@ def test_rate_lambdas_take_every_group_to_one_floor(schedule):
         assert series[0] == pytest.approx(1e-3 * mult / 4), block
     with pytest.raises(ValueError, match=r"floor=0.002: expected at most the lowest peak, 0.001"):
         rate_lambdas(trained()[1].param_groups, floor=2e-3, warmup=3, end=20)
+    for wrong in ({"schedule": "cosin"}, {"floor": -1.0}, {"floor": float("nan")}, {"warmup": 30}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*: expected"):
+            rate_lambdas(optimizer.param_groups, **{"floor": 1e-4, "warmup": 3, "end": 20, **wrong})
 
 
 @pytest.mark.parametrize("default, floor", [(1e-3, 6e-5), (2e-3, 3e-5)])

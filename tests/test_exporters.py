@@ -159,6 +159,10 @@ def test_rates_that_tune_found(trainer, tmp_path, monkeypatch):
     [
         ('{"answer": "x"}', ["--as=nemo"], "expected the rates.json of tune.py"),
         ('{"rates": {"learning_rate": 1, "optimizer": "muon"}}', ["--as=nemo"], "rates of adamw, not of muon"),
+        ('{"rates": {"learning_rate": NaN}}', ["--as=nemo"], "lr=nan: expected a finite number"),
+        ('{"rates": {"learning_rate": 1, "lr_mult": {"Emb": "x"}}}', ["--as=json"], "Emb='x': expected a finite"),
+        ('{"rates": {"learning_rate": 1, "lr_mult": {"emb": 2}}}', ["--as=json"], "no block type 'emb'"),
+        ('{"rates": {"learning_rate": 1, "lr_mult": null}}', ["--as=json"], "expected the rates.json of tune.py"),
         (None, ["--as=nemo"], "rates.json: expected the rates.json of tune.py .*No such file"),
         (None, [], "--rates: expected --as="),
     ],

@@ -21,8 +21,8 @@ ROOMS = sorted((ROOT / "blockwise").glob("*/*.py"))
 BELOW = dict.fromkeys(("training", "measuring"), ("curvature", "data", "huggingface"))
 GROUND = {
     "blockwise.blocks", "blockwise.exporters", "blockwise.files", "blockwise.keys", "blockwise.matmul",
-    "blockwise.muon", "blockwise.rules", "blockwise.settings", "blockwise.sharded_files", "blockwise.spelling",
-    "blockwise.split_qkv",
+    "blockwise.muon", "blockwise.rules", "blockwise.schedules", "blockwise.settings", "blockwise.sharded_files",
+    "blockwise.spelling", "blockwise.split_qkv",
 }  # fmt: skip
 STUDIES = sorted((ROOT / "config").glob("study_*.py"))
 CONFIGS = sorted(set((ROOT / "config").rglob("*.py")) - set(STUDIES))
@@ -63,7 +63,7 @@ def test_a_room_imports_leaves_itself_and_the_rooms_below(path):
 
 
 FOLDERS = ("blockwise", "data", "bench", "experiments")
-LONGER = {"train.py": 320, "blocks.py": 540}  # blocks.py: one file without imports, for other people's trainers
+LONGER = {"train.py": 320, "blocks.py": 560}  # blocks.py: one file without imports, for other people's trainers
 PRODUCT = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 
 

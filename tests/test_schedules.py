@@ -168,6 +168,11 @@ USUAL = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 10, "max_iters":
             {"warmup_iters": 199},
             ["warmup_iters=199 is not over by max_iters=100: the learning rate rises to 0.5 of its peak"],
         ),
+        (
+            {"warmup_iters": 15, "warmup_scaled": True},
+            ["warmup_iters=15 times the multiplier of Emb is not over by max_iters=100: the learning rate rises to"],
+        ),
+        ({"warmup_iters": 70, "lr_decay_iters": 40}, ["from step 70 on the learning rate stays at its floor"]),
     ],
 )
 def test_what_a_schedule_will_do_against_what_its_keys_say(keys, expected):

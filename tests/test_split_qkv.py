@@ -156,6 +156,22 @@ def test_an_unknown_layout_is_refused_before_anything_is_changed():
     assert [name for name, _ in model.named_parameters()] == names
 
 
+def test_a_matrix_that_two_layers_share_is_refused():
+    model = made("gpt2")
+    first, second = (layer.attn for layer in model.transformer.h)
+    second.c_attn.weight = first.c_attn.weight
+    with pytest.raises(ValueError, match=r"h\.1\.attn\.c_attn and transformer\.h\.0\.attn\.c_attn share a matrix"):
+        split_qkv(model)
+    second.c_attn = first.c_attn
+    assert [len(members) for members in (blocks_of(split_qkv(model))[block] for block in ("QK", "VO"))] == [2, 6]
+
+
+def test_an_attention_module_alone_splits_and_merges():
+    attention = split_qkv(made("gpt2").transformer.h[0].attn)
+    attention.c_attn.parametrizations.weight.original0.requires_grad_(False)
+    assert merge_qkv(attention).c_attn.weight.requires_grad
+
+
 def test_other_parametrizations_of_a_fused_matrix_stay_refused():
     """weight_norm names its two parts alike, but they are no QK and VO."""
     model = made("gpt2")
