@@ -682,6 +682,8 @@ def test_texts_stay_texts(tmp_path):
     assert list(read_texts(tmp_path / "x.jsonl")) == ["a", "b"]
     (tmp_path / "x.json").write_text(json.dumps([{"text": text} for text in texts], indent=1))
     assert list(read_texts(tmp_path / "x.json")) == texts
+    (tmp_path / "y.json").write_text("\n".join(json.dumps({"text": text}, indent=1) for text in texts))
+    assert list(read_texts(tmp_path / "y.json")) == texts
     (tmp_path / "x.csv").write_text('n,body\n1,"NA"\n2,"a, b"\n')
     assert list(read_texts(tmp_path / "x.csv", "body")) == ["NA", "a, b"]
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\n\xef\xbb\xbfc")

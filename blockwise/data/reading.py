@@ -50,8 +50,8 @@ def texts_in(file, form, path, column):
         return csv_texts(file, path, column, "\t" if form == "tsv" else ",")
     if form in ("parquet", "arrow"):
         return table_texts(file, form, path, column)
-    is_list = form == "json" and file.peek(100).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
-    records = list_items(file, path) if is_list else json_lines(file, path)
+    over_lines = form == "json" and re.match(rb"\s*(\[|\{\s*\n)", file.peek(100).removeprefix(codecs.BOM_UTF8))
+    records = json_items(file, path) if over_lines else json_lines(file, path)
     return ((None, problem) if problem else text_in(record, column, place) for place, record, problem in records)
 
 
@@ -167,9 +167,16 @@ def json_lines(file, path):
                 yield place, None, f"{place}: not JSON: {error}"
 
 
-def list_items(file, path):
+def json_items(file, path):
+    """(place, value, None) of the items of a list, or of objects that are laid out over several lines each."""
+    items, white = [], re.compile(r"\s*")
     try:
-        items = json.loads(file.read().decode("utf-8-sig"))
+        text = file.read().decode("utf-8-sig")
+        at = white.match(text).end()
+        while at < len(text):
+            value, end = json.JSONDecoder().raw_decode(text, at)
+            items += value if isinstance(value, list) else [value]
+            at = white.match(text, end).end()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     return ((f"{path}, item {i}", item, None) for i, item in enumerate(items, 1))
