@@ -85,8 +85,9 @@ def expected(**changes):
     with torch.device("meta"):
         model = Transformer(shape)
     sizes = (config.batch_size, config.block_size, 1)
-    tensors = max(training_memory(lambda: Transformer(shape), *sizes, torch.device("cpu"), torch.float32))
-    tensors += state_bytes(config, param_groups(model, config.learning_rate))
+    step = training_memory(lambda: Transformer(shape), *sizes, torch.device("cpu"), torch.float32)
+    logging = 4 * sum(p.nbytes for p in model.parameters())  # weights, gradients, the weights before, the update
+    tensors = max(step, logging) + state_bytes(config, param_groups(model, config.learning_rate))
     return model.flops_per_token() * config.batch_size * config.block_size, tensors
 
 

@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -44,8 +44,7 @@ def peak_memory_mb(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "linux":  # getrusage would count what the parent held when it started us
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+        return proc_bytes("self/status", "VmHWM") / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
@@ -54,9 +53,19 @@ def free_memory(device):
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if sys.platform == "linux":  # the machine's processes of this run share it
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024 // processes
+        return proc_bytes("meminfo", "MemAvailable") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return None
+
+
+def resident_memory(device):
+    """Bytes that a process holds besides tensors: what it has now, and what its first step loads; none on a GPU."""
+    if device.type == "cuda" or sys.platform != "linux":
+        return 0
+    return proc_bytes("self/status", "VmRSS") + FIRST_STEP
+
+
+def proc_bytes(file, name):
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc", file).read_text())[1]) * 1024
 
 
 def device_name(device):
@@ -68,25 +77,27 @@ def device_name(device):
     return model[1] if model else platform.processor() or platform.machine()
 
 
-def heap_of(device):
-    """What a byte of small tensors takes on `device`: on a CPU the C library's heap has gaps."""
-    return HEAP if device.type == "cpu" else 1.0
-
-
 def autocast(device, dtype):
     """The context in which a model computes in `dtype`; it may be entered any number of times."""
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
 
 
+@contextmanager
+def nothing_allocated(device):
+    """Inside, tensors are on `device`, and none is allocated; yields the LiveBytes that counts them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and not always wanted
+
+    with FakeTensorMode(), torch.device(device), LiveBytes(HEAP if device.type == "cpu" else 1.0) as live:
+        yield live
+
+
 def training_memory(make_model, batch_size, block_size, micro_steps, device, dtype):
-    """Estimates of what tensors take in bytes, but for the optimizer's state: while gradients are made; while logging.
+    """Estimate of what tensors take at most, in bytes, while gradients are made; without the optimizer's state.
 
-    Found by following the storages of up to two micro-steps of (batch_size, block_size) tokens, of which nothing is
-    allocated. make_model: builds the model on the default device.
+    Found by following up to two micro-steps of (batch_size, block_size) tokens. make_model: builds the model on the
+    default device.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and wanted for a dry run only
-
-    with FakeTensorMode(), torch.device(device), LiveBytes(heap_of(device)) as live:
+    with nothing_allocated(device) as live:
         model = make_model()
         for _ in range(min(micro_steps, 2)):  # from the second on there are gradients all the time
             tokens = torch.zeros(batch_size, block_size, dtype=torch.int64)
@@ -94,8 +105,7 @@ def training_memory(make_model, batch_size, block_size, micro_steps, device, dty
                 loss = model(tokens, tokens)
             loss.backward()
             del loss
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return live.peak, 4 * weights  # beside the weights their gradients, what they were before the update, and its size
+    return live.peak
 
 
 def at_depth(needed, layers):
@@ -107,15 +117,10 @@ def at_depth(needed, layers):
     return first + (layers - 1) * (needed(2) - first) if layers > 1 else first
 
 
-def heap_bytes(bytes_, heap):
-    """What a block of so many bytes takes: below 32 MB it comes from the C library's heap, which has gaps."""
-    return bytes_ * (heap if bytes_ < 1 << 25 else 1)
-
-
 class LiveBytes(TorchDispatchMode):
     """Inside, `now` and `peak` count the bytes of the storages that operators made and that still live.
 
-    heap: what the C library takes for a byte of its heap; see `heap_bytes`.
+    heap: what the C library takes for a byte of its heap, which has gaps; blocks from 32 MB on are not from there.
     """
 
     def __init__(self, heap=1.0):
@@ -132,7 +137,8 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def add(self, storage):
-        size = heap_bytes(storage.nbytes(), self.heap)
+        size = storage.nbytes()
+        size *= self.heap if size < 1 << 25 else 1
         self.counted.add(storage)
         self.now += size
         self.peak = max(self.peak, self.now)
@@ -140,11 +146,3 @@ class LiveBytes(TorchDispatchMode):
 
     def free(self, size):
         self.now -= size
-
-
-def resident_memory(device):
-    """Bytes that a process holds beside tensors: what it has now, and what its first step loads; none on a GPU."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda" or not status.exists():
-        return 0
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024 + FIRST_STEP

@@ -59,7 +59,7 @@ def test_the_peak_of_a_step_by_hand(monkeypatch):
     monkeypatch.setattr(hardware, "HEAP", 1.0)
     weights, activation = 4 * 4 << 20, 6 * 4 << 20
     peaks = [
-        training_memory(OneLayer, 2, 3, micro_steps, torch.device("cpu"), torch.float32)[0] for micro_steps in (1, 2, 3)
+        training_memory(OneLayer, 2, 3, micro_steps, torch.device("cpu"), torch.float32) for micro_steps in (1, 2, 3)
     ]
     # exp's output, the gradient of it, and that of its input; from the second micro-step on, a gradient of the weights
     assert peaks == pytest.approx([weights + 3 * activation, *[2 * weights + 3 * activation] * 2], abs=1000)
@@ -86,7 +86,7 @@ def test_a_step_of_a_deep_model_follows_from_shallow_ones(monkeypatch, accumulat
     monkeypatch.setattr(hardware, "HEAP", 1.0)
     memory = step_memory(n_layer=5, batch_size=4, gradient_accumulation_steps=accumulated)
     shape = 11, 32, accumulated, torch.device("cpu"), torch.float32
-    whole, _ = training_memory(partial(memory.make_model, 5), *shape)
+    whole = training_memory(partial(memory.make_model, 5), *shape)
     assert memory.of_run(11) == pytest.approx(whole + memory.state, rel=1e-3)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from blockwise import UserError
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.hardware import LiveBytes, heap_of
+from blockwise.hardware import nothing_allocated
 
 SHARE = 0.9  # of a device's memory; the rest is its context, its libraries' workspaces, and gaps
 
@@ -12,12 +12,9 @@ SHARE = 0.9  # of a device's memory; the rest is its context, its libraries' wor
 def product_memory(make_model, sequences, block_size, device):
     """Estimate of the peak, in bytes, of a product of one micro-batch of `sequences`, beside the weights.
 
-    Found by following the storages of a product of which nothing is allocated. make_model: builds the model on the
-    default device.
+    make_model: builds the model on the default device.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to load, and not always wanted
-
-    with FakeTensorMode(), torch.device(device), LiveBytes(heap_of(device)) as live:
+    with nothing_allocated(device) as live:
         model = make_model()
         tokens = torch.zeros(sequences, block_size, dtype=torch.int64)
         batch = Batch(tokens, tokens, list(range(sequences)), sequences * block_size)

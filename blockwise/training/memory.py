@@ -94,7 +94,7 @@ class StepMemory:
 
         def needed(layers):
             make_model = partial(self.make_model, layers)
-            return training_memory(make_model, batch_size, block_size, micro_steps, self.world.device, dtype)[0]
+            return training_memory(make_model, batch_size, block_size, micro_steps, self.world.device, dtype)
 
         return at_depth(needed, self.config.n_layer) - micro_steps * self.weights
 
