@@ -2,20 +2,7 @@
 
 The paper (arXiv 2502.19002) gives flat blocks a higher rate than sharp ones, and tuned how much by hand: on a LLaMA of
 0.25B parameters its 10/8/6/4 for Emb/QK/FFN/VO are the ratios of average sharpness, Norm's over the block's, to the
-powers 0.64 to 0.80. Here the power is one number for all blocks.
-
-How sure the multipliers are. A probe is a batch of curvature_batch_size sequences with labels drawn from the model. Of
-the LLaMA of config/kjv_bytes.py (bytes at 2.5e-4, the BPE at 1e-3) after 24 of 1,200 steps with one rate for all, with
-probes of a single sequence of 128 tokens and p = 0.7, a block's multiplier before it is clipped had this relative
-standard deviation, over 32 and 16 measurements:
-
-    probes   tokens                  Emb     QK     VO    FFN   Head
-      64     bytes                 0.015  0.020  0.012  0.012  0.013
-     128     bytes                 0.013  0.015  0.009  0.009  0.009
-      64     a BPE of 4,096        0.110  0.128  0.019  0.029  0.015
-     128     a BPE of 4,096        0.093  0.091  0.014  0.018  0.012
-
-Rare tokens make Emb and QK noisy: it takes many sequences, in however many probes (16 of 8 sequences: 0.095 and 0.103).
+powers 0.64 to 0.80. Here the power is one number for all blocks. docs/curvature.md has the noise of the measurement.
 """
 
 import math
@@ -23,7 +10,7 @@ import math
 from blockwise import NotFinite, UserError
 from blockwise.blocks import BLOCKS
 
-PROBES = 128
+PROBES = 128  # batches of curvature_batch_size sequences, with labels drawn from the model
 
 
 def multipliers(sharpness, power, most, step):
