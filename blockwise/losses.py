@@ -31,10 +31,8 @@ def cross_entropy(logits, targets, reduction, z_loss=0.0, counted=None):
     Z is the softmax's normaliser (PaLM, arXiv 2204.02311, section 5); so reported losses stay comparable.
     counted: (N,), false for positions that are left out of the sum; None: all count.
     """
-    if not z_loss and counted is None and reduction == "sum":
-        return SummedCrossEntropy.apply(logits, targets)
     if not z_loss and counted is None:
-        return F.cross_entropy(logits, targets, reduction=reduction)
+        return SummedCrossEntropy.apply(logits, targets) if reduction == "sum" else F.cross_entropy(logits, targets)
     loss = F.cross_entropy(logits, targets, reduction="none")  # (N,)
     if z_loss:
         z = z_loss * (loss + logits.gather(1, targets.unsqueeze(1)).squeeze(1)).square()
@@ -95,21 +93,15 @@ class FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, matrix, targets, softcap, z_loss, counted, rows):
-        if torch.is_autocast_enabled(x.device.type):  # products in its precision; what is summed, at least in float32
-            low = torch.get_autocast_dtype(x.device.type)
-            with torch.autocast(x.device.type, enabled=False):
-                return FusedCrossEntropy.in_pieces(
-                    ctx, x.to(low), matrix.to(low), targets, softcap, z_loss, counted, rows
-                )
-        return FusedCrossEntropy.in_pieces(ctx, x, matrix, targets, softcap, z_loss, counted, rows)
-
-    @staticmethod
-    def in_pieces(ctx, x, matrix, targets, softcap, z_loss, counted, rows):
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):  # products in its precision; what is summed, at least in float32
+            x, matrix = (z.to(torch.get_autocast_dtype(kind)) for z in (x, matrix))
+            with torch.autocast(kind, enabled=False):
+                return FusedCrossEntropy.forward(ctx, x, matrix, targets, softcap, z_loss, counted, rows)
         loss, dx, dmatrix = at_least_float32(x.new_zeros(())), torch.empty_like(x), None
         ctx.count = number_of(counted, x)
-        weights = [None] * -(-len(x) // rows) if counted is None else counted.to(x).unsqueeze(1).split(rows)
-        pieces = (z.split(rows) for z in (x, targets.unsqueeze(1), dx))
-        for h, y, dh, weight in zip(*pieces, weights, strict=True):
+        weights = None if counted is None else counted.to(x).unsqueeze(1)
+        for h, y, dh, weight in in_pieces(rows, x, targets.unsqueeze(1), dx, weights):
             p = at_least_float32(softcapped(product(h, matrix), softcap))  # logits (rows, V), changed in place below
             slope = 1 - (p / softcap).square() if softcap else None
             top = p.amax(dim=-1, keepdim=True)  # (rows, 1)
@@ -142,6 +134,12 @@ class FusedCrossEntropy(torch.autograd.Function):
         return dx * grad, torch.mul(dmatrix, grad, out=dmatrix.new_empty(dmatrix.shape)), None, None, None, None, None
 
 
+def in_pieces(rows, first, *others):
+    """Tensors side by side in pieces of so many rows; None stays None."""
+    number = -(-len(first) // rows)
+    return zip(*([None] * number if z is None else z.split(rows) for z in (first, *others)), strict=True)
+
+
 def number_of(counted, x):
     """What a sum over the counted positions of x (N, C) is divided by; 1 if there are none."""
     return len(x) if counted is None else counted.sum().clamp(min=1)
@@ -156,8 +154,7 @@ def mean_cross_entropy(x, matrix, targets, softcap=0.0, z_loss=0.0, counted=None
     if x.device.type != "cpu" and counted is None and not rows:
         return cross_entropy(softcapped(linear(x, matrix), softcap), targets, "mean", z_loss)
     rows = rows or (LOSS_ROWS if x.device.type == "cpu" else len(x))
-    counts = [None] * -(-len(x) // rows) if counted is None else counted.split(rows)
-    pieces = zip(x.split(rows), targets.split(rows), counts, strict=True)
+    pieces = in_pieces(rows, x, targets, counted)
     sums = (cross_entropy(softcapped(linear(h, matrix), softcap), y, "sum", z_loss, c) for h, y, c in pieces)
     return sum(sums) / number_of(counted, x)
 

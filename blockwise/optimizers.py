@@ -20,9 +20,8 @@ def optimizer_for(config, groups):
     """
     betas = (config.beta1, config.beta2)
     groups = with_betas(groups, betas, config.block_beta2)
-    head_width, compiled = config.n_embd // config.n_head, config.compile is True
-    muon_dtype = getattr(torch, config.muon_dtype)
-    return build_optimizer(config.optimizer, groups, betas, head_width, compiled, muon_dtype)
+    muon = {"compiled": config.compile is True, "muon_dtype": getattr(torch, config.muon_dtype)}
+    return build_optimizer(config.optimizer, groups, betas, config.n_embd // config.n_head, **muon)
 
 
 def with_betas(groups, betas, block_beta2):
@@ -68,12 +67,12 @@ def keep_state(optimizer, old):
 
 
 def adamw(groups, betas):
-    return torch.optim.AdamW(groups, betas=betas, fused=can_be_fused(groups))
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, betas=betas, fused=fused)
 
 
-def can_be_fused(groups):
-    """Whether torch has its optimizers in one kernel where these parameters are."""
-    return all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+def with_gradient(group):
+    return [p for p in group["params"] if p.grad is not None]
 
 
 class Lion(torch.optim.Optimizer):
@@ -86,12 +85,12 @@ class Lion(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             (beta1, beta2), lr = group["betas"], group["lr"]
-            params = [p for p in group["params"] if p.grad is not None]
+            params = with_gradient(group)
+            if not params:
+                continue
             for p in params:
                 if not self.state[p]:
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
-            if not params:
-                continue
             grads, m = [local(p.grad) for p in params], [local(self.state[p]["exp_avg"]) for p in params]
             params = [local(p) for p in params]
             update = torch._foreach_lerp(m, grads, 1 - beta1)
@@ -124,18 +123,15 @@ class AdamMini(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
+            if params := with_gradient(group):
                 self.update(group, params)
 
     def update(self, group, params):
         (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
-        states = [self.state_of(group["block"], p) for p in params]
+        states, grads = [self.state_of(group["block"], p) for p in params], [p.grad for p in params]
         for state in states:
             state["step"] += 1
-        grads = [p.grad for p in params]
-        m = [state["exp_avg"] for state in states]
-        v = [state["exp_avg_sq"] for state in states]
+        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_add_(v, [mean_square(g, w) for g, w in zip(grads, v, strict=True)], alpha=1 - beta2)
@@ -196,14 +192,14 @@ def preconditioner(optimizer):
         return {p: torch.ones_like(p) for group in optimizer.param_groups for p in group["params"]}
     if not isinstance(optimizer, torch.optim.AdamW | AdamMini):
         raise ValueError(f"{type(optimizer).__name__} has no diagonal preconditioner")
-    found = {}
+    diagonals = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
             if state := optimizer.state.get(p):
                 v_hat = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
                 P = torch.where(v_hat > 0, v_hat.sqrt() + group["eps"], math.inf)
-                found[p] = P.expand_as(by_block(p, P)).reshape(p.shape).detach()
-    return found
+                diagonals[p] = P.expand_as(by_block(p, P)).reshape(p.shape).detach()
+    return diagonals
 
 
 def stability_threshold(name, beta1):
@@ -226,11 +222,12 @@ class MuonWithAdamW:
     def __init__(self, groups, betas, compiled=False, dtype=torch.bfloat16):
         matrices, others = [], []
         for group in groups:
-            taken = [p for p in group["params"] if group["block"] in MATRIX_BLOCKS and p.ndim == 2]
-            left = [p for p in group["params"] if group["block"] not in MATRIX_BLOCKS or p.ndim != 2]
+            for_muon, rest = [], []
+            for p in group["params"]:
+                (for_muon if group["block"] in MATRIX_BLOCKS and p.ndim == 2 else rest).append(p)
             plain = {key: value for key, value in group.items() if key != "betas"}  # Muon has one momentum for all
-            matrices += [{**plain, "params": taken}] if taken else []
-            others += [{**group, "params": left}] if left else []
+            matrices += [{**plain, "params": for_muon}] if for_muon else []
+            others += [{**group, "params": rest}] if rest else []
         self.muon = Muon(matrices, compiled, dtype)
         self.adamw = adamw(others, betas)
 
@@ -260,10 +257,7 @@ class MuonWithAdamW:
 
 
 def state_bytes(config, groups):
-    """Bytes of state that `optimizer_for` with these arguments comes to hold.
-
-    Found by taking a step on the meta device, so nothing of that size is allocated.
-    """
+    """Bytes of state that `optimizer_for` with these arguments comes to hold, by a step on the meta device."""
     on_meta = []
     for group in groups:
         params = [torch.empty(p.shape, dtype=p.dtype, device="meta", requires_grad=True) for p in group["params"]]
