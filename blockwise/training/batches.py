@@ -7,7 +7,6 @@ import torch
 
 from blockwise.data.mixture import MixedSplit
 from blockwise.loader import eval_starts, full_batches, micro_seed, train_batch, train_starts
-from blockwise.training.machine import to_device
 
 
 class TrainBatches:
@@ -80,5 +79,8 @@ def eval_batches(split, config, world, half, full):
     for first in range(0, batches, world.size):
         number = first + world.rank
         begin = min(number, batches - 1) * config.batch_size
-        x, y = split.sequences(starts[begin : begin + config.batch_size], config.block_size)
-        yield to_device(x, world.device), to_device(y, world.device), number < batches
+        batch = split.sequences(starts[begin : begin + config.batch_size], config.block_size)
+        if world.device.type == "cuda":
+            batch = [z.pin_memory() for z in batch]
+        x, y = (z.to(world.device, non_blocking=True) for z in batch)
+        yield x, y, number < batches

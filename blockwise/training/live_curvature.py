@@ -22,8 +22,7 @@ class LiveCurvature:
 
     def __init__(self, config, model, split, world, checkpoint):
         """split: of the training data, from which the batches come."""
-        self.config = config
-        self.split, self.world = split, world
+        self.config, self.split, self.world = config, split, world
         method = {"krylov": largest_eigenvalue, "power": power_iteration}[config.curvature_method]
         self.tracker = CurvatureTracker(
             model,
@@ -45,19 +44,19 @@ class LiveCurvature:
 
     def measure(self, step, optimizer):
         """The part of a row that is due in this step. Raises UserError where the device's memory does not suffice."""
-        row = {}
+        row, groups = {}, optimizer.param_groups
         with self.out_of_memory_in_one_line():
             if due(step, self.config.sharpness_interval):
-                row |= self.tracker.sharpness(step, optimizer.param_groups)
+                row |= self.tracker.sharpness(step, groups)
             if due(step, self.config.curvature_interval):
-                row |= self.tracker.curvature(optimizer.param_groups, preconditioner(optimizer))
+                row |= self.tracker.curvature(groups, preconditioner(optimizer))
         return row
 
     def sharpness(self, number, optimizer):
         """{block: sharpness} on batch `number`, one draw of labels. Raises what `measure` raises."""
         with self.out_of_memory_in_one_line():
-            found = self.tracker.sharpness(0, optimizer.param_groups, self.batch(number))
-        return {key.removeprefix("sharpness/"): value for key, value in found.items()}
+            row = self.tracker.sharpness(0, optimizer.param_groups, self.batch(number))
+        return {key.removeprefix("sharpness/"): value for key, value in row.items()}
 
     @contextmanager
     def out_of_memory_in_one_line(self):
@@ -74,16 +73,13 @@ class LiveCurvature:
 
 def micro_batch(config, model, world):
     """How many sequences at a time are measured. Raises UserError where they do not fit into a CUDA device."""
-    if world.device.type != "cuda" or not measures(config):
+    measures = config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
+    if world.device.type != "cuda" or not measures:
         return config.curvature_micro_batch or config.batch_size
     total = torch.cuda.get_device_properties(world.device).total_memory
     size = micro_batch_within(total, config, lambda n: type(model)(replace(model.config, n_layer=n)), world)
     print0(f"curvature: {size} sequences at a time")
     return size
-
-
-def measures(config):
-    return config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
 
 
 def micro_batch_within(memory, config, make_model, world):

@@ -58,11 +58,6 @@ def collecting_by_hand():
         gc.unfreeze()
 
 
-def to_device(x, device):
-    """A batch on its way to the device; the copy to a GPU does not wait."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
 class OutOfMemory(UserError):
     """Memory is short on one process, of which the others do not know."""
 
@@ -97,9 +92,8 @@ def root_cause(error):
 
 
 def out_of_memory_message(config, device):
-    free = free_memory(device)
-    left = "" if free is None else f", {free / 1e6:,.0f} MB are free"
+    free = "" if (left := free_memory(device)) is None else f", {left / 1e6:,.0f} MB are free"
     return (
-        f"out of memory on {device}{left}: lower batch_size={config.batch_size} and raise gradient_accumulation_steps, "
+        f"out of memory on {device}{free}: lower batch_size={config.batch_size} and raise gradient_accumulation_steps, "
         f"or set activation_checkpointing=True (it is {config.activation_checkpointing}); --dry_run estimates what fits"
     )

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from bisect import bisect_right
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,8 +29,7 @@ LARGEST = 1 << 20  # sequences; no batch beyond is looked for
 class StepMemory:
     """Estimates of the peak of an eager training step, in bytes, of all that a process holds.
 
-    make_model: ModelConfig -> the model, on the default device. groups: the model's parameters as the optimizer gets
-    them, which may be on the meta device.
+    make_model: ModelConfig -> the model, on the default device. groups: of `param_groups`, maybe on the meta device.
     """
 
     def __init__(self, config, make_model, model_config, groups, world):
@@ -44,9 +43,9 @@ class StepMemory:
         # Gradients that are there while others are made: of earlier micro-steps, or DDP's buckets
         several = config.gradient_accumulation_steps > world.size or world.size > 1
         self.earlier = self.weights if several else 0
-        self.blocks = [list(block.parameters()) for block in model.blocks]
-        inside = {p for block in self.blocks for p in block}
-        self.others = [p for p in model.parameters() if p not in inside]
+        self.params = list(model.parameters())
+        self.block = sum(p.nbytes for p in model.blocks[0].parameters())
+        self.others = self.weights - config.n_layer * self.block
         self.tensors = cache(self.tensors)
 
     def of_run(self, batch_size):
@@ -65,23 +64,18 @@ class StepMemory:
         output layer with their gradients all the time, and of the blocks the one that computes, the next one, the
         buffer in which it arrives, and the gradients of one before they are summed over the processes.
         """
-        params = chain(self.others, *self.blocks)
-        share = sum(p.nbytes / len(p) * math.ceil(len(p) / processes) for p in params)
+        share = sum(p.nbytes / len(p) * math.ceil(len(p) / processes) for p in self.params)
         shares = self.held + share * (2 + self.state / self.weights)
         low = 0.5 if self.config.dtype == "bfloat16" else 1.0
-        block = sum(p.nbytes for p in self.blocks[0])
-        others = sum(p.nbytes for p in self.others)
         activations = self.activations(batch_size)
-        during = 2 * others + (4 * low + 1) * block  # while a block computes
-        after = 3 * others  # the last gradients are copied to be summed when no activations are left
+        during = 2 * self.others + (4 * low + 1) * self.block  # while a block computes
+        after = 3 * self.others  # the last gradients are copied to be summed when no activations are left
         gathered = max(during, after - activations, 2 * share - activations)  # or while the update is measured
         return shares, gathered, activations
 
     def activations(self, batch_size):
-        """What a forward and backward pass keeps and makes, besides weights and their gradients.
-
-        It grows by the same amount with every sequence, so two sizes are enough.
-        """
+        """What a forward and backward pass keeps and makes, besides weights and gradients: as much for every sequence,
+        so two sizes are enough."""
         size = self.config.batch_size
         first = self.tensors(size)
         each = (self.tensors(2 * size) - first) / size if batch_size != size else 0
@@ -117,8 +111,8 @@ class StepMemory:
 def measured_memory(config, data, world, compile_may_fail):
     """The peak in bytes of real steps of a run on one process, as it will train: compiled, its batch size, optimizer.
 
-    train.py trains in a process of its own until its second step is logged; out_dir is not touched. On a CPU it is the
-    peak of all that the process holds. Raises UserError with the reason, in one line, where the run ends before.
+    train.py trains in a process of its own until its second step is logged; out_dir is not touched. On a CPU it is
+    the peak of all that the process holds. Raises UserError with the reason, in one line, where the run ends before.
     """
     micro_steps = config.gradient_accumulation_steps // world.size
     with tempfile.TemporaryDirectory() as folder, ended_by_sigterm():
@@ -132,7 +126,8 @@ def measured_memory(config, data, world, compile_may_fail):
         )  # fmt: skip
         job, log, rows = (Path(folder, name) for name in ("job.py", "log.txt", "run/metrics.jsonl"))
         job.write_text("".join(f"{f.name} = {getattr(config, f.name)!r}\n" for f in fields(config)))
-        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+        torchruns = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        environment = {name: value for name, value in os.environ.items() if name not in torchruns}
         environment["LAUNCHED_BY"] = str(os.getpid())  # it ends by itself when this process is killed
         with open(log, "w") as file:
             words = [sys.executable, str(TRAIN), str(job)]
@@ -150,9 +145,6 @@ def measured_memory(config, data, world, compile_may_fail):
         raise UserError(printed[-1].removeprefix("error: "))
 
 
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
-
-
 def stand_in(folder, config):
     """The keys of a data set that takes the place of one that is not there: zeros, which take as much memory."""
     path = Path(folder, "zeros")
@@ -165,11 +157,11 @@ def stand_in(folder, config):
     return {"dataset": path.name, "data_dir": folder}
 
 
-class ended_by_sigterm:
+@contextmanager
+def ended_by_sigterm():
     """Inside, SIGTERM raises SystemExit, so that temporary files go; before and after it ends the process at once."""
-
-    def __enter__(self):
-        self.before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-    def __exit__(self, *error):
-        signal.signal(signal.SIGTERM, self.before)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -62,8 +62,8 @@ class Output:
                 forget_val_losses(config.out_dir)
         elif folder := set_aside(config.out_dir):
             print0(f"moved the old run in {config.out_dir} to {folder}")
-        machine = device_name(self.world.device)
-        write_config(asdict(config) | {"data": start.data.identity}, torch.__version__, machine)
+        resolved = asdict(config) | {"data": start.data.identity}
+        write_config(resolved, torch.__version__, device_name(self.world.device))
         self.logger = Logger(asdict(config), progress.step, progress.wandb_id)
         progress.wandb_id = self.logger.wandb_id
 
@@ -147,16 +147,14 @@ class Output:
         if not self.is_master:
             return
         self.wait_for_checkpoint()
-        step, loss, grad_norm = row["step"], row["train/loss"], row["grad_norm"]
-        path = newest_checkpoint(self.config.out_dir)
         advice = "a lower learning_rate or longer warmup_iters"
         if self.config.dtype == "float16":
             advice += ", dtype=bfloat16 or float32"
         if self.config.nan_policy == "stop":
             advice += ", or --nan_policy=skip"
         warn(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: stopped before taking this step; "
-            f"last good checkpoint: {path or 'none'}; try {advice}"
+            f"step {row['step']}: loss {row['train/loss']}, gradient norm {row['grad_norm']}: stopped before taking "
+            f"this step; last good checkpoint: {newest_checkpoint(self.config.out_dir) or 'none'}; try {advice}"
         )
 
     def finish(self, status):
