@@ -26,9 +26,7 @@ def draw(folders, out):
     points = {arm: [(s["tokens"], s["arms"][arm]) for s in studies if arm in s["arms"]] for arm in names}
     lines = {arm: [(tokens, result["mean"]) for tokens, result in line] for arm, line in points.items()}
 
-    for line in table(points, lines, baseline):
-        print(line)
-
+    print(*table(points, lines, baseline), sep="\n")
     figure, (left, right) = start_figure(2)
     styles = cycle(zip(COLOURS, "sD^v<>", strict=True))
     right.axhline(0, color="black", linestyle=(0, (5, 2)))
@@ -45,12 +43,10 @@ def draw(folders, out):
             tokens, gap, low, high = zip(*gaps, strict=True)
             beside = np.array(tokens) * 1.04 ** len(right.containers)  # so that intervals do not cover each other
             right.errorbar(beside, gap, [np.subtract(gap, low), np.subtract(high, gap)], **style)
-    ticks = [study["tokens"] for study in studies]
     for axes in (left, right):
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{tick / 1e6:.3g}M" for tick in ticks])
+        axes.set(xscale="log", xlabel="training tokens")
+        axes.set_xticks([s["tokens"] for s in studies], [f"{s['tokens'] / 1e6:.3g}M" for s in studies])
         axes.minorticks_off()
-        axes.set_xlabel("training tokens")
     left.set(ylabel="final loss (nats per token)", title="each arm at the best of its own search")
     right.set(ylabel=literal(f"loss less that of {baseline}"), title="below 0: lower loss; bars: 95 %")
     left.legend(frameon=False)
@@ -62,11 +58,7 @@ def read(folder):
     with study_of(folder) as study:
         config, (comparison, *others) = study["study"], study["places"].values()
         step = config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
-        arms = {
-            arm: result
-            for arm, result in comparison.items()
-            if result["mean"] is not None and result["role"] != "twice"
-        }
+        arms = {arm: r for arm, r in comparison.items() if r["mean"] is not None and r["role"] != "twice"}
         if others or config["baseline"] not in arms:
             raise UserError(f"{folder}: expected a study with one condition, one floor and a finished baseline")
     return {
@@ -99,9 +91,8 @@ def table(points, lines, baseline):
 def speedup(arm, baseline, tokens):
     """How many times fewer steps an arm needs than the baseline, at the budget `tokens`; None where it is not known.
 
-    arm, baseline: [(tokens, final loss)] of runs that were tuned for their budget. The tokens with which the baseline
-    ends at the arm's loss, over `tokens`; past the longest baseline, its tokens over those with which the arm ends at
-    its loss.
+    arm, baseline: [(tokens, final loss)], each tuned for its budget. The tokens with which the baseline ends at the
+    arm's loss, over `tokens`; past the longest baseline, its tokens over those with which the arm ends at its loss.
     """
     if needed := budget_for(baseline, dict(arm)[tokens]):
         return needed / tokens

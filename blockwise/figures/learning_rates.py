@@ -33,8 +33,7 @@ def draw(config, asked, out):
         print(f"{text}: up to {max(values):.3g}, {values[-1]:.3g} at step {steps[-1]}")
     schedule = config.schedule if config.decay_lr else "constant, no warmup"
     schedule += ", wsd_boost=paper" if (config.schedule, config.wsd_boost) == ("wsd", "paper") else ""
-    title = f"{config.optimizer}, {schedule}: {asked}"
-    axes.set_title(literal(title), wrap=True)
+    axes.set_title(literal(f"{config.optimizer}, {schedule}: {asked}"), wrap=True)
     axes.set(xlabel="step", ylabel="learning rate")
     axes.margins(x=0)
     write(figure, out)

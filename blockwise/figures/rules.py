@@ -14,10 +14,9 @@ PANELS = ("Emb", "Head", "QK", "VO", "FFN", "Norm")
 
 
 def draw(config, out):
-    """Draw to `out` the peak rate of every block over learning_rate, for widths from 64 to 8192.
+    """Draw to `out` every block's peak rate over learning_rate for widths from 64 to 8192; print those of the config.
 
-    It is printed for the config's own width. config: resolved; all of the shape but the width is its own.
-    Raises UserError where a rule has no rate.
+    config: resolved; all of the shape but the width stays. Raises UserError where a rule has no rate.
     """
     head_width, rates = config.n_embd // config.n_head, {}
     figure, panels = start_figure(len(PANELS))
@@ -42,16 +41,14 @@ def draw(config, out):
         axes.set_title(block)
         axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
         axes.minorticks_off()
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.5), max(high, 2.0))
-        ticks = [tick * 10**power for power in range(-4, 3) for tick in (1, 2, 5)]
-        axes.set_yticks(ticks := [tick for tick in ticks if min(low, 0.5) <= tick <= max(high, 2.0)])
-        axes.set_yticklabels([f"{tick:g}" for tick in ticks])
+        low, high = min(axes.get_ylim()[0], 0.5), max(axes.get_ylim()[1], 2.0)
+        ticks = [tick * 10**power for power in range(-4, 3) for tick in (1, 2, 5) if low <= tick * 10**power <= high]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_ylim(low, high)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="outside lower center", frameon=False, handlelength=3.5)
-    tokens = config.tokens_per_step
     shape = f"{config.model_type}, {config.n_layer} layers, heads of {head_width}, {config.vocab_size:,} token ids"
-    figure.suptitle(literal(f"{shape}, {tokens:,} tokens a step; dotted: width {config.n_embd}"))
+    figure.suptitle(literal(f"{shape}, {config.tokens_per_step:,} tokens a step; dotted: width {config.n_embd}"))
     write(figure, out)
 
 

@@ -24,22 +24,19 @@ def draw(folder):
     with study_of(folder) as study:
         comparisons = {name: legible(arms) for name, arms in study["places"].items()}
         scattered = study.get("study", {}).get("search") == "sobol"  # its points differ in every key
-        names = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
+        roles = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
-        black = {"baseline": (0, (5, 2)), "twice": (0, (1, 1))}  # the baseline's lines
+        black = {"baseline": ((0, (5, 2)), "black"), "twice": ((0, (1, 1)), "black")}
         styles = {}
-        for arm, role in names.items():
-            line, colour = (black[role], "black") if role in black else next(others)
-            styles[arm] = {"color": colour, "linestyle": line}
-        markers = dict(zip(names, cycle("osD^v<>pP*Xh"), strict=False))
+        for (arm, role), marker in zip(roles.items(), cycle("osD^v<>pP*Xh"), strict=False):
+            line, colour = black.get(role) or next(others)
+            styles[arm] = {"color": colour, "linestyle": line, "marker": marker}
         for name, draw_arm in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
             figure, panels = start_figure(len(comparisons))
             for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
                 for arm, result in arms.items():
-                    style = {**styles[arm], "marker": markers[arm]}
-                    if draw_arm is draw_sweep and scattered:
-                        style["linestyle"] = "none"
-                    draw_arm(axes, arm, result, style)
+                    no_line = {"linestyle": "none"} if draw_arm is draw_sweep and scattered else {}
+                    draw_arm(axes, arm, result, {**styles[arm], **no_line})
                 axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}

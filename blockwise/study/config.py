@@ -81,9 +81,8 @@ def check(config):
         grid = config.learning_rates.get(arm, [])
         if not grid or any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
             raise UserError(f"learning_rates.{arm}={grid}: expected at least one rate above 0, none twice")
-    for arm in config.untuned:
-        known = len(config.learning_rates.get(arm, [])) == 1
-        config.check("untuned", known, "arms with one learning rate each")
+    single = all(len(config.learning_rates.get(arm, [])) == 1 for arm in config.untuned)
+    config.check("untuned", single, "arms with one learning rate each")
     for key, values in config.tune.items():
         check_key(key, "tune")
         if key == RATE or len(set(values)) < max(len(values), 2):
@@ -91,10 +90,9 @@ def check(config):
     config.check("twice", not (config.twice and (config.tune or config.looks)), "False with tune or looks")
     seeds = config.seeds
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
-    if config.search == "coordinate":
-        config.check("space", not config.space, "none with search=coordinate, which has tune")
-    else:
+    if config.search == "sobol":
         check_sobol(config)
+    config.check("space", config.search == "sobol" or not config.space, "none with search=coordinate, which has tune")
 
 
 def check_sobol(config):
@@ -104,8 +102,8 @@ def check_sobol(config):
     config.check("space", config.space, "at least one key with its range")
     points = config.points
     for rung in config.rungs or [[]]:
-        holds = len(rung) == 3 and 0 < rung[0] <= 1 and rung[1] >= 1 and 1 <= rung[2] <= points
-        holds = holds and all(float(number).is_integer() for number in rung[1:])
+        whole = len(rung) == 3 and all(float(number).is_integer() for number in rung[1:])
+        holds = whole and 0 < rung[0] <= 1 and rung[1] >= 1 and 1 <= rung[2] <= points
         config.check("rungs", holds, "[share of the steps, seeds, points kept] each, of ever fewer points")
         points = rung[2]
     first = 1001 if config.search_seed is None else config.search_seed

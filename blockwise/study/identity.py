@@ -43,7 +43,7 @@ def identity(config):
         changed = not follows and given_only(resolved[key]) != given_only(default)
         if key not in left_out and (key in FIRST_KEYS or changed):
             counting[key] = given_only(resolved[key])
-    # Wherever the data lie: data_dir is stated for the sake of earlier runs alone
+    # data_dir is the same wherever the data lie: it counted in earlier runs
     return counting | {"data_dir": TrainConfig.data_dir, "data": fingerprint(config.data_dir, config.dataset)}
 
 

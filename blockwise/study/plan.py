@@ -137,8 +137,8 @@ class Study:
     def searched(self, comparison, arm):
         """(runs of the arm's search so far, {(point, seed, budget): loss} of those that are done, best points or None).
 
-        The first of the best points is the arm's; the others are its runners-up, which run with the verdict's seeds
-        too. A run that failed has no loss, and no further runs are derived from it.
+        The first of the best points is the arm's; its runners-up run with the verdict's seeds too. Nothing follows from
+        a run that failed.
         """
         losses = {}
         while True:  # each result may ask for more runs, whose results may be there already
@@ -186,7 +186,7 @@ class Study:
         return list(dict.fromkeys([*runs, *chain(*final)])), best is not None
 
     def result(self, run):
-        """{"status": "finished" | "diverged" | "failed", "loss", "test", "curve", ...} by `outcome`, or None."""
+        """What `outcome` says of a run, or None."""
         name, path = run.folder.name, run.folder / "result.json"
         if name not in self.results and path.is_file():
             try:

@@ -1,8 +1,7 @@
 """The rules of a fair search, on plain numbers: which runs it needs, and what they say of its luck.
 
-An arm is a way to train. A search of either kind is a function of the losses so far: it names the runs that it needs,
-(point, seed, share of the budget), and once it has their losses its best point. A point is (learning rate, value of
-each further key).
+A search is a function of the losses so far: it names the runs that it needs and, once it has their losses, its best
+point: (learning rate, value of each further key).
 """
 
 import math
@@ -47,8 +46,7 @@ def coordinate(grid, start, axes, losses, extensions):
     """(points that the search needs, its best or None while losses are missing), coordinate by coordinate.
 
     start: the values to begin with; axes: all values of each key; losses: {point: loss}. The rate is swept over `grid`;
-    then one key after another takes its best value, the others kept; then the rate again, over its neighbours, and so
-    on until a whole round changes nothing.
+    then each key takes its best value; then the rate again, over its neighbours, until a whole round changes nothing.
     """
     points, values, here, settled, axis = [], tuple(start), None, 0, 0
     while settled <= len(axes):
@@ -93,8 +91,8 @@ def sobol(keys, count, seed):
 def halving(points, rungs, seed, losses):
     """(runs that successive halving needs, the points that are left, best first, or None while losses are missing).
 
-    rungs: [(share of the budget, seeds, points kept), ...]; each rung has further seeds, counted from `seed`, and goes
-    by the mean over all seeds that its points have at its budget. losses: {run: loss}; one run that diverged counts.
+    rungs: [(share of the budget, seeds, points kept), ...]; each has further seeds, counted from `seed`, and goes by
+    the mean over all seeds at its budget. A run is (point, seed, share of the budget); losses: {run: loss}.
     """
     runs, seeds = [], {}
     for budget, count, keep in rungs:
@@ -123,8 +121,8 @@ def best_of_k(losses):
 def quadratic_best(quantiles, losses):
     """(quantiles of the lowest point of a fitted quadratic, its loss), or None where there are too few points.
 
-    quantiles: (points, keys), losses: (points,), of the better half. Near its optimum a loss is close to a quadratic in
-    the logarithms with noise on it (arXiv 2510.02721); here without products of two keys, inside the ranges.
+    quantiles: (points, keys), losses: (points,), of which the better half counts. Near its optimum a loss is close to a
+    quadratic in the logarithms (arXiv 2510.02721); here without products of two keys, inside the ranges.
     """
     import numpy as np
 

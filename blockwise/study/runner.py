@@ -21,8 +21,8 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 def write_job(run):
     """The run's settings as a config file, from which it can be repeated by hand."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "job.py").write_text(config_file(run.config, f"# python train.py {run.folder / 'job.py'}"))
+    path = run.folder / "job.py"
+    path.write_text(config_file(run.config, f"# python train.py {path}"))
 
 
 def command(run, processes):
@@ -91,10 +91,7 @@ class LocalEngine:
 
 
 def claim(run):
-    """The right to train a run, a lock that is held until its result is written; None: another has it.
-
-    That is another study, or a process of train.py that an earlier call left behind.
-    """
+    """A lock that is held until the run's result is written; None where another study, or an orphan, trains it."""
     lock = FolderLock(run.folder, name=".study")
     with suppress(InUse):
         lock.acquire()
@@ -115,8 +112,7 @@ def outcome(run, status, seconds):
     """The result of a run that ended with this exit status, by its metrics.jsonl and config.json.
 
     {"status": "finished" | "diverged" | "failed", "loss": by which rates are chosen, "test": which is reported (None
-    without test_loss), "curve": [(step, loss)], "seconds": None for a run that was resumed, "spikes", "blocks",
-    "versions", "machine"}; None also for what earlier versions did not state.
+    without test_loss), "curve": [(step, loss)], "seconds": None for a run that was resumed, "spikes", ...}
     """
     try:
         rows = read_rows(run.folder)
@@ -137,7 +133,6 @@ def outcome(run, status, seconds):
 
 
 def engine_of(config):
-    """The engine that makes the runs. Raises UserError where that is Ray, and it is not installed or not there."""
     if config.engine == "local":
         return LocalEngine(config)
     from blockwise.study.cluster import RayEngine
@@ -198,7 +193,7 @@ def discard_weights(run):
 
 
 def describe_outcome(run, result, status):
-    """How a run ended: its loss and time, or the last line of its log. status: exit status of its process."""
+    """How a run ended: its loss and time, or its exit status and the last line of its log."""
     if result["status"] == "failed":
         lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
