@@ -5,22 +5,15 @@
     rule = mup(Shape(width=768, depth=12, heads=12, vocabulary=50304, tokens_per_step=2**19))
     groups = param_groups(model, lr=1e-3, lr_mult=rule.lr_mult, weight_decay=0.1, wd_mult=rule.wd_mult)
 
-    python train.py config/llama_250m.py --lr_rule=mup --dry_run      # the same for a run, and what it gives
-
 Rates are multiples of one base rate, `learning_rate`. All rules but `paper` and `tables` meet at the anchor: the LLaMA
 of width 128, 4 layers, heads of 32 and 4,096 token ids, trained on 1,024 tokens a step with AdamW (0.9, 0.95), where
-the base is the rate of VO and FFN, and 1e-3 was good. There they differ by small constants; away from it by their
-exponents, of which only half the width has been tested here (docs/studies). Below, m = width / 128, l = depth / 4, h =
-(32 / head width)^(1/4), s_X is the initial standard deviation of block X, V the vocabulary, B the tokens of a step.
+the base is the rate of VO and FFN, and 1e-3 was good. docs/methods.md has the table, and how sure each rule is. Below,
+m = width / 128, l = depth / 4, h = (32 / head width)^(1/4), s_X is the initial standard deviation of block X, V the
+vocabulary, B the tokens of a step. No rule depends on the number of steps: that would scale all blocks alike.
 
-No rule depends on the number of steps: published exponents disagree, and a longer run would scale all blocks alike,
-which is for the base rate to do. The same holds for the batch, but where a rule says otherwise.
-
-What the rules share, unless they say otherwise:
-  tied output layer   its matrix is Emb's and obeys the lower of the two rates
-  decay               `wd_mult` is 1 / rate for matrices, so that all lose the same share of their weights a step, and 0
-                      for embeddings, output layer and norms: decay hurts rare tokens first (arXiv 2410.11985)
-  Other               not of a rule's blocks: `param_groups` gives it the base rate
+Unless a rule says otherwise, a tied matrix obeys the lower rate of Emb and Head, and `wd_mult` is 1 / rate for
+matrices, so that all lose the same share of their weights a step, and 0 for the others: decay hurts rare tokens first
+(arXiv 2410.11985).
 """
 
 from dataclasses import dataclass, field
@@ -87,9 +80,8 @@ def rates(
 def paper(shape: Shape) -> Rates:
     """Emb 10, QK 8, FFN 6, VO 4, Norm 1, and Head 10 where it is untied, whatever the shape; decay 1 for all.
 
-    Source: "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002), tuned on a LLaMA of 0.25 billion
-    parameters; Head is this project's. Range: the paper reports gains from 0.12 to 2 billion parameters. The base is
-    the rate of Norm and the lowest, so it is several times lower than that of the other rules.
+    Source: arXiv 2502.19002, tuned on a LLaMA of 0.25 billion parameters; Head is this project's. The base is the rate
+    of Norm and the lowest, so it is several times lower than that of the other rules.
     """
     return Rates(dict(LR_MULT), dict.fromkeys(LR_MULT, 1.0))
 
@@ -97,8 +89,7 @@ def paper(shape: Shape) -> Rates:
 def fitted(shape: Shape) -> Rates:
     """Emb 12, Head 12, QK 4, VO 1, FFN 1, Norm 1, whatever the shape; decay 1 for all, as it was run.
 
-    Source: a search over ratios at the anchor, in 500 steps (docs/studies). Range: models of one to a few million
-    parameters, a thousand or two of steps of 1,024 tokens, untied; beyond that, unknown.
+    Source: a search over ratios at the anchor, in 500 steps, untied (docs/studies).
     """
     return Rates(dict(FITTED), dict.fromkeys(LR_MULT, 1.0))
 
@@ -107,9 +98,8 @@ def tables(shape: Shape) -> Rates:
     """Emb and Head 4, every other block 1, whatever the shape; decay 1 for all.
 
     Source: the embedding's rate is what muP gains under Adam, and a low one makes training unstable (arXiv 2605.21486);
-    here in runs of 0.34M parameters (docs/studies, study_tables). The multiple is one number on purpose: by muP it
-    grows with the width, since matrices want 1/width and the embedding does not; with a vocabulary much larger than
-    the width with its root (arXiv 2506.15025). The base is one rate for all, as AdamW's. Range: see docs/studies.
+    here in runs of 0.34M parameters (docs/studies). By muP the multiple would grow with the width. The base is one
+    rate for all, as AdamW's.
     """
     lr_mult = dict.fromkeys(LR_MULT, 1.0) | {"Emb": 4.0, "Head": 4.0}
     return Rates(lr_mult, dict.fromkeys(LR_MULT, 1.0))
@@ -120,7 +110,7 @@ def mup(shape: Shape) -> Rates:
 
     Source: exponents of muP for Adam (Tensor Programs V, arXiv 2203.03466, table 3); constants from `fitted` but for
     QK. muP divides attention logits by the head width instead of its root; h on Q and K, in rate and init, is the same
-    training under Adam. Range: width at a fixed vocabulary; muP says nothing of depth, batch or the ratio at one size.
+    training under Adam. It says nothing of depth, batch or the ratio at one size.
     """
     m, h = widths(shape)
     return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
@@ -145,7 +135,6 @@ def completep(shape: Shape) -> Rates:
     with llama's gate 3) is instead 1/l as large if each of them is l^(-1/n) as large and learns l^(-1/n) as fast: exact
     for V and O, approximate for FFN, whose activation is linear (llama's: bilinear) for small inputs only. Init takes
     half of the exponent, because the output projections have 1/sqrt(2 n_layer) already, all of it on one matrix of n.
-    Range: as muP, and depth; checked by its authors up to 1.5 billion parameters with the forward pass changed.
     """
     m, h = widths(shape)
     deeper, n = shape.depth / DEPTH, 3 if shape.model_type == "llama" else 2
@@ -160,8 +149,7 @@ def large_vocab(shape: Shape) -> Rates:
 
     Source: arXiv 2506.15025: with a vocabulary that is large beside the width, the embedding's rate over that of the
     matrices should go as sqrt(width), not as width; taken with the constant 1. The dynamics go from one to the other as
-    V grows: that the switch is at 8 width is this project's choice. Range: derived for a linear model under sign
-    descent, checked by its authors on one model of a billion parameters.
+    V grows: that the switch is at 8 width is this project's choice.
     """
     m, h = widths(shape)
     if shape.vocabulary < 8 * shape.width:
@@ -174,9 +162,8 @@ def nanochat(shape: Shape) -> Rates:
     """Emb 14, Head 4, QK, VO and FFN 1, each times m^(-1/2); Norm 15; init: s_Emb 0.02, s_Head 0.
 
     Source: the ratios of nanochat and modded-nanogpt, whose Muon updates shrink as width^(-1/2) too, moved to the
-    anchor through rate over init std; for AdamW in all blocks. Left out: their factors for batch and horizon, and the
-    beta2 of their tables (0.995, head 0.96), which belong to half a million tokens a step. Range: theirs is 0.1 to 2
-    billion parameters with a norm right after the embedding; here it is an analogy.
+    anchor through rate over init std; for AdamW in all blocks: an analogy. Left out: their factors for batch and
+    horizon, and the beta2 of their tables, which belong to half a million tokens a step.
     """
     root = (shape.width / WIDTH) ** -0.5
     return rates(
@@ -188,14 +175,13 @@ def nanochat(shape: Shape) -> Rates:
 def relative(shape: Shape) -> Rates:
     """Emb 600 s_Emb g, Head 1536/width g, QK 50 s_QK, VO 50 s_VO, FFN 50 s_FFN, Norm 1; beta2 of Emb and Head by V/B.
 
-    In words: at the peak of a base rate of 1e-3 a step moves an embedding by 60% of its initial scale, a matrix by 5%,
-    and the head moves a logit by about 1.5. Init is what it is: rates follow it. o_proj and down_proj count by the s of
-    their block. beta2 has a half-life of 10 V/B steps where that is more than the run's own, so that a rare row's
-    second moment lives until the row comes back. g = G(0.95) / G(beta2) keeps what one isolated gradient moves a row
-    by; with block_beta2 given, g follows that: `--block_beta2.Emb=0.95 --block_beta2.Head=0.95` is the rule without it.
+    At a base rate of 1e-3 a step moves an embedding by 60% of its initial scale, a matrix by 5%, and the head a logit
+    by about 1.5. o_proj and down_proj count by the s of their block. beta2 has a half-life of 10 V/B steps where that
+    is more than the run's own, so that a rare row's second moment lives until the row comes back. g, the displacement
+    of 0.95 over that of beta2, keeps what one isolated gradient moves a row by; with block_beta2 given, g follows that:
+    `--block_beta2.Emb=0.95 --block_beta2.Head=0.95` is the rule without it.
 
-    Source: this project; two independent searches, 500-fold apart in batch, agree on rate over init std, which may be
-    chance. Range: unknown. Raises UserError for an initial standard deviation of 0.
+    Source: this project, a hypothesis. Raises UserError for an initial standard deviation of 0.
     """
     for block in ("Emb", "QK", "VO", "FFN"):
         if shape.std(block) <= 0:
@@ -226,8 +212,8 @@ def displacement(beta2: float, beta1: float = 0.9) -> float:
 def decay_for_budget(learning_rate: float, steps: int, tokens: float, parameters: float) -> float:
     """The weight decay with which rate x decay x steps is (tokens / parameters)^0.527 / 1.084, at the peak rate.
 
-    Source: Power Lines (arXiv 2505.13738), its constants by two repositories. The rules' `wd_mult` keep rate x decay
-    the same for all matrices, so `weight_decay` is this, with the base rate. Range: 0.1 to 3 billion parameters.
+    Source: Power Lines (arXiv 2505.13738), of 0.1 to 3 billion parameters. The rules' `wd_mult` keep rate x decay the
+    same for all matrices, so `weight_decay` is this, with the base rate.
     """
     return (tokens / parameters) ** 0.527 / (1.084 * learning_rate * steps)
 
