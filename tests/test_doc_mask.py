@@ -2,12 +2,15 @@
 
 from itertools import pairwise
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from conftest import finish, losses, metrics, out_dir, run, start
+from conftest import losses, metrics, out_dir, run
+from helpers import every_kind
 
 import sample
+from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint
 from blockwise.data.writing import write_dataset
 from blockwise.files import GPT2
@@ -15,28 +18,15 @@ from blockwise.loader import Dataset
 from blockwise.losses import mean_cross_entropy, training_loss
 from blockwise.tokenizer import BYTES
 from configurator import configure
-from model import ModelConfig, Transformer, largest_logits
+from model import Transformer, largest_logits
 
 END = 7
-KINDS = {
-    "gpt2": dict(model_type="gpt2", tie_weights=True),
-    "llama": dict(model_type="llama", tie_weights=False, qk_norm=True, logit_softcap=3.0, z_loss=0.1),
-    "grouped": dict(model_type="llama", tie_weights=True, n_kv_head=2),
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
+SHAPE = dict(vocab_size=31, n_embd=16, n_inner=24, doc_end=END)
+MORE = {"gpt2": {}, "llama": dict(qk_norm=True, logit_softcap=3.0, z_loss=0.1), "grouped": {}}
 
 
 def make(kind, **options):
-    small = dict(
-        vocab_size=31, block_size=16, n_layer=2, n_head=4, n_kv_head=4, n_embd=16, n_inner=24, bias=False, dropout=0.0,
-        rope_theta=100.0, norm_eps=1e-5, doc_end=END,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**{**small, **KINDS[kind], **options})).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.3 * torch.randn(p.shape) + (p.dim() == 1))
-    return model
+    return helpers.make(kind, **{**SHAPE, **MORE[kind], **options})
 
 
 def documents():
@@ -84,15 +74,15 @@ def test_documents_are_as_if_run_separately(kind, training):
 def test_nothing_crosses_an_end():
     """By gradient: a logit depends on the embeddings of its own document alone."""
     model, (x, _) = make("llama"), documents()
-    found = {}
-    model.tok_emb.register_forward_hook(lambda module, args, out: found.update(e=out))
+    embedded = []
+    model.tok_emb.register_forward_hook(lambda module, args, out: embedded.append(out))
     logits = model(x)
-    grad = torch.autograd.grad(logits[0, 11].sum(), found["e"])[0]  # (2, 16, 16)
+    grad = torch.autograd.grad(logits[0, 11].sum(), embedded)[0]  # (2, 16, 16)
     assert grad.abs().amax(dim=2).nonzero().tolist() == [[0, t] for t in range(7, 12)]
 
 
 def test_activation_checkpointing_and_compile_are_the_same():
-    (x, y), model = documents(), make("gpt2")
+    (x, y), model = documents(), make("gpt2").train()
     loss = model(x, y)
     loss.backward()
     grads = [p.grad.clone() for p in model.parameters()]
@@ -114,8 +104,8 @@ def test_generation_is_unaffected():
 def test_the_largest_logits_are_of_what_may_be_seen():
     q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
     mask = torch.eye(6, dtype=torch.bool).expand(2, 1, 6, 6)
-    own = (q * k.repeat_interleave(2, dim=1)).sum(-1).amax((0, 2)) / 8**0.5
-    torch.testing.assert_close(largest_logits(q, k, mask), own)
+    largest = (q * k.repeat_interleave(2, dim=1)).sum(-1).amax((0, 2)) / 8**0.5
+    torch.testing.assert_close(largest_logits(q, k, mask), largest)
 
 
 @pytest.mark.parametrize("loss", [training_loss, mean_cross_entropy])
@@ -185,8 +175,8 @@ def test_a_run_with_the_mask(marked, tmp_path, model_type, capsys):
 
 
 def test_without_an_end_of_text_it_is_refused(small):
-    status, _, err = finish(start(*small, "--doc_mask=True"))
-    assert (status, len(err.splitlines())) == (2, 1) and "no end-of-text token" in err
+    with pytest.raises(UserError, match="no end-of-text token"):
+        run(*small, "--doc_mask=True")
     assert not list(out_dir(small).glob("[!.]*"))
 
 
