@@ -1,10 +1,11 @@
 """ema_decay: the average by hand, its evaluation, an exact resume, and the commands that take it."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from conftest import losses, metrics, out_dir, run
+from conftest import SMALL, losses, metrics, out_dir, run
 from safetensors.torch import load_file
 
 import export
@@ -13,10 +14,17 @@ import sample
 from blockwise import UserError
 from blockwise.checkpoint import load_checkpoint, weights_of
 from blockwise.training.ema import EMA
-from configurator import configure
 from model import Transformer
 
 DECAY = "--ema_decay=0.9"
+
+
+@pytest.fixture(scope="module")
+def averaged(data_dir, tmp_path_factory):
+    """Words of a finished run with an average: only to be read."""
+    words = (*SMALL, DECAY, f"--data_dir={data_dir}", f"--out_dir={tmp_path_factory.mktemp('averaged')}")
+    run(*words)
+    return words
 
 
 def newest(words):
@@ -39,19 +47,17 @@ def test_the_average_by_hand():
     assert model.weight.item() == values[-1]
 
 
-def test_off_is_absent_and_on_changes_nothing_else(small, tmp_path):
-    on = (*small, DECAY, f"--out_dir={tmp_path / 'on'}")
-    run(*small)
-    run(*on)
-    assert losses(on) == losses(small)
-    assert not any("val/loss_ema" in row for row in metrics(small).values()) and newest(small)["ema"] is None
-    averaged = {step: row["val/loss_ema"] for step, row in metrics(on).items() if "val/loss" in row}
-    assert averaged[0] == metrics(on)[0]["val/loss"] and averaged[8] != metrics(on)[8]["val/loss"]
+def test_off_is_absent_and_on_changes_nothing_else(averaged, finished_run):
+    off, rows = (f"--out_dir={finished_run}",), metrics(averaged)
+    assert losses(averaged) == losses(off)
+    assert not any("val/loss_ema" in row for row in metrics(off).values()) and newest(off)["ema"] is None
+    assert rows[0]["val/loss_ema"] == rows[0]["val/loss"] and rows[8]["val/loss_ema"] != rows[8]["val/loss"]
+    assert all(("val/loss_ema" in row) == ("val/loss" in row) for row in rows.values())
 
 
-def test_what_is_evaluated_is_the_average(small):
+def test_what_is_evaluated_is_the_average(averaged, small):
     """By a model that is built from the checkpoint's average and evaluated as the run's own weights."""
-    run(*small, DECAY)
+    shutil.copytree(out_dir(averaged), out_dir(small))
     checkpoint, row = newest(small), metrics(small)[8]
     model, ours = Transformer.from_checkpoint(checkpoint, ema=True), Transformer.from_checkpoint(checkpoint)
     assert not torch.equal(model.tok_emb.weight, ours.tok_emb.weight)
@@ -75,9 +81,9 @@ def test_resume_is_exact(small, tmp_path, optimizer):
     run(*words, "--init_from=resume")
     for step, row in metrics(straight).items():
         assert metrics(words)[step].get("val/loss_ema") == row.get("val/loss_ema")
-    one, other = newest(words)["ema"], newest(straight)["ema"]
-    assert one["updates"] == other["updates"] == 8
-    assert all(torch.equal(one["weights"][name], p) for name, p in other["weights"].items())
+    resumed, expected = newest(words)["ema"], newest(straight)["ema"]
+    assert resumed["updates"] == expected["updates"] == 8
+    assert all(torch.equal(resumed["weights"][name], p) for name, p in expected["weights"].items())
 
 
 def test_it_may_begin_or_end_at_a_resume(small):
@@ -96,35 +102,29 @@ def test_skipped_steps_do_not_count(small, monkeypatch):
     assert newest(small)["ema"]["updates"] == 0
 
 
-def test_the_commands_take_it(small, tmp_path, capsys, no_figures):
-    run(*small, DECAY)
-    source = f"--out_dir={out_dir(small)}"
+def test_the_commands_take_it(averaged, tmp_path, no_figures):
+    out, sharpness = str(out_dir(averaged)), []
     for ema in (True, False):
-        words = [source, f"--to={tmp_path / str(ema)}", f"--ema={ema}"]
-        export.main(configure(export.ExportConfig, words, "")[0])
+        export.main(export.ExportConfig(out_dir=out, to=str(tmp_path / str(ema)), ema=ema))
         exported = load_file(tmp_path / str(ema) / "model.safetensors")["transformer.wte.weight"]
-        assert torch.equal(exported, weights_of(newest(small), ema)["tok_emb.weight"])
-    found = []
-    for ema in (True, False):
-        config = measure.SharpnessConfig(out_dir=str(out_dir(small)), batches=1, draws=1, batch_size=2, ema=ema)
-        assert measure.main(config) == 0
-        measured = json.loads((out_dir(small) / "sharpness_fisher_00000008.json").read_text())
-        found.append(measured["blocks"]["QK"]["mean"])
-    assert found[0] != found[1]
-    out = str(out_dir(small))
+        assert torch.equal(exported, weights_of(newest(averaged), ema)["tok_emb.weight"])
+        measure.main(measure.SharpnessConfig(out_dir=out, batches=1, draws=1, batch_size=2, ema=ema))
+        measured = json.loads((out_dir(averaged) / "sharpness_fisher_00000008.json").read_text())
+        sharpness.append(measured["blocks"]["QK"]["mean"])
+    assert sharpness[0] != sharpness[1]
     sample.main(sample.SampleConfig(out_dir=out, num_samples=1, max_new_tokens=4, ema=True, device="cpu"))
 
 
-def test_mistakes(small):
+def test_mistakes(small, finished_run, tmp_path):
     with pytest.raises(UserError, match=r"ema_decay=1.0: expected in \[0, 1\)"):
         run(*small, "--ema_decay=1")
-    run(*small, "--max_iters=1")
+    out, folder = str(finished_run), tmp_path / "hf"
     for command in (
-        lambda: sample.main(sample.SampleConfig(out_dir=str(out_dir(small)), ema=True)),
-        lambda: export.main(export.ExportConfig(out_dir=str(out_dir(small)), to=str(out_dir(small) / "hf"), ema=True)),
+        lambda: sample.main(sample.SampleConfig(out_dir=out, ema=True)),
+        lambda: export.main(export.ExportConfig(out_dir=out, to=str(folder), ema=True)),
     ):
         with pytest.raises(UserError, match="has no average of its weights; train with --ema_decay"):
             command()
-    assert not (out_dir(small) / "hf").exists()
+    assert not folder.exists()
     with pytest.raises(UserError, match="ema=True: expected False for Hugging Face weights"):
         sample.SampleConfig(init_from="hf:x", ema=True)

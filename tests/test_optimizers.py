@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,8 +30,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def random_parameters(seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
+def random_parameters():
+    generator = torch.Generator().manual_seed(0)
     named = {name: Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
     set_gradients(named, generator)
     return named
@@ -120,7 +119,7 @@ def test_a_tenfold_emb_step_and_no_other(optimizer):
     ones = dict.fromkeys(LR_MULT, 1.0)
     changes = []
     for mult in (1.0, 10.0):
-        named = {name: p for name, p in random_parameters().items()}
+        named = random_parameters()
         with torch.no_grad():
             for p in named.values():
                 p.zero_()
@@ -211,17 +210,8 @@ def test_state_bytes_are_those_of_the_state(optimizer):
     held = sum(v.nbytes for state in built.state.values() for v in state.values() if torch.is_tensor(v))
     groups = param_groups(list(named.items()), 0.01)
     keys = {key for group in groups for key in group}
-    settings = {
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "block_beta2": {},
-        "n_embd": 4,
-        "n_head": 2,
-        "compile": True,
-        "muon_dtype": "float32",
-    }
-    run = SimpleNamespace(optimizer=optimizer, **settings)
-    assert state_bytes(run, groups) == held > 0
+    config = TrainConfig(optimizer=optimizer, n_embd=4, n_head=2, compile=True, muon_dtype="float32").resolved()
+    assert state_bytes(config, groups) == held > 0
     assert {key for group in groups for key in group} == keys  # the caller's groups are as they were
 
 
@@ -335,16 +325,12 @@ def test_unknown_optimizer(small):
 
 
 QUICK = ("--gradient_accumulation_steps=1", "--n_layer=1", "--eval_interval=0", "--max_iters=20", "--lr_decay_iters=20")
-SCHEDULES = {
-    "cosine": (), "linear": ("--schedule=linear",), "wsd": ("--schedule=wsd",), "constant": ("--schedule=constant",),
-    "wsd_paper": ("--schedule=wsd", "--wsd_boost=paper"),
-}  # fmt: skip
+SCHEDULES = ("cosine", "linear", "constant", "wsd", "wsd --wsd_boost=paper")
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer, schedule", zip(OPTIMIZERS, SCHEDULES, strict=True))
 def test_resume_is_exact(optimizer, schedule, small, tmp_path):
-    words = (*small, *QUICK, f"--optimizer={optimizer}", *SCHEDULES[schedule])
+    words = (*small, *QUICK, f"--optimizer={optimizer}", *f"--schedule={schedule}".split())
     straight = (*words, f"--out_dir={tmp_path / 'straight'}")
     run(*straight)
     run(*words, "--max_iters=11")
