@@ -115,15 +115,15 @@ def launched_as():
     Raises LauncherError for variables that are half set or impossible: a process would train on its own, or wait for
     others for ever.
     """
-    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
     if not given:
         return 0, 1, 0
     expected = f"{', '.join(f'{k}={v}' for k, v in given.items())}: expected all of torchrun's variables, or none"
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in names:
         if not given.get(name, "").isdecimal():
             raise LauncherError(f"{name} is {'no number' if name in given else 'not set'}, with {expected}")
-    numbers = {name: int(text) for name, text in given.items()}
-    rank, size, local_rank = (numbers[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (int(given[name]) for name in names)
     if not local_rank <= rank < size:
         raise LauncherError(f"impossible ranks, {expected} with LOCAL_RANK <= RANK < WORLD_SIZE")
     if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -145,8 +145,8 @@ def attempt_store(timeout):
 
 def check_one_gpu_each(store, rank, size, device):
     """Raises UserError, on all processes alike, where two of them have the same GPU."""
-    own = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    store.set(f"gpu {rank}", f"{socket.gethostname()} {own or device.index}")
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    store.set(f"gpu {rank}", f"{socket.gethostname()} {uuid or device.index}")
     gpus = len(set(store.multi_get([f"gpu {other}" for other in range(size)])))
     if gpus < size:
         problem = f"{size} processes on {gpus} GPU{'s' * (gpus > 1)}, and only backend=gloo lets them share one"
@@ -180,14 +180,13 @@ def find_device(name, local_rank=0):
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
         raise UserError(f"device={name}: expected cpu, cuda, cuda:N or mps")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}: no CUDA device here, expected device=cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"device={name}: no MPS device here, expected device=cpu")
-    if device.type == "cuda":
-        there = torch.cuda.device_count()
-        index = device.index if device.index is not None else local_rank if there > 1 else 0
-        if index >= there:
-            raise UserError(f"device={name}: process {local_rank} has no GPU, {there} here")
-        device = torch.device("cuda", index)
-    return device
+    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not available[device.type]():
+        raise UserError(f"device={name}: no {device.type.upper()} device here, expected device=cpu")
+    if device.type != "cuda":
+        return device
+    gpus = torch.cuda.device_count()
+    index = device.index if device.index is not None else local_rank if gpus > 1 else 0
+    if index >= gpus:
+        raise UserError(f"device={name}: process {local_rank} has no GPU, {gpus} here")
+    return torch.device("cuda", index)
