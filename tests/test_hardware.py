@@ -5,7 +5,6 @@ import re
 import signal
 import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,14 +64,19 @@ def test_the_peak_of_a_step_by_hand(monkeypatch):
     assert peaks == pytest.approx([weights + 3 * activation, *[2 * weights + 3 * activation] * 2], abs=1000)
 
 
-def step_memory(**keys):
-    """StepMemory of a small model in one process, without what the process holds besides."""
-    config = TrainConfig(**SMALL_KEYS, **keys).resolved()
-    model_config = ModelConfig.of(config)
-    world = SimpleNamespace(size=1, device=torch.device("cpu"))
-    memory = StepMemory(config, Transformer, model_config, param_groups(Transformer(model_config), 1.0), world)
-    memory.held = 0
-    return memory
+@pytest.fixture
+def step_memory(monkeypatch):
+    """StepMemory of a small model on so many processes, without what the process holds besides and without gaps."""
+    monkeypatch.setattr(hardware, "HEAP", 1.0)
+    monkeypatch.setattr(memory, "resident_memory", lambda device: 0)
+
+    def of(size=1, **keys):
+        config = TrainConfig(**{**SMALL_KEYS, **keys}).resolved()
+        model_config = ModelConfig.of(config)
+        world = SimpleNamespace(size=size, device=torch.device("cpu"))
+        return StepMemory(config, Transformer, model_config, param_groups(Transformer(model_config), 1.0), world)
+
+    return of
 
 
 SMALL_KEYS = {
@@ -81,16 +85,15 @@ SMALL_KEYS = {
 
 
 @pytest.mark.parametrize("accumulated", [1, 3])
-def test_a_step_of_a_deep_model_follows_from_shallow_ones(monkeypatch, accumulated):
+def test_a_step_of_a_deep_model_follows_from_shallow_ones(step_memory, accumulated):
     """And one of a large batch from small ones: exactly, where there are no gaps between tensors."""
-    monkeypatch.setattr(hardware, "HEAP", 1.0)
     memory = step_memory(n_layer=5, batch_size=4, gradient_accumulation_steps=accumulated)
     shape = 11, 32, accumulated, torch.device("cpu"), torch.float32
     whole = training_memory(partial(memory.make_model, 5), *shape)
     assert memory.of_run(11) == pytest.approx(whole + memory.state, rel=1e-3)
 
 
-def test_the_largest_batch(monkeypatch):
+def test_the_largest_batch(step_memory, monkeypatch):
     """By the estimate; and from what the run's own batch size was measured to take, what each further one adds."""
     memory = step_memory(n_layer=2, batch_size=2, gradient_accumulation_steps=1)
     fixed, update = memory.state + memory.weights, memory.state + 4 * memory.weights
@@ -102,22 +105,12 @@ def test_the_largest_batch(monkeypatch):
     assert memory.largest_batch(fixed, measured=fixed + 1e6) == 2  # it ran
 
 
-def test_ddp_holds_gradients_in_buckets():
+def test_ddp_holds_gradients_in_buckets(step_memory):
     """Another copy of them from the first micro-step on, as with several micro-steps; and NCCL has its buffers."""
-    config = TrainConfig(**SMALL_KEYS, n_layer=1, batch_size=1, gradient_accumulation_steps=2).resolved()
-    model_config = ModelConfig.of(config)
-    groups = param_groups(Transformer(model_config), 1.0)
-    two, nccl = (
-        StepMemory(replace(config, backend=backend), Transformer, model_config, groups, world)
-        for backend, world in zip(
-            ("gloo", "nccl"), [SimpleNamespace(size=2, device=torch.device("cpu"))] * 2, strict=True
-        )
-    )
-    assert (two.earlier, two.unsharded(1)) == (
-        two.weights,
-        step_memory(n_layer=1, batch_size=1, gradient_accumulation_steps=2).unsharded(1) + two.held,
-    )
-    assert nccl.held - two.held > 1e8
+    keys = {"n_layer": 1, "batch_size": 1, "gradient_accumulation_steps": 2}
+    two, nccl = (step_memory(2, backend=backend, **keys) for backend in ("gloo", "nccl"))
+    assert (two.earlier, two.unsharded(1)) == (two.weights, step_memory(**keys).unsharded(1))
+    assert two.held == 0 and nccl.held > 1e8
 
 
 def test_a_measured_step(small):
@@ -254,19 +247,13 @@ Held().__enter__()
 """
 
 
-def test_memory_of_a_share(small, tmp_path, monkeypatch):
+def test_memory_of_a_share(small, step_memory, tmp_path):
     words = (*small, "--n_layer=6", "--n_embd=64", "--block_size=32", "--batch_size=4", "--max_iters=2", "--dropout=0")
     words = (*words, "--model_type=llama", "--parallel=fsdp", "--eval_interval=0", "--eval_iters=1")
     script, found = scripted(tmp_path, MEASURE_PEAK)
     status, _, err = finish(Fork(*words, processes=2, script=script))
     assert status == 0, err
-    monkeypatch.setattr(hardware, "HEAP", 1.0)
-    keys = {"n_layer": 6, "n_embd": 64, "n_head": 2, "block_size": 32, "batch_size": 4, "model_type": "llama"}
-    config = TrainConfig(**keys, dtype="float32", compile=False, parallel="fsdp", vocab_size=256).resolved()
-    model_config = ModelConfig.of(config)
-    world = SimpleNamespace(size=2, device=torch.device("cpu"))
-    memory = StepMemory(config, Transformer, model_config, param_groups(Transformer(model_config), 1.0), world)
-    memory.held = 0
+    memory = step_memory(2, n_layer=6, n_embd=64, batch_size=4, model_type="llama", parallel="fsdp")
     assert sum(memory.sharded(2, 4)) == pytest.approx(json.loads(found.read_text())["peak"], rel=0.15)
 
 
