@@ -14,13 +14,13 @@ from torch import nn
 
 @dataclass
 class GPTConfig:
-    block_size: int = 1024
-    vocab_size: int = 50304
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    dropout: float = 0.0
-    bias: bool = True
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
 
 
 class Layer(nn.Module):
@@ -59,8 +59,6 @@ class GPT(nn.Module):
             if p.dim() == 2:
                 narrow = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if narrow else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
 
     def forward(self, idx, targets):
         """idx, targets: (B, T). Returns the logits, (B, T, V), and their mean cross-entropy."""

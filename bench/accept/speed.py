@@ -3,19 +3,19 @@
 import importlib.util
 import json
 import os
-import threading
+import time
 from functools import partial
 from statistics import median
 from unittest.mock import patch
 
-from throughput import PEERS, SHAPE, SHAPES, Side, ThroughputConfig
+from sides import PEERS, SHAPES, Shape, Side
 
 from accept.fit import words
 from accept.report import ABOVE_ZERO, REPORTED, Skip, at_least, at_most, equal
 from accept.runs import Batch, Job
 from blockwise import UserError
 
-TINY_SHAPE = (1, 2, 32, 32, 64)
+TINY_SHAPE = (1, 2, 32, 32, 64)  # SHAPES without the batch
 # By batch size; compiling takes a minute each, and two sides of 48 in eager mode beside two compiled more than a card
 MODES = {12: ("", " compiled"), 24: ("",), 48: (" compiled",)}
 BOUNDS = {"nanogpt": {"": 0.97, " compiled": 1.0}, "hugging face": {"": 1.2, " compiled": 1.0}}
@@ -47,14 +47,12 @@ def train_checks(report, place):
         return ms("many") / (micro_steps["many"] * micro_ms())
 
     def mfu():
-        place.needs_cuda("a CPU's peak rate is not known")
         rates = [row["mfu"] for step, row in runs["many"].rows.items() if step >= 5 and row.get("mfu")]
         if not rates:
             raise Skip("this device's peak rate is not known")
         return median(rates)
 
     def pageable(large):
-        place.needs_cuda("without a GPU nothing is copied")
         events = json.loads((runs["trace"].done.out_dir / "trace.json").read_text())["traceEvents"]
         copies = [event for event in events if event.get("cat") == "gpu_memcpy"]
         if not copies:
@@ -65,9 +63,10 @@ def train_checks(report, place):
     report.check("speed/train/micro_step_ms", REPORTED, micro_ms)
     limit = REPORTED if place.tiny else at_most(1.03)
     report.check("speed/train/step_over_micro_steps", limit, step_over_micro_steps)
-    report.check("speed/train/mfu", at_least(MFU), mfu)
-    report.check("speed/train/pageable_copies", equal(0), partial(pageable, True))
-    report.check("speed/train/pageable_copies_below_1_kB", REPORTED, partial(pageable, False))
+    report.check("speed/train/mfu", at_least(MFU), mfu, place.no_cuda("a CPU's peak rate is not known"))
+    lacks = place.no_cuda("without a GPU nothing is copied")
+    report.check("speed/train/pageable_copies", equal(0), partial(pageable, True), lacks)
+    report.check("speed/train/pageable_copies_below_1_kB", REPORTED, partial(pageable, False), lacks)
 
 
 def side_checks(report, place, model, peer):
@@ -77,34 +76,29 @@ def side_checks(report, place, model, peer):
             label = f"speed/{peer.replace(' ', '_')}/{batch}/{mode.strip() or 'eager'}"
             limit = ABOVE_ZERO if place.tiny else at_least(BOUNDS[peer][mode])
             if peer == "hugging face" and not importlib.util.find_spec("transformers"):
-                report.check(label, limit, partial(skip, "transformers is not installed"))
+                report.check(label, limit, None, "transformers is not installed")
                 continue
             times, peaks = take_turns(place, model, batch, [f"ours{mode}", f"{peer}{mode}"])
-            report.check(f"{label}/times_as_fast", limit, partial(ratio, times))
+            lacks = "" if peaks[1] else "the peer ran out of memory or time"
+            report.check(f"{label}/times_as_fast", limit, partial(ratio, times), lacks)
             report.check(f"{label}/ms", REPORTED, lambda times=times: 1000 * median(times[0]))
             if peer == "nanogpt":
-                report.check(f"{label}/memory", at_most(1.05), partial(memory, place, peaks))
-
-
-def skip(reason):
-    raise Skip(reason)
+                lacks = place.no_cuda("a CPU's peak is that of the whole process") or lacks
+                report.check(f"{label}/memory", at_most(1.05), lambda peaks=peaks: peaks[0] / peaks[1], lacks)
 
 
 def take_turns(place, model, batch, names):
     """([seconds of a step, one a round], ...), (peak MB, ...) of these sides; of one that ended, [] and 0."""
-    shape = (*TINY_SHAPE, batch // 12) if place.tiny else (*SHAPES["cuda"][model][:-1], batch)
-    shape = dict(zip(SHAPE, shape, strict=True))
-    args = ThroughputConfig(model=model, device="cuda" if place.cuda else "cpu", **shape)
+    device = "cuda" if place.cuda else "cpu"
+    size = (*TINY_SHAPE, batch // 12) if place.tiny else (*SHAPES["cuda"][model][:-1], batch)
     env = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"} if place.tiny else {}
+    end = time.monotonic() + place.time_left(150)
     with patch.dict(os.environ, env | place.this_device):
-        sides = [Side(name, args, quiet=True) for name in names]
-    timer = threading.Timer(place.time_left(150), lambda: [side.process.kill() for side in sides])
-    timer.start()  # one that hangs would be waited for
+        sides = [Side(name, Shape(model, *size), device, end=end) for name in names]
     living = [side for side in sides if works(side.answer)]  # after steps that do not count
     for _ in range(2 if place.tiny else 9):
         living = [side for side in living if works(side.measure)]
     peaks = [side.close() if side in living else 0 for side in sides]
-    timer.cancel()
     return [side.times if side in living else [] for side in sides], peaks
 
 
@@ -117,14 +111,4 @@ def works(action):
 
 
 def ratio(times):
-    ours, theirs = times
-    if not theirs:
-        raise Skip("the peer ran out of memory or time")
-    return median(b / a for a, b in zip(ours, theirs, strict=True))
-
-
-def memory(place, peaks):
-    place.needs_cuda("a CPU's peak is that of the whole process")
-    if not peaks[1]:
-        raise Skip("the peer ran out of memory or time")
-    return peaks[0] / peaks[1]
+    return median(b / a for a, b in zip(*times, strict=True))
