@@ -1,7 +1,7 @@
 """The split of every causal language model class of transformers, by its default config, on the meta device.
 
 python bench/models.py                         # how many split, as they are or by split_qkv; a minute or two
-python bench/models.py --out=docs/models.md    # and the page with the rules and the parameters of every class
+python bench/models.py --out=docs/models.md    # and, in the page, the parameters of every class
 python bench/models.py LlamaForCausalLM        # these classes alone
 """
 
@@ -15,7 +15,7 @@ from typing import Annotated
 import harness  # noqa: F401
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.blocks import BLOCKS, KINDS, blocks_of
+from blockwise.blocks import BLOCKS, blocks_of
 from blockwise.keys import PATH, Keys
 from blockwise.split_qkv import fused_projections, split_qkv
 from configurator import configure
@@ -32,6 +32,7 @@ OPTIONS = {
     "nemotron": dict(num_key_value_heads=8),
     "reformer": dict(is_decoder=True),
 }
+HEADING = "## The classes\n"  # of the page: everything behind it is written here
 
 
 @dataclass
@@ -39,20 +40,20 @@ class ModelsConfig(Keys):
     """The keys of models.py."""
 
     words = "classes"
-    classes: Annotated[list[str], "causal language model classes of transformers, or all"] = field(
-        default_factory=lambda: ["all"]
+    classes: Annotated[list[str], "causal language model classes of transformers (empty: all)"] = field(
+        default_factory=list
     )
-    out: Annotated[str | None, "page with the rules and the parameters of every class", PATH] = None
+    out: Annotated[str | None, "page whose section on the classes is written again", PATH] = None
 
 
 def causal_classes():
     """{name of a class: its config's model_type}"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
-    found = {}
+    types = {}
     for model_type, name in NAMES.items():
-        found.setdefault(name if isinstance(name, str) else name[0], model_type)
-    return dict(sorted(found.items()))
+        types.setdefault(name if isinstance(name, str) else name[0], model_type)
+    return dict(sorted(types.items()))
 
 
 def without_weights(name, model_type):
@@ -84,11 +85,11 @@ def split(name, model_type):
         return "refused", error.args[0]
 
 
-def summary(found):
-    statuses = [status for status, _ in found.values()]
+def summary(answers):
+    statuses = [status for status, _ in answers.values()]
     as_it_is, by_split, refused, not_built = map(statuses.count, ("split", "split_qkv", "refused", "not built"))
     return (
-        f"{as_it_is} of {len(found) - not_built} classes split as they are, {by_split} by split_qkv(model); "
+        f"{as_it_is} of {len(answers) - not_built} classes split as they are, {by_split} by split_qkv(model); "
         f"{refused} are refused; {not_built} could not be built"
     )
 
@@ -97,35 +98,18 @@ def millions(number):
     return "" if number is None else f"{number / 1e6:,.3g}" if number < 1e8 else f"{number / 1e6:,.0f}"
 
 
-def page(found, version):
-    """docs/models.md"""
-    lines = [
-        "# Which block type a parameter has",
-        "", "```sh", "python -m blockwise.blocks MODEL_ID_OR_DIR      # the split of one model, from its config alone",
-        "python bench/models.py --out=docs/models.md     # this page", "```", "",
-        "## The rules", "",
-        "The paper measured embeddings, QK, VO, FFN and norms. A parameter that is one of these by its role has that",
-        "type; what the paper did not measure is `Other`, at the base rate. The names behind each row are `KINDS` in",
-        "[blockwise/blocks.py](../blockwise/blocks.py).", "",
-        "| parameter | block | why |", "|---|---|---|",
-        *(f"| {kind} | {block} | {why} |" for kind, block, why, _, _ in KINDS),
-        "| Q, K and V in one matrix | QK and VO | by `split_qkv(model)`; without it refused |",
-        "| a `k_proj` without a `v_proj` beside it | Other | K and V are one matrix (Gemma 4's `attention_k_eq_v`) |",
-        "| a `q_proj` twice as tall as `o_proj` is wide | Other | it holds Q and a gate (Qwen3-Next, Qwen3.5) |",
-        "| a bias | as its matrix | |", "",
-        "## The classes", "",
-        f"transformers {version}, default configs, millions of parameters. {summary(found)} (\\* in the table).", "",
-        f"| class | {' | '.join(BLOCKS)} |", f"|---|{'---:|' * len(BLOCKS)}",
-    ]  # fmt: skip
-    marks = {"split": "", "split_qkv": " \\*"}
-    rows = {name + marks[status]: answer for name, (status, answer) in found.items() if status in marks}
-    lines += [f"| {name} | {' | '.join(millions(row.get(b)) for b in BLOCKS)} |" for name, row in rows.items()]
+def section(answers, version):
+    """What docs/models.md says of the classes."""
+    yield f"\ntransformers {version}, default configs, millions of parameters. {summary(answers)} (\\* in the table).\n"
+    yield f"| class | {' | '.join(BLOCKS)} |\n|---|{'---:|' * len(BLOCKS)}"
+    for name, (status, answer) in answers.items():
+        if status.startswith("split"):
+            mark = " \\*" if status == "split_qkv" else ""
+            yield f"| {name}{mark} | {' | '.join(millions(answer.get(b)) for b in BLOCKS)} |"
     for status, heading in (("refused", "Refused"), ("not built", "Not built from the default config")):
-        if all(s != status for s, _ in found.values()):
-            continue
-        lines += ["", f"## {heading}", "", "| class | message |", "|---|---|"]
-        lines += [f"| {name} | {answer} |" for name, (s, answer) in found.items() if s == status]
-    return "\n".join(lines) + "\n"
+        rows = [f"| {name} | {answer} |" for name, (s, answer) in answers.items() if s == status]
+        if rows:
+            yield "\n".join([f"\n## {heading}\n\n| class | message |\n|---|---|", *rows])
 
 
 def main(argv):
@@ -133,18 +117,17 @@ def main(argv):
     import transformers
 
     warnings.filterwarnings("ignore")
-    classes = causal_classes()
-    names = list(classes) if config.classes == ["all"] else config.classes
-    if unknown := [name for name in names if name not in classes]:
-        raise UserError(f"{unknown[0]}: expected a causal language model class of transformers")
-    found = {}
-    for name in names:
-        found[name] = status, answer = split(name, classes[name])
-        if status not in ("split", "split_qkv") or len(names) < len(classes):
+    types, answers = causal_classes(), {}
+    for name in config.classes or types:
+        if name not in types:
+            raise UserError(f"{name}: expected a causal language model class of transformers")
+        answers[name] = status, answer = split(name, types[name])
+        if config.classes or not status.startswith("split"):
             print(f"{name}: {status}: {answer}")
-    print(summary(found))
+    print(summary(answers))
     if config.out:
-        Path(config.out).write_text(page(found, transformers.__version__))
+        before, heading, _ = Path(config.out).read_text().partition(HEADING)
+        Path(config.out).write_text(before + heading + "\n".join(section(answers, transformers.__version__)) + "\n")
 
 
 if __name__ == "__main__":
