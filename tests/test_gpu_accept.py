@@ -1,9 +1,11 @@
 """The acceptance of a GPU machine: what a check is, what a wrong command gets, and every phase in its tiny form."""
 
+import importlib
 import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu_accept
+import sides
 from accept import correct, fit, speed
 from accept.report import REPORTED, Report, Skip, at_least, at_most, between, equal
 from accept.runs import Batch, Job, Place, Run
@@ -24,53 +27,45 @@ def fails(error):
 
 
 def test_a_check_is_a_line(capsys):
+    """One that is skipped counts neither way."""
     report = Report()
     report.check("a/loss", at_most(1e-4), lambda: 5e-5)
-    report.check("a/norm", at_most(1e-3), lambda: math.nan)
-    report.check("a/speed", at_least(0.97), lambda: 0.96)
     report.check("a/memory", between(0.9, 1.15), lambda: 1.0)
     report.check("a/status", equal(2), lambda: 2)
-    report.check("a/time", REPORTED, lambda: math.inf)
     report.check("a/card", equal(1), lambda: fails(Skip("needs a GPU")))
+    report.check("a/peer", equal(1), None, "no peer")
+    assert report.status == 0
+    report.check("a/norm", at_most(1e-3), lambda: math.nan)
+    report.check("a/speed", at_least(0.97), lambda: 0.96)
+    report.check("a/time", REPORTED, lambda: math.inf)
     report.check("a/run", equal(0), lambda: fails(RuntimeError("it ended\nbadly")))
     assert capsys.readouterr().out.splitlines() == [
         "a/loss 5e-05 <=0.0001 PASS",
-        "a/norm nan <=0.001 FAIL",
-        "a/speed 0.96 >=0.97 FAIL",
         "a/memory 1 0.9..1.15 PASS",
         "a/status 2 ==2 PASS",
-        "a/time inf finite FAIL",
         "a/card - ==1 SKIP (needs a GPU)",
+        "a/peer - ==1 SKIP (no peer)",
+        "a/norm nan <=0.001 FAIL",
+        "a/speed 0.96 >=0.97 FAIL",
+        "a/time inf finite FAIL",
         "a/run - ==0 FAIL (RuntimeError: it ended)",
     ]
-    assert [report.count(verdict) for verdict in ("PASS", "FAIL", "SKIP")] == [3, 4, 1]
+    assert [report.count(verdict) for verdict in ("PASS", "FAIL", "SKIP")] == [3, 4, 2] and report.status == 1
 
 
-def test_a_section_that_fails_is_a_failure_and_the_next_one_runs():
+def test_a_section_that_fails_is_a_failure_and_the_next_one_runs(tmp_path):
+    """And no check at all is no acceptance. The JSON has what was printed, with NaN as a string."""
     report = Report()
+    assert report.status == 1
     report.section("one", lambda report: fails(KeyError("missing")))
-    report.section("two", lambda report: report.check("two/a", equal(1), lambda: 1))
-    assert [(check.name, check.verdict) for check in report.checks] == [("one", "FAIL"), ("two/a", "PASS")]
-
-
-def test_the_exit_status():
-    """A skipped check counts neither way; no check at all is no acceptance."""
-    report = Report()
-    assert report.status == 1
-    report.check("a", equal(1), lambda: 1)
-    report.check("b", equal(1), lambda: fails(Skip("not here")))
-    assert report.status == 0
-    report.check("c", equal(1), lambda: 2)
-    assert report.status == 1
-
-
-def test_the_json(tmp_path):
-    report = Report()
-    report.check("a", at_most(1), lambda: math.nan)
+    report.section("two", lambda report: report.check("two/a", at_most(1), lambda: math.nan))
     report.write(tmp_path / "out.json", {"device": "a card"}, {"fit": 3.0})
     found = json.loads((tmp_path / "out.json").read_text(), parse_constant=lambda text: fails(ValueError(text)))
     assert found["machine"] == {"device": "a card"} and found["seconds"] == {"fit": 3.0} and found["status"] == 1
-    assert found["checks"] == [{"name": "a", "value": "nan", "bound": "<=1", "verdict": "FAIL", "reason": ""}]
+    assert found["checks"] == [
+        {"name": "one", "value": None, "bound": "ends", "verdict": "FAIL", "reason": "KeyError: 'missing'"},
+        {"name": "two/a", "value": "nan", "bound": "<=1", "verdict": "FAIL", "reason": ""},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def made_up_run(folder, losses, status=0, stderr=""):
     (folder / "result.json").write_text(json.dumps({"status": status}))
     (folder / "stderr").write_text(stderr)
     rows = [json.dumps({"step": step, "train/loss": loss}) for step, loss in enumerate(losses)]
-    (folder / "metrics.jsonl").write_text("\n".join(rows))
+    (folder / "metrics.jsonl").write_text("".join(row + "\n" for row in rows))
     return Run(folder.name, folder, folder)
 
 
@@ -131,6 +126,9 @@ def test_a_run_that_failed_says_so(tmp_path):
     loud = made_up_run(tmp_path / "loud", [], 1, "Traceback (most recent call last):\nValueError: x\n")
     with pytest.raises(RuntimeError, match="instead of one"):
         _ = loud.error
+    with pytest.raises(RuntimeError, match="ended in a traceback: ValueError: x"):
+        loud.lines("x")
+    assert (failed.lines("warning"), failed.errors) == (1, 1)
     with pytest.raises(RuntimeError, match="has no result: it was not reached"):
         _ = Run("lost", tmp_path / "lost", tmp_path / "lost").rows
 
@@ -142,27 +140,33 @@ def test_the_numbers_of_a_dry_run(tmp_path):
     assert fit.number_in(run, "largest batch_size:") == 56
 
 
-SIDES = {
-    "works": "print(1)\nfor _ in range(2): print(input() or 2.5)\nprint(7)",
-    "ends": "",
-    "hangs": "import time; time.sleep(99)",
-}
+MADE_UP = """
+import time
+from blockwise import UserError
+def serve(pipe, name, *_):
+    if name == "fails":
+        pipe.send(UserError("out of memory"))
+    if name == "hangs":
+        time.sleep(99)
+    if name == "works":
+        pipe.send({"flops": 1})
+        while pipe.recv():
+            pipe.send(2.5)
+        pipe.send(7)
+"""
 
 
 def test_sides_that_end_or_hang(tmp_path, monkeypatch):
     """Where one side ends early, out of memory for example, the other is measured; one that hangs is not waited for."""
-
-    class Made(speed.Side):
-        def __init__(self, name, *args, **more):
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.times, self.process = [], subprocess.Popen([sys.executable, "-uc", SIDES[name]], **pipes)
-            self.name = name
-
-    monkeypatch.setattr(speed, "Side", Made)
-    monkeypatch.setattr(Place, "time_left", lambda place, limit: 1)
+    (tmp_path / "made_up.py").write_text(MADE_UP)  # a file of its own: this one would load torch in every process
+    monkeypatch.syspath_prepend(tmp_path)
+    serve = importlib.import_module("made_up").serve
+    monkeypatch.setattr(speed, "Side", partial(sides.Side, target=serve))
     place = Place("cpu", True, None, tmp_path)
-    assert speed.take_turns(place, "gpt2", 12, ["works", "ends"]) == ([[2.5, 2.5], []], [7, 0])
-    assert speed.take_turns(place, "gpt2", 12, ["works", "hangs"]) == ([[], []], [0, 0])
+    for other in ("ends", "fails"):
+        assert speed.take_turns(place, "gpt2", 12, ["works", other]) == ([[2.5, 2.5], []], [7, 0])
+    monkeypatch.setattr(Place, "time_left", lambda place, limit: 0.1)
+    assert speed.take_turns(place, "gpt2", 12, ["hangs"]) == ([[]], [0])
 
 
 def test_checkpoints_that_nobody_comes_back_to_are_deleted(tmp_path, monkeypatch):

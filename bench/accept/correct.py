@@ -11,7 +11,7 @@ from functools import partial
 from same_rows import difference_of
 
 from accept.report import Skip, at_most, between, equal
-from accept.runs import FULL_FLOAT32, REFERENCE, Batch, Job, launch
+from accept.runs import FULL_FLOAT32, REFERENCE, Batch, Job, launch, run_one
 
 VARIANTS = {  # each key set so that it acts on new weights
     "gpt2": "--bias=True",
@@ -47,20 +47,19 @@ def checks(report, place):
         rate = ["--learning_rate=1e-2"] if name == "sgd" else []
         jobs[name] = Job((*place.common(20), f"--optimizer={name}", *rate))
     jobs["curvature"] = Job((*common, *CURVATURE))
-    jobs["text"] = Job((*place.common(100 if place.tiny else 200), *TEXT), out="text")
-    reference = Batch(place, "cpu", on("cpu", jobs), env=REFERENCE)
-    del jobs["text"]
-    batches = {
-        "device": Batch(place, "device", on(place.device, jobs | low_precision(place)), before=FULL_FLOAT32),
-        "compiled": Batch(place, "compiled", on(place.device, compiled(place)), before=FULL_FLOAT32),
-        "exact": Batch(place, "exact", on(place.device, repeated(place))),
-    }  # beside one another: they are small, and compiling takes the CPU's time
+    text = Job((*place.common(100 if place.tiny else 200), *TEXT), out="text")
+    reference = Batch(place, "cpu", on("cpu", jobs | {"text": text}), env=REFERENCE)
+    batches = (
+        Batch(place, "device", on(place.device, jobs | low_precision(place)), before=FULL_FLOAT32),
+        Batch(place, "compiled", on(place.device, compiled(place)), before=FULL_FLOAT32),
+        Batch(place, "exact", on(place.device, repeated(place))),
+    )  # beside one another: they are small, and compiling takes the CPU's time
     reference = reference.wait()
-    found = {name: run for batch in batches.values() for name, run in batch.wait().items()}
+    runs = {name: run for batch in batches for name, run in batch.wait().items()}
     for section in (float32_checks, precision_checks, compile_checks, exact_checks):
-        report.section(f"correct/{section.__name__}", section, reference, found)
+        report.section(f"correct/{section.__name__}", section, reference, runs)
     for section in (mistake_checks, text_checks, process_checks):
-        report.section(f"correct/{section.__name__}", section, place, found)
+        report.section(f"correct/{section.__name__}", section, place, runs)
 
 
 def on(device, jobs):
@@ -98,11 +97,11 @@ def gap(run, reference, keys=("train/loss", "val/loss"), relative=False):
     """The largest difference of any of these keys in any row; infinite where one is not a number."""
     largest = 0.0
     for key in keys:
-        mine, theirs = run.column(key), reference.column(key)
-        if mine.keys() != theirs.keys() or not mine:
-            raise RuntimeError(f"{key} is logged in steps {sorted(mine)} and {sorted(theirs)}")
-        for step, value in theirs.items():
-            difference = abs(mine[step] - value) / (abs(value) if relative else 1)
+        values, expected = run.column(key), reference.column(key)
+        if values.keys() != expected.keys() or not values:
+            raise RuntimeError(f"{key} is logged in steps {sorted(values)} and {sorted(expected)}")
+        for step, value in expected.items():
+            difference = abs(values[step] - value) / (abs(value) if relative else 1)
             largest = max(largest, difference if math.isfinite(difference) else math.inf)
     return largest
 
@@ -113,43 +112,39 @@ def norm_gap(run, reference):
     return gap(run, reference, sorted(keys), relative=True)
 
 
-def float32_checks(report, reference, found):
+def float32_checks(report, reference, runs):
     for name in VARIANTS:
-        report.check(f"correct/float32/{name}/loss", at_most(1e-4), partial(gap, found[name], reference[name]))
-        report.check(f"correct/float32/{name}/norms", at_most(1e-3), partial(norm_gap, found[name], reference[name]))
+        report.check(f"correct/float32/{name}/loss", at_most(1e-4), partial(gap, runs[name], reference[name]))
+        report.check(f"correct/float32/{name}/norms", at_most(1e-3), partial(norm_gap, runs[name], reference[name]))
     for name, limit in OPTIMIZERS.items():
-        report.check(f"correct/optimizer/{name}/loss", at_most(limit), partial(gap, found[name], reference[name]))
-    pair = found["curvature"], reference["curvature"]
+        report.check(f"correct/optimizer/{name}/loss", at_most(limit), partial(gap, runs[name], reference[name]))
+    pair = runs["curvature"], reference["curvature"]
     report.check("correct/curvature", at_most(1e-3), partial(gap, *pair, ["curvature/lambda_max"], relative=True))
     blocks = [f"sharpness/{block}" for block in ("Emb", "QK", "VO", "FFN", "Norm", "Head")]
     report.check("correct/sharpness", at_most(1e-2), partial(gap, *pair, blocks, relative=True))
 
 
-def precision_checks(report, reference, found):
+def precision_checks(report, reference, runs):
     for name, like in {"bfloat16": "llama", "bfloat16_softcap": "softcap", "float16": "llama"}.items():
-        report.check(f"correct/{name}/loss", at_most(3e-2), partial(gap, found[name], reference[like]))
-    pair = (found["documents_grouped"], found["documents_whole"])
-    peaks = partial(lambda runs: [max(run.column("mem_mb").values()) for run in runs], pair)
-    report.check("correct/documents/grouped_memory", at_most(1.1), lambda: peaks()[0] / peaks()[1])
-    overflow = found["overflow"]
+        report.check(f"correct/{name}/loss", at_most(3e-2), partial(gap, runs[name], reference[like]))
 
-    def overflows():
-        return sum(not math.isfinite(norm) for norm in overflow.column("grad_norm").values())
+    def memory(name):
+        return max(runs[name].column("mem_mb").values())
 
-    def last_norm():
-        return overflow.column("grad_norm")[29]
-
-    def kept():
-        return sum(overflow.column("update_rms/FFN")[step] > 0 for step in range(20, 30))
-
+    grouped = lambda: memory("documents_grouped") / memory("documents_whole")  # noqa: E731
+    report.check("correct/documents/grouped_memory", at_most(1.1), grouped)
+    norms = partial(runs["overflow"].column, "grad_norm")
+    updates = partial(runs["overflow"].column, "update_rms/FFN")
+    overflows = lambda: sum(not math.isfinite(norm) for norm in norms().values())  # noqa: E731
     report.check("correct/overflow/steps", between(1, 19), overflows)
-    report.check("correct/overflow/last_norm", between(1e-6, 1e6), last_norm)
-    report.check("correct/overflow/updates_of_the_last_10", equal(10), kept)
+    report.check("correct/overflow/last_norm", between(1e-6, 1e6), lambda: norms()[29])
+    last_updates = lambda: sum(updates()[step] > 0 for step in range(20, 30))  # noqa: E731
+    report.check("correct/overflow/updates_of_the_last_10", equal(10), last_updates)
 
 
-def compile_checks(report, reference, found):
+def compile_checks(report, reference, runs):
     for name in ("gpt2", "llama", "growing"):
-        run, eager = found[f"compiled_{name}"], found[name]
+        run, eager = runs[f"compiled_{name}"], runs[name]
         report.check(f"correct/compiled/{name}/loss", at_most(1e-3), partial(gap, run, eager))
         most = 4 if name == "growing" else 2  # block by block: a block and the loss, in training and in evaluation
         report.check(f"correct/compiled/{name}/graphs", equal(most), lambda run=run: run.done.result["graphs"])
@@ -168,7 +163,7 @@ def repeated(place):
     return jobs
 
 
-def exact_checks(report, reference, found):
+def exact_checks(report, reference, runs):
     def compare(once, other):
         if difference := difference_of(*(list(run.rows.values()) for run in (once, other))):
             raise RuntimeError(difference)
@@ -176,46 +171,37 @@ def exact_checks(report, reference, found):
 
     for mode in ("eager", "compiled"):
         for other in ("again", "resumed"):
-            measure = partial(compare, found[f"{mode}_once"], found[f"{mode}_{other}"])
+            measure = partial(compare, runs[f"{mode}_once"], runs[f"{mode}_{other}"])
             report.check(f"correct/deterministic/{mode}/{other}", equal("bitwise"), measure)
 
 
-def mistake_checks(report, place, found):
+def mistake_checks(report, place, _):
     """A loss that is not finite, and want of memory."""
     explode = (*place.common(20), *LLAMA, "--learning_rate=1e30", "--grad_clip=0", f"--device={place.device}")
-    jobs = {"nan_stop": Job(explode), "nan_skip": Job((*explode, "--nan_policy=skip"))}
+    not_finite = {"nan_stop": Job(explode), "nan_skip": Job((*explode, "--nan_policy=skip"))}
     huge = ("--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=2048")
     words = (*place.common(2), *(() if place.tiny else huge), f"--device={place.device}")
     full = {"memory_eager": Job(words), "memory_compiled": Job((*words, "--compile=True"))}
     runs = Batch(place, "memory", full, before=FULL_MEMORY if place.tiny else "").wait()
-    runs |= Batch(place, "not_finite", jobs).wait()  # not beside what takes all of the memory
-
-    for name in jobs:
-        report.check(f"correct/{name}/status", equal(3), lambda run=runs[name]: run.result["status"])
-        said = partial(lines_with, runs[name], "stopped before taking this step")
-        report.check(f"correct/{name}/lines", equal(1), said)
-    for name in full:
-        report.check(f"correct/{name}/status", equal(2), lambda run=runs[name]: run.result["status"])
-        report.check(f"correct/{name}/names_batch_size", equal(True), lambda run=runs[name]: "batch_size" in run.error)
-
-
-def lines_with(run, text):
-    """How many lines on stderr have a text; tracebacks are an error."""
-    lines = run.text("stderr").splitlines()
-    if "Traceback (most recent call last):" in lines:
-        raise RuntimeError(f"{run.name} ended in a traceback: {lines[-1]}")
-    return sum(text in line for line in lines)
+    runs |= Batch(place, "not_finite", not_finite).wait()  # not beside what takes all of the memory
+    for name, run in runs.items():
+        status = 3 if name in not_finite else 2
+        report.check(f"correct/{name}/status", equal(status), lambda run=run: run.result["status"])
+        if name in not_finite:
+            report.check(f"correct/{name}/lines", equal(1), partial(run.lines, "stopped before taking this step"))
+        else:
+            report.check(f"correct/{name}/names_batch_size", equal(True), lambda run=run: "batch_size" in run.error)
 
 
-def text_checks(report, place, found):
+def text_checks(report, place, _):
     """What a checkpoint of the CPU's says on the device, and in Hugging Face's hands."""
     out, to = place.scratch / "out" / "text", place.scratch / "exported"
     sample = {"sample": Job((f"--out_dir={out}", *PROMPT), "sample.py")}
     fast = {"fast": Job((f"--out_dir={out}", *FAST, f"--device={place.device}"), "sample.py")}
     export = {"export": Job((f"--out_dir={out}", f"--to={to}"), "export.py")}
-    batches = [Batch(place, "cpu_text", on("cpu", sample) | export, env=REFERENCE)]
-    batches.append(Batch(place, "device_text", on(place.device, sample) | fast))
-    reference, device = (batch.wait() for batch in batches)
+    reference = Batch(place, "cpu_text", on("cpu", sample) | export, env=REFERENCE)
+    device = Batch(place, "device_text", on(place.device, sample) | fast)
+    reference, device = reference.wait(), device.wait()
 
     def same_text():
         texts = [runs["sample"].done.text("stdout") for runs in (reference, device)]
@@ -249,53 +235,48 @@ def largest_logit_gap(exported, out, device):
         return (ours(tokens) - theirs(tokens).logits).abs().max().item()
 
 
-def process_checks(report, place, found):
+def process_checks(report, place, runs):
     """Two processes: on one device with gloo, refused there with NCCL, and on two devices."""
     one = "cuda:0" if place.device == "cuda" else place.device
     words = (*place.common(10), *LLAMA)
     gloo = launch(place, "gloo", (*words, f"--device={one}", "--backend=gloo"), env={"NVIDIA_TF32_OVERRIDE": "0"})
-    report.check("correct/two_processes/loss", at_most(1e-4), partial(gap, gloo, found["llama"]))
-    for name, device in {"nccl_by_number": one, "nccl": "cuda"}.items():
+    report.check("correct/two_processes/loss", at_most(1e-4), partial(gap, gloo, runs["llama"]))
 
-        def refused(name=name, device=device):
-            place.needs_cuda("needs a GPU that NCCL could use")
-            env = {} if name == "nccl_by_number" else {"CUDA_VISIBLE_DEVICES": "0"} | place.this_device
-            run = launch(place, name, (*words, f"--device={device}"), limit=60, env=env)
-            if run.result["status"] == 0:
-                raise RuntimeError("it was not refused")
-            return sum(line.startswith("error: ") for line in run.text("stderr").splitlines())
+    def refused(name, device, env):
+        run = launch(place, name, (*words, f"--device={device}"), limit=60, env=env)
+        if run.result["status"] == 0:
+            raise RuntimeError("it was not refused")
+        return run.errors
 
-        report.check(f"correct/{name}/lines_of_refusal", equal(1), refused)
-    report.section("correct/two_gpus", two_gpu_checks, place, found, words)
+    lacks = place.no_cuda("needs a GPU that NCCL could use")
+    for name, device, env in (
+        ("nccl_by_number", one, {}),
+        ("nccl", "cuda", {"CUDA_VISIBLE_DEVICES": "0"} | place.this_device),
+    ):
+        report.check(f"correct/{name}/lines_of_refusal", equal(1), partial(refused, name, device, env), lacks)
+    report.section("correct/two_gpus", two_gpu_checks, place, runs, words)
 
 
-def two_gpu_checks(report, place, found, words):
+def two_gpu_checks(report, place, runs, words):
     """Where each process has its own; the losses of one, in bfloat16."""
+    import torch
 
-    def devices_in_use():
-        place.needs_gpus(2)
-        run = Batch(place, "second_gpu", {"second_gpu": Job((*words, "--device=cuda:1"))}).wait()["second_gpu"]
-        return run.done.result["devices"]
+    lacks = "" if torch.cuda.device_count() >= 2 else "needs 2 GPUs"
+
+    def losses(way):
+        keys = (*words, "--device=cuda", "--dtype=bfloat16", "--compile=True", f"--parallel={way}")
+        return gap(launch(place, way, keys, limit=150, env={"TORCH_LOGS": "graph_breaks"}), runs["bfloat16"])
+
+    def breaks(way):
+        return (place.scratch / "jobs" / way / "stderr").read_text().count("Graph break")
 
     def lines_of_a_bad_id():
-        place.needs_gpus(2)
         run = launch(place, "bad_id", (*words, "--dataset=bad", "--max_iters=1000", "--device=cuda"), limit=90)
-        return sum(line.startswith("error: ") for line in run.text("stderr").splitlines())
+        return run.errors
 
-    report.check("correct/second_gpu/devices_in_use", equal(1), devices_in_use)
+    devices = lambda: run_one(place, "second_gpu", (*words, "--device=cuda:1")).done.result["devices"]  # noqa: E731
+    report.check("correct/second_gpu/devices_in_use", equal(1), devices, lacks)
     for way in ("ddp", "fsdp"):
-        keys = (*words, "--device=cuda", "--dtype=bfloat16", "--compile=True", f"--parallel={way}")
-
-        def losses(way=way, keys=keys):
-            place.needs_gpus(2)
-            return gap(launch(place, way, keys, limit=150, env={"TORCH_LOGS": "graph_breaks"}), found["bfloat16"])
-
-        report.check(f"correct/{way}/loss", at_most(3e-2), losses)
-        breaks = place.scratch / "jobs" / way / "stderr"
-        report.check(f"correct/{way}/breaks", equal(0), lambda file=breaks: breaks_in(place, file))
-    report.check("correct/one_rank_ends/lines", equal(1), lines_of_a_bad_id)
-
-
-def breaks_in(place, file):
-    place.needs_gpus(2)
-    return file.read_text().count("Graph break")
+        report.check(f"correct/{way}/loss", at_most(3e-2), partial(losses, way), lacks)
+        report.check(f"correct/{way}/breaks", equal(0), partial(breaks, way), lacks)
+    report.check("correct/one_rank_ends/lines", equal(1), lines_of_a_bad_id, lacks)

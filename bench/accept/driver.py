@@ -29,10 +29,9 @@ def main(path):
     exec(work["before"], {})
     for job in work["jobs"]:
         folder = Path(job["folder"])
-        streams = [os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("stdout", "stderr")]
-        for number, stream in enumerate(streams, start=1):
-            os.dup2(stream, number)
-            os.close(stream)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            with open(folder / name, "w") as stream:
+                os.dup2(stream.fileno(), number)
         (folder / "result.json.tmp").write_text(json.dumps(run(job["script"], job["words"])))
         os.replace(folder / "result.json.tmp", folder / "result.json")
 

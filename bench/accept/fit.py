@@ -6,7 +6,7 @@ from functools import partial
 
 from accept.correct import gap
 from accept.report import ABOVE_ZERO, REPORTED, at_least, at_most, between, equal
-from accept.runs import TINY, Batch, Job
+from accept.runs import TINY, Batch, Job, run_one
 
 GPT2 = (
     "--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=12", "--vocab_size=50304",
@@ -47,19 +47,23 @@ def words(place, *keys):
 
 def memory_checks(report, place):
     """The dry run's estimate is of an eager step; compiled it takes less."""
-    dry = Batch(place, "dry", {"dry": Job((*words(place, MODES["eager"]), "--dry_run"))}).wait()["dry"]
-    peaks = {}
+    dry = run_one(place, "dry", (*words(place, MODES["eager"]), "--dry_run"))
+
+    def estimate_over(peak):
+        return number_in(dry, "memory of a process, estimated:") / peak()
+
     for mode, key in MODES.items():  # a process each: what one has held says nothing of the next
-        run = Batch(place, f"memory_{mode}", {mode: Job(words(place, key))}).wait()[mode]
-        peaks[mode] = lambda run=run: max(run.column("mem_mb").values())
+        run = run_one(place, f"memory_{mode}", words(place, key))
+        peak = lambda run=run: max(run.column("mem_mb").values())  # noqa: E731
         limit = ABOVE_ZERO if place.tiny else between(0.9, 1.15) if mode == "eager" else at_least(0.95)
-        over = partial(lambda peak: number_in(dry, "memory of a process, estimated:") / peak(), peaks[mode])
-        report.check(f"fit/memory/{mode}/estimate_over_peak", limit, over)
-        report.check(f"fit/memory/{mode}/peak_mb", REPORTED, peaks[mode])
+        report.check(f"fit/memory/{mode}/estimate_over_peak", limit, partial(estimate_over, peak))
+        report.check(f"fit/memory/{mode}/peak_mb", REPORTED, peak)
+    lacks = place.no_cuda("a CPU's memory has other users")
     for mode in MODES:
-        trial = partial(largest_batch_status, place, mode, dry)
-        report.check(f"fit/batch/{mode}/suggested_status", equal(0), partial(trial, 1.0))
-    report.check("fit/batch/eager/1.3_times_status", equal(2), partial(largest_batch_status, place, "eager", dry, 1.3))
+        trial = partial(largest_batch_status, place, mode, dry, 1.0)
+        report.check(f"fit/batch/{mode}/suggested_status", equal(0), trial, lacks)
+    trial = partial(largest_batch_status, place, "eager", dry, 1.3)
+    report.check("fit/batch/eager/1.3_times_status", equal(2), trial, lacks)
 
 
 def number_in(run, label):
@@ -69,11 +73,8 @@ def number_in(run, label):
 
 def largest_batch_status(place, mode, dry, times):
     """Exit status of a run with so many times the batch size that the dry run suggests."""
-    place.needs_cuda("a CPU's memory has other users")
     size = math.ceil(times * number_in(dry, "largest batch_size:"))
-    name = f"batch_{mode}_{size}"
-    job = Job(words(place, MODES[mode], f"--batch_size={size}", "--max_iters=2"))
-    run = Batch(place, name, {name: job}).wait()[name]
+    run = run_one(place, f"batch_{mode}_{size}", words(place, MODES[mode], f"--batch_size={size}", "--max_iters=2"))
     status = run.result["status"]
     if status == 2 and "out of memory" not in run.error:
         raise RuntimeError(run.error)
@@ -87,8 +88,8 @@ def curvature_checks(report, place):
     ways = {f"micro_{size}": (size, "highest") for size in (4, 2, 1)} | {"micro_2_high": (2, "high")}
     jobs = {}
     for name, (micro, precision) in ways.items():
-        own = (f"--curvature_micro_batch={micro}", f"--curvature_precision={precision}")
-        jobs[name] = Job(words(place, *keys, *own))
+        way = (f"--curvature_micro_batch={micro}", f"--curvature_precision={precision}")
+        jobs[name] = Job(words(place, *keys, *way))
     jobs["by_estimate"] = Job(words(place, "--compile=False", "--curvature_interval=1", "--max_iters=2"))
     runs = Batch(place, "curvature", jobs).wait()
     for name in list(ways)[1:]:
@@ -96,9 +97,8 @@ def curvature_checks(report, place):
         pair = runs[name], runs["micro_4"], ["curvature/lambda_max"]
         report.check(f"fit/curvature/{name}/against_micro_4", limit, partial(gap, *pair, relative=True))
     for name in jobs:
-        for key in ("curvature/ms", "mem_mb"):
-            last = partial(lambda run, key: list(run.column(key).values())[-1], runs[name], key)
-            report.check(f"fit/curvature/{name}/{key.split('/')[-1]}", REPORTED, last)
+        report.check(f"fit/curvature/{name}/ms", REPORTED, partial(runs[name].last, "curvature/ms"))
+        report.check(f"fit/curvature/{name}/mem_mb", REPORTED, partial(runs[name].last, "mem_mb"))
 
 
 def checkpoint_checks(report, place):

@@ -51,8 +51,7 @@ class Check:
     verdict: str
     reason: str = ""
 
-    @property
-    def line(self):
+    def __str__(self):
         value = "-" if self.value is None else f"{self.value:.4g}" if isinstance(self.value, float) else self.value
         return f"{self.name} {value} {self.bound} {self.verdict}" + (f" ({self.reason})" if self.reason else "")
 
@@ -63,15 +62,17 @@ class Report:
     def __init__(self):
         self.checks = []
 
-    def check(self, name, bound, measure):
-        """Compare what measure() returns with a bound. A Skip that it raises counts neither way, any other error is
-        the check's failure."""
-        value, reason = None, ""
+    def check(self, name, bound, measure, skip=""):
+        """Compare what measure() returns with a bound. An error that it raises is the check's failure.
+
+        skip: why it cannot be made here, which counts neither way; measure() may raise Skip, too.
+        """
+        value, reason = None, skip
         try:
-            value = measure()
-            verdict = "PASS" if bound.holds(value) else "FAIL"
-        except Skip as skip:
-            verdict, reason = "SKIP", str(skip)
+            value = None if skip else measure()
+            verdict = "SKIP" if skip else "PASS" if bound.holds(value) else "FAIL"
+        except Skip as error:
+            verdict, reason = "SKIP", str(error)
         except Exception as error:
             verdict, reason = "FAIL", f"{type(error).__name__}: {first_line(error)}"
         self.add(Check(name, value, bound.text, verdict, reason))
@@ -85,7 +86,7 @@ class Report:
 
     def add(self, check):
         self.checks.append(check)
-        print(check.line, flush=True)
+        print(check, flush=True)
 
     def count(self, verdict):
         return sum(check.verdict == verdict for check in self.checks)
@@ -101,5 +102,5 @@ class Report:
         for check in checks:
             if isinstance(check["value"], float) and not math.isfinite(check["value"]):
                 check["value"] = str(check["value"])
-        found = {"machine": machine, "seconds": seconds, "status": self.status, "checks": checks}
-        Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        results = {"machine": machine, "seconds": seconds, "status": self.status, "checks": checks}
+        Path(path).write_text(json.dumps(results, indent=1) + "\n")

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from harness import ROOT, torchrun
 
-from accept.report import Skip
+from blockwise.curves import read_rows
 from blockwise.data.writing import write_dataset
 from blockwise.tokenizer import BYTES
 
-ROOT = Path(__file__).resolve().parents[2]
 PHASE_SECONDS = 540  # of each phase, at most
 PATIENCE = 4  # times as long without a GPU, where the machine has other work
 # train.py allows TF32 on CUDA, which is too coarse for a comparison with a CPU
 FULL_FLOAT32 = "import torch; torch.set_float32_matmul_precision = lambda precision: None"
 # On a CPU the tiny form tests this script and not the compiler, which takes a minute for a graph in C++
-NO_COMPILER = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')"
+NO_COMPILER = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager')\n"
 # Another code path for the CPU's kernels, so that on a CPU too the two sides of a comparison differ
 REFERENCE = {"ATEN_CPU_CAPABILITY": "default"}
 COMMON = (
@@ -59,15 +59,9 @@ class Place:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(number + 1)))).split(",")
         return {"CUDA_VISIBLE_DEVICES": visible[number]}
 
-    def needs_cuda(self, why):
-        if not self.cuda:
-            raise Skip(why)
-
-    def needs_gpus(self, number):
-        import torch
-
-        if torch.cuda.device_count() < number:
-            raise Skip(f"needs {number} GPUs")
+    def no_cuda(self, why):
+        """Why a check is skipped without a GPU; nothing where there is one."""
+        return "" if self.cuda else why
 
     def time_left(self, limit):
         """Seconds for something that may take `limit` of them, less towards the end of the phase."""
@@ -119,21 +113,34 @@ class Run:
     @property
     def rows(self):
         """Its rows of metrics.jsonl, by step."""
-        lines = (self.done.out_dir / "metrics.jsonl").read_text().splitlines()
-        return {row["step"]: row for row in map(json.loads, lines)}
+        return {row["step"]: row for row in read_rows(self.done.out_dir)}
 
     def column(self, key):
         """{step: value} where the rows have it."""
         return {step: float(row[key]) for step, row in self.rows.items() if key in row}
 
+    def last(self, key):
+        return list(self.column(key).values())[-1]
+
+    def lines(self, text):
+        """How many lines on stderr have a text; a traceback is an error."""
+        lines = self.text("stderr").splitlines()
+        if "Traceback (most recent call last):" in lines:
+            raise RuntimeError(f"{self.name} ended in a traceback: {lines[-1]}")
+        return sum(text in line for line in lines)
+
+    @property
+    def errors(self):
+        """How many lines on stderr are a user's mistake."""
+        return sum(line.startswith("error: ") for line in self.text("stderr").splitlines())
+
     @property
     def error(self):
         """Its one line on stderr that begins with "error:", for a run that the user has to mend."""
-        lines = self.text("stderr").splitlines()
-        found = [line for line in lines if "error:" in line or line.startswith("Traceback")]
-        if len(found) != 1 or not found[0].startswith("error:"):
-            raise RuntimeError(f"{self.name}: {len(found)} lines of an error instead of one: {' / '.join(found[:3])}")
-        return found[0]
+        lines = [line for line in self.text("stderr").splitlines() if "error:" in line or line.startswith("Traceback")]
+        if len(lines) != 1 or not lines[0].startswith("error:"):
+            raise RuntimeError(f"{self.name}: {len(lines)} lines of an error instead of one: {' / '.join(lines[:3])}")
+        return lines[0]
 
 
 class Batch:
@@ -144,15 +151,13 @@ class Batch:
         self.limit, self.jobs, work, self.runs = place.time_left(limit), jobs, [], {}
         folder = place.scratch / "jobs" / label
         for name, job in jobs.items():
-            own = folder / name
-            own.mkdir(parents=True)
+            (folder / name).mkdir(parents=True)
             out = place.scratch / "out" / (job.out or f"{label}_{name}")
-            own_out = [f"--out_dir={out}"] if job.script == "train.py" else []
-            work.append({"script": job.script, "words": [*job.words, *own_out], "folder": str(own)})
-            self.runs[name] = Run(name, own, out)
+            out_dir = [f"--out_dir={out}"] if job.script == "train.py" else []
+            work.append({"script": job.script, "words": [*job.words, *out_dir], "folder": str(folder / name)})
+            self.runs[name] = Run(name, folder / name, out)
         path = folder / "jobs.json"
-        before = before if place.cuda else "\n".join([NO_COMPILER, before])
-        path.write_text(json.dumps({"before": before, "jobs": work}))
+        path.write_text(json.dumps({"before": before if place.cuda else NO_COMPILER + before, "jobs": work}))
         self.end, self.log = time.monotonic() + self.limit, folder / "log"
         command = [sys.executable, str(ROOT / "bench/accept/driver.py"), str(path)]
         with open(self.log, "w") as log:
@@ -168,6 +173,11 @@ class Batch:
                 for checkpoint in run.out_dir.glob("ckpt_*"):
                     checkpoint.unlink() if checkpoint.is_file() else shutil.rmtree(checkpoint)
         return self.runs
+
+
+def run_one(place, label, words):
+    """train.py with these words in a process of its own, as a Run."""
+    return Batch(place, label, {label: Job(words)}).wait()[label]
 
 
 def start(command, threads, env=None, **streams):
@@ -190,12 +200,10 @@ def wait_or_kill(process, end):
 
 def launch(place, label, words, limit=120, env=None):
     """train.py on two processes of torchrun, as a Run; its status is the launcher's."""
-    folder = place.scratch / "jobs" / label
+    folder, out = place.scratch / "jobs" / label, place.scratch / "out" / label
     folder.mkdir(parents=True)
-    out = place.scratch / "out" / label
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
-        command = [sys.executable, *launcher, *words, f"--out_dir={out}"]
+        command = [sys.executable, *torchrun(2), *words, f"--out_dir={out}"]
         process = start(command, threads=1, env=env, stdout=stdout, stderr=stderr)
         limit = place.time_left(limit)
         status = wait_or_kill(process, time.monotonic() + limit)

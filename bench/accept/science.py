@@ -8,8 +8,10 @@ import subprocess
 import sys
 from functools import partial
 
+from harness import ROOT
+
 from accept.report import REPORTED, Bound, at_most
-from accept.runs import ROOT, TINY, Batch, Job
+from accept.runs import TINY, Batch, Job
 
 SHAPE = ("--n_layer=6", "--n_head=6", "--n_embd=384", "--n_inner=1024", "--block_size=512", "--batch_size=64")
 TOKENS = 160e6
@@ -36,12 +38,16 @@ def data_of(place, folder, names=None):
 
 def last_over_first(run):
     """The final validation loss over that before training."""
-    losses = list(run.column("val/loss").values())
-    return losses[-1] / losses[0]
+    return final(run) / run.column("val/loss")[0]
 
 
 def final(run):
-    return list(run.column("val/loss").values())[-1]
+    return run.last("val/loss")
+
+
+def learning_checks(report, name, run, limit=REPORTED):
+    report.check(f"{name}/last_over_first_loss", LEARNED, partial(last_over_first, run))
+    report.check(f"{name}/loss", limit, partial(final, run))
 
 
 def demo_checks(report, place, folder):
@@ -50,37 +56,31 @@ def demo_checks(report, place, folder):
     one_rate = ("--blockwise=False", "--learning_rate=4e-3", "--min_lr=2e-4")
     arms = {"blockwise": ("config/kjv_bytes.py",), "adamw": ("config/kjv_bytes.py", *one_rate)}
     runs = Batch(place, "demo", {arm: Job((*files, *keys)) for arm, files in arms.items()}).wait()
+    limit = at_most(math.log(256) if place.tiny else 2.2)  # nats a byte; 1.5 on the King James Bible
     for arm, run in runs.items():
-        report.check(f"science/demo/{arm}/last_over_first_loss", LEARNED, partial(last_over_first, run))
-        limit = at_most(math.log(256) if place.tiny else 2.2)  # nats a byte; 1.5 on the King James Bible
-        report.check(f"science/demo/{arm}/loss", limit, partial(final, run))
+        learning_checks(report, f"science/demo/{arm}", run, limit)
 
 
 def arm_checks(report, place, folder):
-    per_step = 64 * 512
-    steps = {"quarter": 10, "whole": 30} if place.tiny else {}
-    steps = steps or {"quarter": round(TOKENS / 4 / per_step), "whole": round(TOKENS / per_step)}
+    quarter, whole = (10, 30) if place.tiny else (round(TOKENS * share / (64 * 512)) for share in (1 / 4, 1))
     keys = (*(TINY if place.tiny else SHAPE), *data_of(place, folder), f"--device={place.device}", "--model_type=llama")
     keys += ("--gradient_accumulation_steps=1", "--min_lr_ratio=0.05", "--log_interval=20")
     keys += ("--eval_iters=4",) if place.tiny else ("--eval_iters=16",)
 
-    def job(budget, arm):
-        n = steps[budget]
-        lengths = (f"--max_iters={n}", f"--lr_decay_iters={n}", f"--warmup_iters={n // 10}", "--eval_interval=0")
-        return Job((*keys, *lengths, *arm.split()))
+    def job(steps, arm):
+        lengths = (f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--warmup_iters={steps // 10}")
+        return Job((*keys, *lengths, "--eval_interval=0", *arm.split()))
 
-    swept = {f"adamw_{rate:g}": job("quarter", f"--blockwise=False --learning_rate={rate:g}") for rate in RATES}
-    quarter = Batch(place, "quarter", swept | {"rule": job("quarter", RULE)}, limit=300).wait()
-    ends = {name: run.column("val/loss") for name, run in quarter.items() if name != "rule"}
-    ends = {name: list(losses.values())[-1] for name, losses in ends.items()}
-    best = min(ends, key=lambda name: ends[name] if math.isfinite(ends[name]) else math.inf)
-    rate = best.removeprefix("adamw_")
-    jobs = {"adamw": job("whole", f"--blockwise=False --learning_rate={rate}"), "rule": job("whole", RULE)}
-    whole = Batch(place, "whole", jobs, limit=400).wait()
-    report.check("science/adamw/best_rate", REPORTED, lambda: float(rate))
-    pairs = {"quarter": (quarter[best], quarter["rule"]), "whole": (whole["adamw"], whole["rule"])}
-    for budget, pair in pairs.items():
-        for arm, run in zip(("adamw", "rule"), pair, strict=True):
-            report.check(f"science/{budget}/{arm}/last_over_first_loss", LEARNED, partial(last_over_first, run))
-            report.check(f"science/{budget}/{arm}/loss", REPORTED, partial(final, run))
-        report.check(f"science/{budget}/rule_minus_adamw", REPORTED, lambda pair=pair: final(pair[1]) - final(pair[0]))
+    jobs = {f"adamw_{rate:g}": job(quarter, f"--blockwise=False --learning_rate={rate:g}") for rate in RATES}
+    runs = Batch(place, "quarter", jobs | {"rule": job(quarter, RULE)}, limit=300).wait()
+    losses = {rate: final(runs[f"adamw_{rate:g}"]) for rate in RATES}
+    best = min(RATES, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
+    jobs = {"adamw": job(whole, f"--blockwise=False --learning_rate={best:g}"), "rule": job(whole, RULE)}
+    long_runs = Batch(place, "whole", jobs, limit=400).wait()
+    report.check("science/adamw/best_rate", REPORTED, lambda: best)
+    pairs = {"quarter": (runs[f"adamw_{best:g}"], runs["rule"]), "whole": (long_runs["adamw"], long_runs["rule"])}
+    for budget, (adamw, rule) in pairs.items():
+        learning_checks(report, f"science/{budget}/adamw", adamw)
+        learning_checks(report, f"science/{budget}/rule", rule)
+        difference = partial(lambda adamw, rule: final(rule) - final(adamw), adamw, rule)
+        report.check(f"science/{budget}/rule_minus_adamw", REPORTED, difference)
