@@ -50,9 +50,9 @@ class Failed(Exception):
 
 
 def main(argv):
-    mine = {f"--{field.name}" for field in fields(KillsConfig)} | {"--help", "-h"}
-    config, _, _ = configure(KillsConfig, [word for word in argv if word.partition("=")[0] in mine], __doc__)
-    more = [word for word in argv if word.partition("=")[0] not in mine]
+    names = {f"--{field.name}" for field in fields(KillsConfig)} | {"--help", "-h"}
+    config, _, _ = configure(KillsConfig, [word for word in argv if word.partition("=")[0] in names], __doc__)
+    more = [word for word in argv if word.partition("=")[0] not in names]
     configure(TrainConfig, more, __doc__)
     with tempfile.TemporaryDirectory() as folder:
         try:

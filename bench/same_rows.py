@@ -18,14 +18,13 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from harness import ROOT, run_python, torchrun, write_text
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import read_rows
 from blockwise.keys import Keys
-from blockwise.spelling import close, did_you_mean
 from configurator import configure
 
 NOT_COMPARED = {"step_ms", "tokens_per_s", "mfu", "mem_mb", "curvature/ms"}  # wall time and memory
@@ -63,15 +62,12 @@ class SameRowsConfig(Keys):
     revisions: Annotated[list[str], "commit to compare with, and a second one (else the files as they are)"] = field(
         default_factory=list
     )
-    only: Annotated[list[str], "names of runs"] = field(default_factory=lambda: list(RUNS))
+    only: Annotated[list[Literal[tuple(RUNS)]], "names of runs"] = field(default_factory=lambda: list(RUNS))
 
     def __post_init__(self):
         super().__post_init__()
         if not 1 <= len(self.revisions) <= 2:
             raise UserError(f"{len(self.revisions)} revisions: expected one or two")
-        for name in set(self.only) - set(RUNS):
-            near = did_you_mean(close(name, RUNS)) or f"; expected some of {', '.join(RUNS)}"
-            raise UserError(f"only={name}: no such run{near}")
 
 
 def main(argv):
@@ -79,24 +75,29 @@ def main(argv):
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         write_text(scratch / "data")
-        trees = [tree_of(revision, scratch / f"tree{i}") for i, revision in enumerate([*config.revisions, ""][:2])]
-        with trees[0] as first, trees[1] as second:
+        revisions = [*config.revisions, ""][:2]
+        with tree_of(revisions[0], scratch / "tree0") as first, tree_of(revisions[1], scratch / "tree1") as second:
             return compare_trees(first, second, config.only, scratch)
 
 
 def compare_trees(first, second, names, scratch):
     """Run everything in both trees, print a line for each comparison, and return the exit status."""
+
+    def outs(folder):
+        return {name: scratch / folder / name for name in names}
+
     trees = {"first": first, "second": second}
     for side, tree in trees.items():
-        train(tree, scratch, {name: scratch / side / name for name in names})
-    same = [report(name, scratch / "first" / name, scratch / "second" / name) for name in names]
-    train(first, scratch, {name: scratch / "half" / name for name in names}, "--max_iters=12")
+        train(tree, scratch, outs(side))
+    train(first, scratch, outs("half"), "--max_iters=12")
     for side, tree in trees.items():
-        shutil.copytree(scratch / "half", scratch / f"{side}_resumed")
-        train(tree, scratch, {name: scratch / f"{side}_resumed" / name for name in names}, "--init_from=resume")
-    for name in names:
-        outs = [scratch / f"{side}_resumed" / name for side in trees]
-        same.append(report(f"{name}, resumed", *outs))
+        shutil.copytree(scratch / "half", scratch / f"{side}, resumed")
+        train(tree, scratch, outs(f"{side}, resumed"), "--init_from=resume")
+    same = [
+        report(name + resumed, *(scratch / f"{side}{resumed}" / name for side in trees))
+        for resumed in ("", ", resumed")
+        for name in names
+    ]
     different = same.count(False)
     print(f"{len(same)} comparisons, {different} different")
     return 1 if different else 0
@@ -157,10 +158,10 @@ def difference_of(first, second):
     """The first difference between two lists of rows in a phrase, None if there is none."""
     if len(first) != len(second):
         return f"{len(first)} rows against {len(second)}"
-    for one, other in zip(first, second, strict=True):
-        for key in one.keys() - NOT_COMPARED:
-            if one[key] != other.get(key):
-                return f"step {one['step']}, {key}: {one[key]} against {other.get(key, 'nothing')}"
+    for a, b in zip(first, second, strict=True):
+        for key in a.keys() - NOT_COMPARED:
+            if a[key] != b.get(key):
+                return f"step {a['step']}, {key}: {a[key]} against {b.get(key, 'nothing')}"
     return None
 
 
