@@ -3,7 +3,7 @@
 import ast
 import re
 import runpy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -100,15 +100,31 @@ def words_of(path):
     return words.split()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_every_config_trains_two_steps(path, data_dir, tmp_path):
-    """By the command in its first comment, at a size that fits a test."""
+def kinds():
+    """{a config's keys at the size of a test, but for names, rates and lengths: the first file that has them}"""
+    other = {"out_dir", "wandb_run_name", "learning_rate", "min_lr", "warmup_iters", "lr_decay_iters", "eval_interval"}
+    kinds = {}
+    for path in CONFIGS:
+        config = asdict(configure(TrainConfig, [*words_of(path), *TINY, *SHORT], "")[0].resolved())
+        kinds.setdefault(str([item for item in config.items() if item[0] not in other | {"log_interval"}]), path)
+    return kinds
+
+
+@pytest.mark.parametrize("path", kinds().values(), ids=lambda p: p.name)
+def test_every_kind_of_config_trains_two_steps(path, data_dir, tmp_path):
+    """By the command in its first comment, at a size that fits a test; files that then differ in a rate are one."""
     words, out = words_of(path), f"--out_dir={tmp_path / 'out'}"
     assert run(*words, *TINY, *SHORT, f"--data_dir={data_dir}", out) == 0
     expected = configure(TrainConfig, words, "")[0].resolved().lr_mult
     row = metrics([out])[0]
     assert row["lr/QK"] / row["lr/Norm"] == pytest.approx(expected["QK"] / expected["Norm"])
-    assert expected["QK"] == 8 or path.parent.name == "arms" or path.stem == "demo_adamw"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_is_blockwise_unless_it_is_an_arm(path):
+    config = configure(TrainConfig, words_of(path), "")[0].resolved()
+    assert config.lr_mult["QK"] == 8 or path.parent.name == "arms" or path.stem == "demo_adamw"
+    assert 0 < config.warmup_iters < config.lr_decay_iters
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.name)
