@@ -40,8 +40,8 @@ class ModelsConfig(Keys):
     """The keys of models.py."""
 
     words = "classes"
-    classes: Annotated[list[str], "causal language model classes of transformers (empty: all)"] = field(
-        default_factory=list
+    classes: Annotated[list[str], "causal language model classes of transformers, or all"] = field(
+        default_factory=lambda: ["all"]
     )
     out: Annotated[str | None, "page whose section on the classes is written again", PATH] = None
 
@@ -118,11 +118,12 @@ def main(argv):
 
     warnings.filterwarnings("ignore")
     types, answers = causal_classes(), {}
-    for name in config.classes or types:
+    every = config.classes == ["all"]
+    for name in types if every else config.classes:
         if name not in types:
             raise UserError(f"{name}: expected a causal language model class of transformers")
         answers[name] = status, answer = split(name, types[name])
-        if config.classes or not status.startswith("split"):
+        if not every or not status.startswith("split"):
             print(f"{name}: {status}: {answer}")
     print(summary(answers))
     if config.out:
