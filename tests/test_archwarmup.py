@@ -56,11 +56,8 @@ def test_other_schedules():
     "words,expected",
     [
         (("--n_layer=1",), "n_layer=1: expected at least 2"),
-        (("--arch_warmup_start=0",), r"arch_warmup_start=0.0: expected in \(0, 1\)"),
-        (("--arch_warmup_start=1",), "arch_warmup_start=1.0"),
-        (("--arch_warmup_groups=0",), "arch_warmup_groups=0: expected at least 1"),
+        (("--arch_warmup_start=1",), r"arch_warmup_start=1.0: expected in \(0, 1\)"),
         (("--arch_warmup_groups=3",), "arch_warmup_groups=3: expected at most 2"),
-        (("--arch_warmup_interval=0",), "arch_warmup_interval=0"),
         (("--max_iters=4",), "max_iters=4: expected above 4"),
         (("--init_from=gpt2",), "arch_warmup=True: expected False"),
         (("--init_from=hf:somewhere",), "arch_warmup=True: expected False"),
@@ -101,8 +98,10 @@ def test_unlocking_changes_no_bit(kind, dtype):
     assert all(torch.equal(x, found[0]) for found in (logits, losses) for x in found)
 
 
-@every_kind
-@pytest.mark.parametrize("name", OPTIMIZERS)
+PAIRS = list(zip(("gpt2", "llama", "grouped", "llama", "gpt2"), OPTIMIZERS, strict=True))
+
+
+@pytest.mark.parametrize("kind, name", PAIRS)
 def test_every_weight_moves_within_two_steps(kind, name):
     model, (x, y) = shallow(kind, qk_norm=True).double(), batch()
 
@@ -183,11 +182,11 @@ def test_locked_layers_are_outside_of_the_optimizer(small):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "muon")) for n in OPTIMIZERS])
 def test_resume_in_the_middle_is_exact(small, tmp_path, name):
-    """From every step of the warm-up, to the last bit of weights and moments."""
+    """At the unlocking and between two, to the last bit of weights and moments."""
     model = ("--model_type=llama", "--n_kv_head=1") if name in ("adamw", "muon") else ()
     words = (*small, *WARMUP, *model, f"--optimizer={name}", "--qk_clip=0.01", "--z_loss=1e-3")
     straight = checkpoints(words)[8]
-    for step in (1, 2, 3, 4):
+    for step in (2, 3):
         again = (*words, f"--out_dir={tmp_path / str(step)}")
         shutil.copytree(out_dir(words), out_dir(again))
         for path in out_dir(again).glob("ckpt_*"):
@@ -200,9 +199,13 @@ def test_resume_in_the_middle_is_exact(small, tmp_path, name):
 
 
 def test_the_checkpoints_steps_hold(small, tmp_path, capsys):
-    """Whatever the keys say by then, also where they are not given again."""
+    """Whatever the keys say by then, also where they are not given again; every change is printed."""
     straight, words = (*small, *WARMUP, f"--out_dir={tmp_path / 'straight'}"), (*small, *WARMUP)
     run(*straight)
+    out = capsys.readouterr().out
+    assert "2 of 4 layers active, 3 from step 2, 4 from step 4" in out.split("step 0")[0]
+    assert "QK" + " " * 11 + "4" in out  # tensors
+    assert "step 2: 3 of 4 layers active, 4 from step 4" in out and "step 4: 4 of 4 layers active" in out
     run(*words, stop=Stop(words, 1))
     assert len(losses(words)) == 3 and "3 of 4 layers active, 4 from step 4" in capsys.readouterr().out
     other = (*words, f"--out_dir={tmp_path / 'other'}", "--warmup_iters=3")  # from the keys it would be step 5 now
@@ -259,16 +262,6 @@ def test_a_checkpoint_of_the_middle_is_a_whole_model(middle, tmp_path, capsys, m
     assert measure.main(configure(measure.SharpnessConfig, words, "")[0]) == 0
     (path,) = out_dir(middle).glob("sharpness_*.json")
     assert json.loads(path.read_text())["blocks"]["QK"]["mean"] > 0
-
-
-def test_what_is_said(small, capsys):
-    assert run(*small, *WARMUP, "--dry_run") == 0
-    assert "2 of 4 layers active, 3 from step 2, 4 from step 4" in capsys.readouterr().out
-    run(*small, *WARMUP)
-    out = capsys.readouterr().out
-    assert "2 of 4 layers active, 3 from step 2, 4 from step 4" in out.split("step 0")[0]
-    assert "QK" + " " * 11 + "4" in out  # tensors
-    assert "step 2: 3 of 4 layers active, 4 from step 4" in out and "step 4: 4 of 4 layers active" in out
 
 
 def test_compiled_anew(small, tmp_path, monkeypatch):
