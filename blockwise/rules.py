@@ -23,7 +23,6 @@ from blockwise import UserError
 from blockwise.blocks import LR_MULT
 
 WIDTH, DEPTH, HEAD_WIDTH, BETA2 = 128, 4, 32, 0.95  # of the anchor
-FITTED = {"Emb": 12.0, "QK": 4.0, "VO": 1.0, "FFN": 1.0, "Norm": 1.0, "Head": 12.0}
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a rule gives: values of the keys of these names; blocks that the last two lack have the default."""
+    """What a rule gives: values of the keys of these names; blocks that a table lacks have the default."""
 
     lr_mult: dict[str, float]
-    wd_mult: dict[str, float]
+    wd_mult: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LR_MULT, 1.0))
     block_beta2: dict[str, float] = field(default_factory=dict)
     block_init_std: dict[str, float] = field(default_factory=dict)
 
@@ -83,7 +82,7 @@ def paper(shape: Shape) -> Rates:
     Source: arXiv 2502.19002, tuned on a LLaMA of 0.25 billion parameters; Head is this project's. The base is the rate
     of Norm and the lowest, so it is several times lower than that of the other rules.
     """
-    return Rates(dict(LR_MULT), dict.fromkeys(LR_MULT, 1.0))
+    return Rates(dict(LR_MULT))
 
 
 def fitted(shape: Shape) -> Rates:
@@ -91,7 +90,7 @@ def fitted(shape: Shape) -> Rates:
 
     Source: a search over ratios at the anchor, in 500 steps, untied (docs/studies).
     """
-    return Rates(dict(FITTED), dict.fromkeys(LR_MULT, 1.0))
+    return Rates({"Emb": 12.0, "QK": 4.0, "VO": 1.0, "FFN": 1.0, "Norm": 1.0, "Head": 12.0})
 
 
 def tables(shape: Shape) -> Rates:
@@ -101,30 +100,20 @@ def tables(shape: Shape) -> Rates:
     here in runs of 0.34M parameters (docs/studies). By muP the multiple would grow with the width. The base is one
     rate for all, as AdamW's.
     """
-    lr_mult = dict.fromkeys(LR_MULT, 1.0) | {"Emb": 4.0, "Head": 4.0}
-    return Rates(lr_mult, dict.fromkeys(LR_MULT, 1.0))
+    return Rates(dict.fromkeys(LR_MULT, 1.0) | {"Emb": 4.0, "Head": 4.0})
 
 
-def mup(shape: Shape) -> Rates:
+def mup(shape: Shape, Emb: float = 12.0) -> Rates:
     """Emb 12, Norm 1, Head 12/m, VO and FFN 1/m, QK h/m; init: s of matrices m^(-1/2), QK's also h, s_Head 1/m times.
 
     Source: exponents of muP for Adam (Tensor Programs V, arXiv 2203.03466, table 3); constants from `fitted` but for
     QK. muP divides attention logits by the head width instead of its root; h on Q and K, in rate and init, is the same
     training under Adam. It says nothing of depth, batch or the ratio at one size.
     """
-    m, h = widths(shape)
-    return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
-
-
-def widths(shape: Shape) -> tuple[float, float]:
-    """m and h."""
-    return shape.width / WIDTH, (HEAD_WIDTH * shape.heads / shape.width) ** 0.25
-
-
-def mup_init(shape: Shape) -> dict[str, float]:
-    m, h = widths(shape)
+    m, h = shape.width / WIDTH, (HEAD_WIDTH * shape.heads / shape.width) ** 0.25
     std = shape.init_std * m**-0.5
-    return {"QK": std * h, "VO": std, "FFN": std, "Head": shape.init_std / m}
+    init = {"QK": std * h, "VO": std, "FFN": std, "Head": shape.init_std / m}
+    return rates(shape, Emb=Emb, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=init)
 
 
 def completep(shape: Shape) -> Rates:
@@ -136,12 +125,12 @@ def completep(shape: Shape) -> Rates:
     for V and O, approximate for FFN, whose activation is linear (llama's: bilinear) for small inputs only. Init takes
     half of the exponent, because the output projections have 1/sqrt(2 n_layer) already, all of it on one matrix of n.
     """
-    m, h = widths(shape)
+    shallow, m = mup(shape), shape.width / WIDTH
     deeper, n = shape.depth / DEPTH, 3 if shape.model_type == "llama" else 2
-    init = mup_init(shape)
+    init = shallow.block_init_std
     init |= {"VO": init["VO"] * deeper**-0.25, "FFN": init["FFN"] * deeper ** (-0.5 / n)}
-    VO, FFN = deeper**-0.5 / m, deeper ** (-1 / n) / m
-    return rates(shape, Emb=12.0, Head=12 / m, QK=h / m, VO=VO, FFN=FFN, Norm=1.0, block_init_std=init)
+    lr_mult = shallow.lr_mult | {"VO": deeper**-0.5 / m, "FFN": deeper ** (-1 / n) / m}
+    return rates(shape, **lr_mult, block_init_std=init)
 
 
 def large_vocab(shape: Shape) -> Rates:
@@ -151,11 +140,9 @@ def large_vocab(shape: Shape) -> Rates:
     matrices should go as sqrt(width), not as width; taken with the constant 1. The dynamics go from one to the other as
     V grows: that the switch is at 8 width is this project's choice.
     """
-    m, h = widths(shape)
     if shape.vocabulary < 8 * shape.width:
         return mup(shape)
-    Emb = shape.width**0.5 / m
-    return rates(shape, Emb=Emb, Head=12 / m, QK=h / m, VO=1 / m, FFN=1 / m, Norm=1.0, block_init_std=mup_init(shape))
+    return mup(shape, Emb=shape.width**0.5 / (shape.width / WIDTH))
 
 
 def nanochat(shape: Shape) -> Rates:
