@@ -114,10 +114,9 @@ if __name__ == "__main__":  # before torch is loaded, so that --help answers at 
     with exit_on_user_error():
         _, config, _, flags = configure_command(COMMANDS, sys.argv[1:], __doc__)
 
-import subprocess
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from importlib import import_module
 
 from blockwise.data.mixture import open_dataset
 from blockwise.distributed import World, auto_device
@@ -156,18 +155,11 @@ def main(config, flags=()):
 
 
 def draw(config):
-    """The figures, by plot.py in a process of its own. What was measured is on the disk: a failure is a warning."""
-    plot = Path(__file__).parent / "plot.py"
+    """The figures of a command, by the module of its name. What was measured is on the disk: a failure is a warning."""
     try:
-        command = [sys.executable, str(plot), config.command, config.out_dir]
-        done = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip() or f"exit status {error.returncode}").splitlines()[-1]
-        warn(f"no figures: {reason.removeprefix('error: ')}")
-    except OSError as error:
-        warn(f"no figures: {error}")
-    else:
-        sys.stderr.write(done.stderr)
+        import_module(f"blockwise.figures.{config.command}").draw(config.out_dir)
+    except Exception as error:
+        warn(f"no figures: {error}" if isinstance(error, UserError) else f"no figures: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

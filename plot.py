@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 from blockwise import exit_on_user_error
-from blockwise.figures import budgets, curvature, curves, frequency, learning_rates, rules, sharpness, spectra, study
+from blockwise.figures import budgets, curvature, curves, frequency, learning_rates, rules, sharpness, spectrum, study
 from blockwise.keys import PATH, Keys
 from blockwise.settings import TrainConfig
 from configurator import configure, configure_command
@@ -89,7 +89,7 @@ COMMANDS = {
     "study": (Folder, lambda config: study.draw(config.folder)),
     "budgets": (Folders, lambda config: budgets.draw(config.folders, config.out)),
     "sharpness": (Folder, lambda config: sharpness.draw(config.folder)),
-    "spectrum": (Folder, lambda config: spectra.draw(config.folder)),
+    "spectrum": (Folder, lambda config: spectrum.draw(config.folder)),
     "curvature": (Folder, lambda config: curvature.draw(config.folder)),
     "frequency": (Folder, lambda config: frequency.draw(config.folder)),
     "lr": (OfConfig, lr),

@@ -154,7 +154,7 @@ SCALE = 200  # updates of a run over those in the test
 
 
 @pytest.fixture
-def paste(data_dir, tmp_path, monkeypatch, no_figures):
+def paste(data_dir, tmp_path, monkeypatch):
     """Runs a command of the README in a folder of its own, small: for its word after `python`, its words."""
     folder = tmp_path / "data"
     folder.mkdir()

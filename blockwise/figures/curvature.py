@@ -1,19 +1,17 @@
 """The largest eigenvalues against the step, of checkpoints and as train.py logged them."""
 
-import json
 from pathlib import Path
 
 from blockwise import UserError
 from blockwise.curves import read_rows
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, measurements, reading, start_figure, write
 
 
 def draw(folder):
-    """curvature.png: the largest eigenvalues against the step, of checkpoints and as train.py logged them."""
+    """Draw curvature.png into a folder of a run or of what measure.py wrote."""
     folder = Path(folder)
-    try:
-        measured = [json.loads(path.read_text()) for path in sorted(folder.glob("curvature_*.json"))]
-        measured = sorted(measured, key=lambda row: row["step"])
+    with reading(f"{folder}: its curvature_*.json or metrics.jsonl"):
+        measured = measurements(folder, "curvature", required=False)
         rows = read_rows(folder) if (folder / "metrics.jsonl").is_file() else []
         live = [row for row in rows if isinstance(row.get("curvature/lr_lambda"), int | float)]  # NaN is a string
         scaled = [(row["step"], row["preconditioned"]) for row in measured if "preconditioned" in row]
@@ -27,10 +25,6 @@ def draw(folder):
             draw_eigenvalues(panels[-1], plain, "lambda_max", "Hessian")
             panels[-1].set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
             panels[-1].legend(frameon=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: its curvature_*.json or metrics.jsonl is broken: {error!r}") from None
     write(figure, folder / "curvature.png")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwise import UserError, warn
 from blockwise.curves import curve, read_rows, speedup
-from blockwise.figures.style import COLOURS, literal, start_figure, write
+from blockwise.figures.style import COLOURS, literal, reading, start_figure, write
 
 
 @dataclass
@@ -25,14 +25,13 @@ class Run:
         """Raises UserError if the folder holds no run, or one without a validation loss."""
         folder = Path(folder)
         try:
-            config = json.loads((folder / "config.json").read_text())
-            rows = read_rows(folder)
-            train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
+            with reading(f"{folder}: its config.json or metrics.jsonl"):
+                config = json.loads((folder / "config.json").read_text())
+                rows = read_rows(folder)
+                train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
+                run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
         except OSError:
             raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: its config.json or metrics.jsonl is broken: {error}") from None
         if not run.val:
             raise UserError(f"{folder} has no validation loss yet: let the run reach its first evaluation")
         return run

@@ -1,29 +1,18 @@
 """Loss by frequency of the token: what measure.py frequency found, of one run or of two."""
 
-import json
 from pathlib import Path
 
-from blockwise import UserError
-from blockwise.figures.style import COLOURS, literal, start_figure, write
+from blockwise.figures.style import COLOURS, literal, measurements, reading, start_figure, write
 
 
 def draw(folder):
     """frequency_BY.png of what measure.py found: the newest step's losses, and the differences of up to six steps."""
     folder, kinds = Path(folder), {}
-    for path in sorted(folder.glob("frequency_*_*.json")):
-        try:
-            measured = json.loads(path.read_text())
+    with reading(f"{folder}: its frequency_*.json"):
+        for measured in measurements(folder, "frequency"):
             kinds.setdefault(measured["by"], []).append(measured)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is broken: {error!r}") from None
-    if not kinds:
-        raise UserError(f"{folder} holds no measurement: expected what measure.py frequency writes")
-    for by, steps in kinds.items():
-        try:
-            figure = figure_of(by, sorted(steps, key=lambda measured: measured["step"]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{folder}: its frequency_{by}_*.json is broken: {error!r}") from None
-        write(figure, folder / f"frequency_{by}.png")
+        for by, steps in kinds.items():
+            write(figure_of(by, steps), folder / f"frequency_{by}.png")
 
 
 def figure_of(by, steps):

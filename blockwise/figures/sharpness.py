@@ -1,12 +1,10 @@
 """What measure.py sharpness found: each block's average, its distribution, layer by block, and over the steps."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from blockwise import UserError
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, measurements, reading, start_figure, write
 
 # What a kind of sharpness is called in a figure
 KINDS = {
@@ -25,28 +23,23 @@ def in_order(blocks):
 def draw(folder):
     """sharpness_KIND.png of what measure.py found of each kind, and sharpness_KIND_evolution.png over the steps."""
     folder, kinds = Path(folder), {}
-    for path in sorted(folder.glob("sharpness_*_*.json")):
-        try:
-            measured = json.loads(path.read_text())
-            kinds.setdefault(measured["kind"], {})[measured["step"]] = measured
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is broken: {error}") from None
-    if not kinds:
-        raise UserError(f"{folder} holds no measurement: expected what measure.py sharpness writes")
-    for kind, steps in kinds.items():
-        newest = steps[max(steps)]
-        figure, (bars, density, layers) = start_figure(3)
-        draw_bars(bars, newest)
-        draw_density(density, newest)
-        draw_layers(figure, layers, newest)
-        batches = f"{newest['batches']} batches of {newest['positions']:,} tokens"
-        figure.suptitle(f"{KINDS.get(kind, kind)}, step {newest['step']}: {batches}")
-        write(figure, folder / f"sharpness_{kind}.png")
-        if len(steps) > 1:
-            figure, (axes,) = start_figure()
-            draw_evolution(axes, steps)
-            axes.set_title(KINDS.get(kind, kind))
-            write(figure, folder / f"sharpness_{kind}_evolution.png")
+    with reading(f"{folder}: its sharpness_*.json"):
+        for measured in measurements(folder, "sharpness"):
+            kinds.setdefault(measured["kind"], []).append(measured)
+        for kind, steps in kinds.items():
+            newest = steps[-1]
+            figure, (bars, density, layers) = start_figure(3)
+            draw_bars(bars, newest)
+            draw_density(density, newest)
+            draw_layers(figure, layers, newest)
+            batches = f"{newest['batches']} batches of {newest['positions']:,} tokens"
+            figure.suptitle(f"{KINDS.get(kind, kind)}, step {newest['step']}: {batches}")
+            write(figure, folder / f"sharpness_{kind}.png")
+            if len(steps) > 1:
+                figure, (axes,) = start_figure()
+                draw_evolution(axes, steps)
+                axes.set_title(KINDS.get(kind, kind))
+                write(figure, folder / f"sharpness_{kind}_evolution.png")
 
 
 def draw_bars(axes, measured):
@@ -100,9 +93,8 @@ def draw_layers(figure, axes, measured):
 
 def draw_evolution(axes, steps):
     """Each block's average sharpness against the step."""
-    blocks = {block for measured in steps.values() for block in measured["blocks"]}
-    for block in in_order(blocks):
-        points = [(step, steps[step]["blocks"][block]) for step in sorted(steps) if block in steps[step]["blocks"]]
+    for block in in_order({block for measured in steps for block in measured["blocks"]}):
+        points = [(measured["step"], measured["blocks"][block]) for measured in steps if block in measured["blocks"]]
         x, y = [step for step, _ in points], [row["mean"] for _, row in points]
         error = [row["error"] or 0 for _, row in points]
         axes.errorbar(x, y, error, label=block, color=BLOCK_COLOURS[block], marker=BLOCK_MARKERS[block], capsize=3)

@@ -1,53 +1,38 @@
 """What measure.py spectrum found: eigenvalues of each block, and the distances between their spectra."""
 
-import json
 import re
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from blockwise import UserError
-from blockwise.figures.style import start_figure, write
+from blockwise.blocks import layer_of
+from blockwise.figures.style import measurements, reading, start_figure, write
 
 
 def draw(folder):
     """spectrum.png and spectrum_distances.png of the newest step measured, spectrum_evolution.png over several."""
-    folder, steps = Path(folder), {}
-    for path in sorted(folder.glob("spectrum_*.json")):
-        try:
-            measured = json.loads(path.read_text())
-            steps[measured["step"]] = measured
-            measured["js"]["distances"], measured["blocks"]  # what is drawn below
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is broken: {error}") from None
-    if not steps:
-        raise UserError(f"{folder} holds no measurement: expected what measure.py spectrum writes")
-    newest = steps[max(steps)]
-    kinds = {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
-    for name, spectrum in newest["blocks"].items():
-        kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = spectrum
-    figure, panels = start_figure(len(kinds))
-    for axes, (kind, layers) in zip(panels, sorted(kinds.items(), key=lambda item: item[0] != "full"), strict=True):
-        draw_spectra(axes, layers, newest["edges"])
-        axes.set_title({"full": "the whole model"}.get(kind, kind), fontsize="medium")
-    figure.suptitle(f"Hessian, step {newest['step']}: {newest['probes']} probes, {newest['positions']:,} tokens")
-    write(figure, folder / "spectrum.png")
-    if newest["js"]["mean"] is not None:
-        figure, (axes,) = start_figure()
-        draw_distances(figure, axes, newest["js"])
-        write(figure, folder / "spectrum_distances.png")
-    if len(steps) > 1:
-        figure, (left, right) = start_figure(2)
-        draw_js0(left, steps)
-        draw_extremes(right, steps)
-        write(figure, folder / "spectrum_evolution.png")
-
-
-def layer_of(name):
-    """The layer of a parameter, None outside the layers. Written out here, since `curvature` loads torch."""
-    match = re.match(r"blocks\.(\d+)\.", name)
-    return int(match[1]) if match else None
+    folder, kinds = Path(folder), {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
+    with reading(f"{folder}: its spectrum_*.json"):
+        steps = measurements(folder, "spectrum")
+        newest = steps[-1]
+        for name, spectrum in newest["blocks"].items():
+            kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = spectrum
+        figure, panels = start_figure(len(kinds))
+        for axes, (kind, layers) in zip(panels, sorted(kinds.items(), key=lambda item: item[0] != "full"), strict=True):
+            draw_spectra(axes, layers, newest["edges"])
+            axes.set_title({"full": "the whole model"}.get(kind, kind), fontsize="medium")
+        figure.suptitle(f"Hessian, step {newest['step']}: {newest['probes']} probes, {newest['positions']:,} tokens")
+        write(figure, folder / "spectrum.png")
+        if newest["js"]["mean"] is not None:
+            figure, (axes,) = start_figure()
+            draw_distances(figure, axes, newest["js"])
+            write(figure, folder / "spectrum_distances.png")
+        if len(steps) > 1:
+            figure, (left, right) = start_figure(2)
+            draw_js0(left, steps)
+            draw_extremes(right, steps)
+            write(figure, folder / "spectrum_evolution.png")
 
 
 def draw_spectra(axes, layers, edges):
@@ -55,9 +40,9 @@ def draw_spectra(axes, layers, edges):
 
     edges: of the bins but the outermost two, which have no other end. The axis is linear around zero.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
 
-    shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(2, len(layers))))
+    shades = colormaps["viridis"](np.linspace(0, 0.85, max(2, len(layers))))
     ends = [10 * edges[0], *edges, 10 * edges[-1]]
     for (layer, spectrum), shade, style in zip(layers.items(), shades, cycle(["-", "--", "-.", ":"]), strict=False):
         if spectrum["histogram"] is not None:
@@ -91,7 +76,7 @@ def draw_distances(figure, axes, js):
 
 
 def draw_js0(axes, steps):
-    points = [(step, steps[step]["js"]["mean"]) for step in sorted(steps) if steps[step]["js"]["mean"] is not None]
+    points = [(measured["step"], measured["js"]["mean"]) for measured in steps if measured["js"]["mean"] is not None]
     if points:
         axes.plot(*zip(*points, strict=True), color="black", marker="o")
     axes.set(xlabel="step", ylabel="JS0 (base 2)", ylim=(0, None), title="mean distance between blocks")
@@ -100,8 +85,8 @@ def draw_js0(axes, steps):
 def draw_extremes(axes, steps):
     """Largest and smallest eigenvalue of the whole model, or of the one block with the largest."""
     for key, style in (("largest", "-"), ("smallest", "--")):
-        pick = max if key == "largest" else min
-        points = [(step, pick(spectrum[key] for spectrum in steps[step]["blocks"].values())) for step in sorted(steps)]
-        axes.plot(*zip(*points, strict=True), color="black", linestyle=style, marker="o", label=key)
+        pick, x = max if key == "largest" else min, [measured["step"] for measured in steps]
+        y = [pick(spectrum[key] for spectrum in measured["blocks"].values()) for measured in steps]
+        axes.plot(x, y, color="black", linestyle=style, marker="o", label=key)
     axes.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
     axes.legend(frameon=False)
