@@ -33,7 +33,7 @@ class MeasureConfig(Keys):
     init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID", PATH] = "resume"
     ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
     checkpoints: Annotated[Literal["newest", "all"], "newest checkpoint, or all that are kept (train with --keep_checkpoints=-1)"] = "newest"
-    batches: Annotated[int, "number of batches", Range(1)] = 1
+    batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
     batch_size: Annotated[int, "sequences per batch, over all processes", Range(1)] = 16
     micro_batch: Annotated[int | None, "sequences per forward pass on one process (None: all of its share)", Range(1)] = None
     dataset: Annotated[str | None, "data set (None: the run's)", PATH] = None
@@ -77,7 +77,6 @@ class SpectrumConfig(MeasureConfig):
     full: Annotated[bool, "also the spectrum of the whole model"] = True
     lanczos_steps: Annotated[int | None, "Lanczos steps per probe (None: 100, or the parameters of a block that has fewer)", Range(1)] = None
     probes: Annotated[int, "random vectors that Lanczos starts from", Range(1)] = 10
-    batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
     batch_size: Annotated[int, "sequences per batch, over all processes", Range(1)] = 4
     dtype: Annotated[Literal["float64", "float32"], "precision of the model; float32 blurs eigenvalues below a millionth of the largest"] = "float64"
     # fmt: on
@@ -91,7 +90,6 @@ class CurvatureConfig(MeasureConfig):
     # fmt: off
     preconditioner: Annotated[Literal["auto", "adam", "none"], "preconditioner of the run's optimizer: adam: by its second moments; none; auto: what the optimizer has"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
-    batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
     products: Annotated[int, "maximum of Hessian-vector products per eigenvalue", Range(1)] = 300
     tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged", Range(0, 1, "()")] = 1e-3
     # fmt: on

@@ -70,20 +70,16 @@ def sampled_labels(model, batch, seed, draw, precision="highest"):
     return labels.to(batch.x.device)
 
 
-def fisher_sharpness(model, blocks, batch, seed, draws, micro=None, all_reduce=no_reduce, precision="highest"):
-    """{block type: average Fisher sharpness on `batch`}: the mean of `fisher_diagonal` over the block and `draws`.
+def fisher_sharpness(model, blocks, batch, seed, draw, micro=None, all_reduce=no_reduce, precision="highest"):
+    """{block type: average Fisher sharpness on `batch`}: the mean of `fisher_diagonal` over the block.
 
-    blocks: {block type: its parameters}; draws: indices of draws of labels. It sums traces and never holds a diagonal.
+    blocks: {block type: its parameters}. It sums traces and never holds a diagonal.
     """
     params = [p for members in blocks.values() for p in members]
-    traces = dict.fromkeys(blocks, 0.0)
-    for draw in draws:
-        labels = partial(sampled_labels, model, seed=seed, draw=draw, precision=precision)
-        grads = gradient(model, batch, params, micro, all_reduce, labels, precision)
-        squares = (g.norm().item() ** 2 for g in grads)
-        for block, members in blocks.items():
-            traces[block] += batch.positions * sum(next(squares) for _ in members)
-    return {b: traces[b] / len(draws) / sum(p.numel() for p in members) for b, members in blocks.items()}
+    labels = partial(sampled_labels, model, seed=seed, draw=draw, precision=precision)
+    squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, all_reduce, labels, precision))
+    traces = {block: batch.positions * sum(next(squares) for _ in members) for block, members in blocks.items()}
+    return {block: traces[block] / sum(p.numel() for p in members) for block, members in blocks.items()}
 
 
 @dataclass
@@ -114,10 +110,9 @@ class Diagonal:
 
     def __init__(self, model):
         block_of = {name: block for block, members in blocks_of(model).items() for name, _ in members}
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
+        sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.sizes = list(sizes), list(sizes.values())
         self.block_of = [block_of[name] for name in self.names]
-        self.sizes = [p.numel() for _, p in named]
         self.sums = None  # of all samples, a tensor for each parameter
         self.traces = []  # of every batch: for each sample the traces of the tensors
 
@@ -133,29 +128,27 @@ class Diagonal:
 
     def by_block(self):
         """{block type: Sharpness}"""
-        return {block: self._of([i for i, b in enumerate(self.block_of) if b == block]) for block in self.blocks}
+        return self._by(self.block_of)
 
     def by_layer(self):
         """{(layer or None, block type): Sharpness}"""
-        keys = [(layer_of(name), block) for name, block in zip(self.names, self.block_of, strict=True)]
-        return {key: self._of([i for i, k in enumerate(keys) if k == key]) for key in dict.fromkeys(keys)}
+        return self._by([(layer_of(name), block) for name, block in zip(self.names, self.block_of, strict=True)])
 
-    @property
-    def blocks(self):
-        return list(dict.fromkeys(self.block_of))
+    def _by(self, keys):
+        return {key: self._of([i for i, k in enumerate(keys) if k == key]) for key in dict.fromkeys(keys)}
 
     def _of(self, members):
         size = sum(self.sizes[i] for i in members)
         batches = [[sum(tensors[i] for i in members) / size for tensors in samples] for samples in self.traces]
         # With several batches the error is that of their means, which vary with data and draws alike
         independent = [float(np.mean(draws)) for draws in batches] if len(batches) > 1 else batches[0]
-        error = np.std(independent, ddof=1) / math.sqrt(len(independent)) if len(independent) > 1 else None
+        error = float(np.std(independent, ddof=1)) / math.sqrt(len(independent)) if len(independent) > 1 else None
         entries = torch.cat([self.sums[i].flatten() for i in members]).cpu().numpy() / self.count
         logs = np.log10(entries[entries > 0])
         histogram, _ = np.histogram(np.clip(logs, LOG10_BINS[0], LOG10_BINS[-1]), LOG10_BINS)
         return Sharpness(
             mean=float(np.mean(independent)),
-            error=None if error is None else float(error),
+            error=error,
             geometric=float(10 ** logs.mean()) if len(logs) else None,
             positive=len(logs) / size,
             parameters=size,

@@ -30,10 +30,6 @@ class Tridiagonal:
         T = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
         return np.linalg.eigh(T) if size else (np.empty(0), np.empty((0, 0)))
 
-    def residuals(self):
-        """||H x - theta x|| of each Ritz pair, (k,): a bound on its distance to the nearest eigenvalue."""
-        return self.last * np.abs(self.eigen()[1][-1])
-
 
 def lanczos(matvec, start, steps):
     """At most `steps` steps of Lanczos from `start` (n,), with full re-orthogonalisation (Golub and Van Loan, 10.3).

@@ -1,7 +1,4 @@
-"""Spectral densities by stochastic Lanczos quadrature, and Jensen-Shannon distances between them.
-
-A matvec is that of `eigenvalues`.
-"""
+"""Spectral densities by stochastic Lanczos quadrature, and Jensen-Shannon distances between them."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +10,8 @@ from blockwise.curvature.eigenvalues import lanczos
 
 # Spectra are compared on common bins of eigenvalues over the tenth largest: on either side of zero 20 bins a decade
 # from 1e-6 to 1e3, one bin around zero, and one beyond each end.
-DECADES, PER_DECADE = (-6, 3), 20
+OUTWARDS = np.logspace(-6, 3, 9 * 20 + 1)
+BIN_EDGES = np.concatenate([[-np.inf], -OUTWARDS[::-1], OUTWARDS, [np.inf]])
 ROUNDING = 1e-10  # an eigenvalue below this share of the largest magnitude counts as zero
 
 
@@ -25,9 +23,9 @@ class Spectrum:
     nodes: list
     weights: list  # each sums to 1
 
-    def moment(self, power=1):
-        """tr(H^power) / n and its standard error over the probes (None for a single probe)."""
-        each = [float(w @ x**power) for x, w in zip(self.nodes, self.weights, strict=True)]
+    def mean(self):
+        """tr(H) / n and its standard error over the probes (None for a single probe)."""
+        each = [float(w @ x) for x, w in zip(self.nodes, self.weights, strict=True)]
         error = np.std(each, ddof=1) / math.sqrt(len(each)) if len(each) > 1 else None
         return float(np.mean(each)), error
 
@@ -40,13 +38,9 @@ class Spectrum:
         return min(float(x.min()) for x in self.nodes)
 
     @property
-    def magnitude(self):
-        return max(abs(self.largest()), abs(self.smallest))
-
-    @property
     def has_ten(self):
         """Whether the tenth largest eigenvalue, which spectra are normalised by, is above zero beyond rounding."""
-        return self.largest(10) > ROUNDING * self.magnitude
+        return self.largest(10) > ROUNDING * max(abs(self.largest()), abs(self.smallest))
 
     def histogram(self, edges, scale=1.0):
         """Share of the eigenvalues, divided by `scale`, in each bin; the outermost bins also take what lies outside.
@@ -60,45 +54,21 @@ class Spectrum:
             inner += np.interp(edges[1:-1], x / scale, np.cumsum(w) - w / 2, left=0, right=1) / len(self.nodes)
         return np.diff(inner, prepend=0, append=1)
 
-    def halves(self):
-        """The spectra of every other probe and of the rest; needs two probes."""
-        return [Spectrum(self.n, self.nodes[i::2], self.weights[i::2]) for i in (0, 1)]
 
-    def density(self, grid, sigma):
-        """The density on `grid`, with each node a Gaussian of standard deviation sigma."""
-        total = np.zeros(len(grid))
-        for x, w in zip(self.nodes, self.weights, strict=True):
-            total += np.exp(-0.5 * ((grid[:, None] - x) / sigma) ** 2) @ w
-        return total / (len(self.nodes) * sigma * math.sqrt(2 * math.pi))
-
-
-def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dtype=torch.float32, progress=None):
+def quadrature(matvec, n, steps=100, probes=10, generator=None, device="cpu", dtype=torch.float32):
     """Stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017; arXiv 2402.16788, appendix B.2) -> Spectrum.
 
     `steps` steps of Lanczos from each of `probes` random unit vectors (normalised Gaussian, drawn from `generator` on
     the CPU): nodes are the Ritz values, weights the squared first components of the eigenvectors of T.
-    n: size of the matrix; device, dtype: of the vectors; progress: called after each product.
+    matvec: that of `eigenvalues`, (n,) -> (n,); device, dtype: of the vectors.
     """
-
-    def counted(v):
-        product = matvec(v)
-        if progress:
-            progress()
-        return product
-
     nodes, weights = [], []
     for _ in range(probes):
         start = torch.randn(n, generator=generator, dtype=torch.float64).to(dtype).to(device)
-        values, vectors = lanczos(counted, start, steps).eigen()
+        values, vectors = lanczos(matvec, start, steps).eigen()
         nodes.append(values)
         weights.append(vectors[0] ** 2)
     return Spectrum(n, nodes, weights)
-
-
-def bin_edges():
-    """Edges of the common bins, the outermost infinite; see DECADES."""
-    outwards = np.logspace(*DECADES, (DECADES[1] - DECADES[0]) * PER_DECADE + 1)
-    return np.concatenate([[-np.inf], -outwards[::-1], outwards, [np.inf]])
 
 
 def js_distance(p, q):
@@ -115,17 +85,15 @@ def js_distance(p, q):
 def js_distances(spectra):
     """Jensen-Shannon distances between all pairs of k spectra, (k, k), and JS0, their mean over the pairs.
 
-    Each spectrum is divided by its tenth largest eigenvalue, as arXiv 2402.16788 plots them, and binned by `bin_edges`.
+    Each spectrum is divided by its tenth largest eigenvalue, as arXiv 2402.16788 plots them, and binned by BIN_EDGES.
     That paper does not publish its formula, and its values above 1 show that it is a different one. `js_noise` is how
     far apart two estimates of the same spectrum are.
     Raises ValueError for a spectrum without ten eigenvalues above zero (`Spectrum.has_ten`).
     """
-    histograms = []
     for spectrum in spectra:
-        scale = spectrum.largest(10)
         if not spectrum.has_ten:
-            raise ValueError(f"the tenth largest eigenvalue is {scale}: expected one above 0 to normalise by")
-        histograms.append(spectrum.histogram(bin_edges(), scale))
+            raise ValueError(f"the tenth largest eigenvalue is {spectrum.largest(10)}: expected one above 0")
+    histograms = [spectrum.histogram(BIN_EDGES, spectrum.largest(10)) for spectrum in spectra]
     table = np.array([[js_distance(p, q) for q in histograms] for p in histograms]).reshape((len(histograms),) * 2)
     pairs = table[np.triu_indices(len(table), 1)]
     return table, float(pairs.mean()) if len(pairs) else 0.0
@@ -139,5 +107,8 @@ def js_noise(spectra):
     """
     if any(len(spectrum.nodes) < 2 for spectrum in spectra):
         raise ValueError("a spectrum of one probe has no estimate of its noise: expected two probes or more")
-    histograms = ([half.histogram(bin_edges(), one.largest(10)) for half in one.halves()] for one in spectra)
-    return float(np.mean([js_distance(*pair) for pair in histograms]))
+    distances = []
+    for spectrum in spectra:
+        halves = [Spectrum(spectrum.n, spectrum.nodes[i::2], spectrum.weights[i::2]) for i in (0, 1)]
+        distances.append(js_distance(*(half.histogram(BIN_EDGES, spectrum.largest(10)) for half in halves)))
+    return float(np.mean(distances))

@@ -6,7 +6,7 @@ import time
 import torch
 
 from blockwise.curvature.diagonals import fisher_sharpness
-from blockwise.curvature.hessian import HessianVectorProduct, Preconditioned, no_reduce, norm_rate, scaling
+from blockwise.curvature.hessian import HessianVectorProduct, Preconditioned, norm_rate, scaling
 
 
 class CurvatureTracker:
@@ -18,16 +18,12 @@ class CurvatureTracker:
 
     eigenvector: {name of a parameter: its part of x}, None before the first time: what an exact resume needs.
     solve: (matvec, start) -> eigenvalues.Eigenvalue; threshold: the optimizer's; exclude: block types to leave out;
-    seed: for labels and the first start; micro: sequences at a time; all_reduce: sums tensors over the processes;
-    precision: see `hessian.double_backward_mode`.
+    seed: for labels and the first start; options: micro, all_reduce and precision, as for `hessian.gradient`.
     """
 
-    def __init__(
-        self, model, batch, solve, threshold, exclude=(), seed=0, micro=None, all_reduce=no_reduce, precision="highest"
-    ):
+    def __init__(self, model, batch, solve, threshold, exclude=(), seed=0, **options):
         self.model, self.batch, self.solve, self.threshold = model, batch, solve, threshold
-        self.exclude, self.seed, self.micro, self.all_reduce = exclude, seed, micro, all_reduce
-        self.precision = precision
+        self.exclude, self.seed, self.options = exclude, seed, options
         self.names = {p: name for name, p in model.named_parameters()}
         self.eigenvector = None
 
@@ -36,10 +32,8 @@ class CurvatureTracker:
         blocks = {}
         for group in groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
-        batch = batch or self.batch
-        how = self.micro, self.all_reduce, self.precision
-        found = fisher_sharpness(self.model, blocks, batch, self.seed, [draw], *how)
-        return {f"sharpness/{block}": value for block, value in found.items()}
+        averages = fisher_sharpness(self.model, blocks, batch or self.batch, self.seed, draw, **self.options)
+        return {f"sharpness/{block}": value for block, value in averages.items()}
 
     def curvature(self, groups, preconditioner):
         """curvature/lambda_max and what belongs to it; nothing where no coordinate takes part, as before any state.
@@ -50,17 +44,17 @@ class CurvatureTracker:
         scales = scaling(groups, preconditioner, self.exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianVectorProduct(self.model, self.batch, scales, self.micro, self.all_reduce, self.precision)
+        products = HessianVectorProduct(self.model, self.batch, scales, **self.options)
         matrix = Preconditioned(products, scales.values())
         start = matrix.to_preconditioned(self.warm_start(products.params))
         try:
-            found = self.solve(matrix, start if start.any() else matrix.random(self.seed))
-            value, residual = found.value, found.residual
+            top = self.solve(matrix, start if start.any() else matrix.random(self.seed))
+            value, residual = top.value, top.residual
         except FloatingPointError:
             value = residual = math.nan
         self.eigenvector = None
         if math.isfinite(value):
-            pieces = (matrix.scale * found.vector).split([p.numel() for p in products.params])
+            pieces = (matrix.scale * top.vector).split([p.numel() for p in products.params])
             pairs = zip(products.params, pieces, strict=True)
             self.eigenvector = {self.names[p]: piece.view_as(p).clone() for p, piece in pairs}
         return {

@@ -1,8 +1,6 @@
 """The largest eigenvalue of the Hessian, plain and preconditioned as the optimizer sees it: curvature_STEP.json."""
 
-import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -13,9 +11,8 @@ from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.curvature.eigenvalues import largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
-from blockwise.files import write_text
 from blockwise.lr_multipliers import multipliers_at
-from blockwise.measuring import progress_bar
+from blockwise.measuring import counted, progress_bar, write_json
 from blockwise.optimizers import optimizer_for, preconditioner, stability_threshold
 from blockwise.schedules import block_rate
 
@@ -79,18 +76,15 @@ def largest_eigenvalue_of(config, step, model, scales, batch, world, progress):
     """The largest eigenvalue of D H D and its residual, as written; scales: the entries of D, {parameter: tensor}."""
     hessian = HessianVectorProduct(model, batch, scales, config.micro_batch, world.all_reduce_sum)
     matrix = Preconditioned(hessian, scales.values())
-
-    def counted(v):
-        progress.update()
-        return matrix(v)
-
     try:
-        top = largest_eigenvalue(counted, matrix.random(config.seed), config.products, config.tolerance)
+        start = matrix.random(config.seed)
+        top = largest_eigenvalue(counted(matrix, progress), start, config.products, config.tolerance)
     except FloatingPointError:
         raise UserError(f"step {step}: the curvature is not finite") from None
     progress.total -= config.products - top.products
-    result = {"lambda_max": top.value, "residual": top.residual}
-    return result | {"products": top.products, "converged": top.converged}
+    return {
+        "lambda_max": top.value, "residual": top.residual, "products": top.products, "converged": top.converged,
+    }  # fmt: skip
 
 
 def write_curvature(config, step, eigenvalues, seconds):
@@ -98,7 +92,7 @@ def write_curvature(config, step, eigenvalues, seconds):
         "step": step, "dataset": config.dataset, "positions": config.batches * config.batch_size * config.block_size,
         "seed": config.seed, "tolerance": config.tolerance, "seconds": seconds,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"curvature_{step:08d}.json", json.dumps(about | eigenvalues, indent=1) + "\n")
+    write_json(config, "curvature", about | eigenvalues)
     tqdm.write(f"step {step}: largest eigenvalue")
     for kind, value in eigenvalues.items():
         note = "" if value["converged"] else f", NOT CONVERGED after {value['products']} products"

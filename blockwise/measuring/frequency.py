@@ -4,10 +4,8 @@ The tokens are cut into ten parts by their number in the training split, from ra
 about a tenth of the training text. What one run gains on another, and where, is then seen part by part.
 """
 
-import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +13,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from blockwise import UserError
-from blockwise.files import write_text
 from blockwise.loader import eval_starts
-from blockwise.measuring import progress_bar
+from blockwise.measuring import progress_bar, write_json
 from blockwise.measuring.models import models_of
 
 PARTS = 10
@@ -130,7 +127,7 @@ def write_frequency(config, step, totals, numbers, other, counts, part_of):
         "against": config.against if other is not None else None, "training_tokens": int(counts.sum()),
         "all": whole, "parts": rows,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"frequency_{config.by}_{step:08d}.json", json.dumps(measured, indent=1) + "\n")
+    write_json(config, f"frequency_{config.by}", measured)
     tqdm.write(f"step {step}: loss by frequency of the {config.by} token, rare to frequent")
     for row in [*rows, {"part": "all", "tokens": len(counts), **whole}]:
         text = f"  {row['part']:>3}  {row['tokens']:>7,} tokens   loss {row['loss']:.4f}"

@@ -1,9 +1,7 @@
 """Average sharpness of every block, by block type and by layer: sharpness_KIND_STEP.json."""
 
-import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -19,9 +17,8 @@ from blockwise.curvature.diagonals import (
     untied,
 )
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.files import write_text
 from blockwise.lr_multipliers import as_arguments, multipliers
-from blockwise.measuring import progress_bar
+from blockwise.measuring import progress_bar, write_json
 
 
 def measure(config, models, split, world, suggest):
@@ -77,8 +74,7 @@ def write_sharpness(config, step, diagonal, draws, seconds, suggest):
         averages = {block: stats["mean"] for block, stats in blocks.items()}
         suggested = multipliers(averages, config.auto_mult_power, config.auto_mult_max, step)
         measured["suggested"] = {"power": config.auto_mult_power, "max": config.auto_mult_max, "lr_mult": suggested}
-    path = Path(config.out_dir) / f"sharpness_{config.kind}_{step:08d}.json"
-    write_text(path, json.dumps(measured, indent=1) + "\n")
+    write_json(config, f"sharpness_{config.kind}", measured)
     tqdm.write(f"step {step}, {config.kind}: average sharpness by block")
     for block, stats in sorted(blocks.items(), key=lambda item: item[1]["mean"]):
         error = "" if stats["error"] is None else f" +- {stats['error']:.1e}"

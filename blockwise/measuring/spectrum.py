@@ -1,10 +1,8 @@
 """Eigenvalues of every block's own part of the Hessian, and distances between them: spectrum_STEP.json."""
 
-import json
 import time
 import zlib
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -13,10 +11,9 @@ from blockwise import UserError
 from blockwise.blocks import BLOCKS, blocks_of, layer_of
 from blockwise.curvature.eigenvalues import power_iteration
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, keyed
-from blockwise.curvature.spectra import bin_edges, js_distances, js_noise, quadrature
-from blockwise.files import write_text
+from blockwise.curvature.spectra import BIN_EDGES, js_distances, js_noise, quadrature
 from blockwise.hardware import free_memory
-from blockwise.measuring import progress_bar
+from blockwise.measuring import counted, progress_bar, write_json
 from blockwise.spelling import close, did_you_mean
 
 LANCZOS_STEPS = 100  # per probe, where a block has as many parameters
@@ -31,10 +28,10 @@ def measure(config, models, split, world):
     with progress_bar(world, unit="product") as progress:
         for number, (step, load) in enumerate(models):
             model = load()[0]
-            blocks = blocks_to_measure(config, model)
-            steps = lanczos_steps(config, blocks)
+            sizes = {name: sum(p.numel() for p in params) for name, params in blocks_to_measure(config, model).items()}
+            steps = lanczos_steps(config, sizes)
             if number == 0:
-                require_memory(config, blocks, steps, world.device)
+                require_memory(config, sizes, steps, world.device)
             budget = sum(config.probes * count + POWER_PRODUCTS for count in steps.values())
             progress.total = progress.n + (len(models) - number) * budget
             model = model.to(world.device, getattr(torch, config.dtype))
@@ -44,7 +41,7 @@ def measure(config, models, split, world):
                 before = progress.n
                 try:
                     hessian = HessianVectorProduct(model, batch, params, config.micro_batch, world.all_reduce_sum)
-                    measured[name] = spectrum_of(config, name, hessian, steps[name], world.device, progress.update)
+                    measured[name] = spectrum_of(config, name, hessian, steps[name], world.device, progress)
                 except FloatingPointError:
                     raise UserError(f"step {step}, {name}: the curvature is not finite") from None
                 progress.update(before + config.probes * steps[name] + POWER_PRODUCTS - progress.n)  # if it ended early
@@ -78,9 +75,8 @@ def blocks_to_measure(config, model):
     return chosen | ({"full": [p for _, p in trained]} if config.full else {})
 
 
-def lanczos_steps(config, blocks):
+def lanczos_steps(config, sizes):
     """{block: Lanczos steps per probe}. Raises UserError if `config` asks for more than a block has parameters."""
-    sizes = {name: sum(p.numel() for p in params) for name, params in blocks.items()}
     for name, size in sizes.items():
         if (config.lanczos_steps or 0) > size:
             problem = f"lanczos_steps={config.lanczos_steps}: {name} has {size} parameters"
@@ -88,9 +84,8 @@ def lanczos_steps(config, blocks):
     return {name: min(config.lanczos_steps or LANCZOS_STEPS, size) for name, size in sizes.items()}
 
 
-def require_memory(config, blocks, steps, device):
+def require_memory(config, sizes, steps, device):
     """Raises UserError if the Lanczos vectors of the largest block do not fit into the free memory."""
-    sizes = {name: sum(p.numel() for p in params) for name, params in blocks.items()}
     name = max(sizes, key=sizes.get)
     needed, free = steps[name] * sizes[name] * getattr(torch, config.dtype).itemsize, free_memory(device)
     if free is not None and needed > free:
@@ -102,17 +97,17 @@ def require_memory(config, blocks, steps, device):
 
 def spectrum_of(config, name, hessian, steps, device, progress):
     """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
-    dtype = getattr(torch, config.dtype)
+    dtype, matvec = getattr(torch, config.dtype), counted(hessian, progress)
     generator = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes, blocks would look too much alike
-    density = quadrature(hessian, hessian.size, steps, config.probes, generator, device, dtype, progress)
+    density = quadrature(matvec, hessian.size, steps, config.probes, generator, device, dtype)
     start = torch.randn(hessian.size, generator=generator, dtype=torch.float64).to(dtype).to(device)
-    return density, power_iteration(hessian, start, POWER_PRODUCTS)
+    return density, power_iteration(matvec, start, POWER_PRODUCTS)
 
 
 def write_spectrum(config, step, measured, steps, seconds):
     blocks = {}
     for name, (density, power) in measured.items():
-        mean, error = density.moment()
+        mean, error = density.mean()
         blocks[name] = {
             "parameters": density.n, "mean": mean, "error": error, "smallest": density.smallest,
             "largest": density.largest(), "tenth_largest": density.largest(10), "lanczos_steps": steps[name],
@@ -120,7 +115,7 @@ def write_spectrum(config, step, measured, steps, seconds):
                 "value": power.value, "residual": power.residual, "products": power.products,
                 "converged": power.converged,
             },
-            "histogram": density.histogram(bin_edges(), density.largest(10)).tolist() if density.has_ten else None,
+            "histogram": density.histogram(BIN_EDGES, density.largest(10)).tolist() if density.has_ten else None,
             "nodes": [nodes.tolist() for nodes in density.nodes],
             "weights": [weights.tolist() for weights in density.weights],
         }  # fmt: skip
@@ -133,9 +128,9 @@ def write_spectrum(config, step, measured, steps, seconds):
     measured = {
         "step": step, "probes": config.probes, "positions": config.batches * config.batch_size * config.block_size,
         "dataset": config.dataset, "seed": config.seed, "dtype": config.dtype, "seconds": seconds, "blocks": blocks,
-        "edges": bin_edges()[1:-1].tolist(), "js": js,
+        "edges": BIN_EDGES[1:-1].tolist(), "js": js,
     }  # fmt: skip
-    write_text(Path(config.out_dir) / f"spectrum_{step:08d}.json", json.dumps(measured) + "\n")
+    write_json(config, "spectrum", measured, indent=None)
     print_spectrum(step, blocks, js)
 
 

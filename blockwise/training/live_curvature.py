@@ -63,7 +63,7 @@ class LiveCurvature:
         try:
             yield
         except torch.OutOfMemoryError:
-            size = self.tracker.micro
+            size = self.tracker.options["micro"]
             problem = f"no memory to measure the curvature of {size} sequences at a time"
             raise UserError(f"{problem}; expected a curvature_micro_batch below {size}, or no curvature") from None
 
