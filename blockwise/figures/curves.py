@@ -45,14 +45,6 @@ class Run:
         return self.val[-1][1]
 
 
-def compare(run, baselines):
-    """(gap or None, speedup or None) of a finished run against finished baselines."""
-    finished = [b for b in baselines if b.finished and run.finished]
-    same = next((b for b in finished if b.max_iters == run.max_iters), None)
-    double = next((b for b in finished if b.max_iters == 2 * run.max_iters), None)
-    return same and (same.final - run.final, same), double and speedup(run.val, double.val)
-
-
 def check_data(runs):
     """Raises UserError for runs of different tokenizers, whose losses do not compare; warns of different text."""
     with_data = [run for run in runs if run.data]
@@ -78,7 +70,7 @@ def draw(folders, baseline=None, out=None):
         for run, folder in zip(runs, [*folders, baseline], strict=False):
             run.name = str(folder)
     check_data(runs)
-    baselines = [run for run in runs if not run.blockwise]
+    baselines = {run.max_iters: run for run in reversed(runs) if run.finished and not run.blockwise}
     figure, (axes,) = start_figure()
     colours = iter(COLOURS * len(runs))
     for run in runs:
@@ -90,41 +82,39 @@ def draw(folders, baseline=None, out=None):
         print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
     for run in runs:
         if run.blockwise:
-            gap, faster = compare(run, baselines)
-            draw_gap(axes, run, gap)
-            draw_speedup(axes, run, faster)
+            draw_gap(axes, run, baselines.get(run.max_iters) if run.finished else None)
+            draw_speedup(axes, run, baselines.get(2 * run.max_iters) if run.finished else None)
     zoom(axes, runs)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
     write(figure, Path(out or Path(folders[0]) / "curves.png"))
 
 
-def draw_gap(axes, run, gap):
-    if gap is None:
+def draw_gap(axes, run, baseline):
+    if baseline is None:
         print(f"{run.name}: gap not measured (give a finished baseline of {run.max_iters} steps)")
         return
-    difference, baseline = gap
+    difference = baseline.final - run.final
     side = "below" if difference > 0 else "above"
     print(f"{run.name}: {abs(difference):.4f} {side} {baseline.name} after {run.max_iters} steps")
-    axes.annotate(
-        "", (run.max_iters, run.final), (run.max_iters, baseline.final), annotation_clip=False,
-        arrowprops={"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2},
-    )  # fmt: skip
+    arrow = {"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
+    x = run.max_iters
+    axes.annotate("", (x, run.final), (x, baseline.final), annotation_clip=False, arrowprops=arrow)
     text = f"{abs(difference):.3f} {'lower' if difference > 0 else 'higher'}"
-    middle = (run.max_iters, (run.final + baseline.final) / 2)
+    middle = (x, (run.final + baseline.final) / 2)
     axes.annotate(text, middle, (6, 0), textcoords="offset points", va="center", annotation_clip=False)
 
 
-def draw_speedup(axes, run, faster):
-    if faster is None:
+def draw_speedup(axes, run, baseline):
+    read = baseline and speedup(run.val, baseline.val)
+    if not read:
         print(f"{run.name}: speedup not measured (give a finished baseline of {2 * run.max_iters} steps)")
         axes.plot([], [], " ", label="speedup: not measured")
         return
-    ratio, start, end, loss = faster
+    ratio, start, end, loss = read
     print(f"{run.name}: {ratio:.2f}x as fast as the baseline with twice the steps")
-    axes.annotate(
-        "", (end, loss), (start, loss), arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
-    )
+    arrow = {"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
+    axes.annotate("", (end, loss), (start, loss), arrowprops=arrow)
     axes.annotate(f"{ratio:.2f}x", ((start + end) / 2, loss), (0, 5), textcoords="offset points", ha="center")
 
 

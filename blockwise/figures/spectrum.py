@@ -30,8 +30,7 @@ def draw(folder):
             write(figure, folder / "spectrum_distances.png")
         if len(steps) > 1:
             figure, (left, right) = start_figure(2)
-            draw_js0(left, steps)
-            draw_extremes(right, steps)
+            draw_evolution(left, right, steps)
             write(figure, folder / "spectrum_evolution.png")
 
 
@@ -75,18 +74,14 @@ def draw_distances(figure, axes, js):
     figure.colorbar(image, ax=axes, label="Jensen-Shannon distance (base 2)")
 
 
-def draw_js0(axes, steps):
-    points = [(measured["step"], measured["js"]["mean"]) for measured in steps if measured["js"]["mean"] is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), color="black", marker="o")
-    axes.set(xlabel="step", ylabel="JS0 (base 2)", ylim=(0, None), title="mean distance between blocks")
-
-
-def draw_extremes(axes, steps):
-    """Largest and smallest eigenvalue of the whole model, or of the one block with the largest."""
-    for key, style in (("largest", "-"), ("smallest", "--")):
-        pick, x = max if key == "largest" else min, [measured["step"] for measured in steps]
+def draw_evolution(left, right, steps):
+    """Against the step: the mean distance; the extreme eigenvalues over all blocks."""
+    x, style = [measured["step"] for measured in steps], {"color": "black", "marker": "o"}
+    compared = [measured for measured in steps if measured["js"]["mean"] is not None]
+    left.plot([measured["step"] for measured in compared], [measured["js"]["mean"] for measured in compared], **style)
+    left.set(xlabel="step", ylabel="JS0 (base 2)", ylim=(0, None), title="mean distance between blocks")
+    for key, pick, line in (("largest", max, "-"), ("smallest", min, "--")):
         y = [pick(spectrum[key] for spectrum in measured["blocks"].values()) for measured in steps]
-        axes.plot(x, y, color="black", linestyle=style, marker="o", label=key)
-    axes.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
-    axes.legend(frameon=False)
+        right.plot(x, y, linestyle=line, label=key, **style)
+    right.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
+    right.legend(frameon=False)
