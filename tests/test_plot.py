@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.image
 import pytest
 from conftest import ROOT, finish, start
 from helpers import coloured
@@ -25,28 +26,48 @@ def make_run(folder, losses, blockwise, max_iters=None):
     return folder
 
 
-def curves(*words):
-    status, out, err = finish(start("curves", *map(str, words), script="plot.py"))
-    return status, out, err
+@pytest.fixture
+def curves(capsys):
+    """plot.py curves in this process: what it prints."""
+
+    def printed(*words):
+        plot.main(["curves", *map(str, words)])
+        return capsys.readouterr().out
+
+    return printed
 
 
-def test_gap_and_speedup(tmp_path):
-    """The doubled baseline passes the blockwise run's 3.0 half way between steps 300 and 400: 350/200 = 1.75x."""
-    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True)
+@pytest.mark.parametrize(
+    "last, double, gap, speedup",
+    [
+        # the doubled baseline passes 3.0 half way between steps 300 and 400: 350 / 200
+        (3.0, [5, 4.5, 3.8, 3.2, 2.8], "bw: 0.2500 below adamw after 200 steps", "bw: 1.75x as fast"),
+        (3.5, [5, 3.5, 3.4, 3.2, 2.8], "bw: 0.2500 above adamw after 200 steps", "bw: 0.50x as fast"),
+    ],
+)
+def test_gap_and_speedup(tmp_path, curves, last, double, gap, speedup):
+    bw = make_run(tmp_path / "bw", [5, 4, last], True)
     adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
-    double = make_run(tmp_path / "double", [5, 4.5, 3.8, 3.2, 2.8], False)
-    status, out, _ = curves(bw, adamw, double, f"--out={tmp_path / 'x' / 'c.png'}")
-    assert status == 0 and (tmp_path / "x" / "c.png").read_bytes()[:4] == b"\x89PNG"
-    assert "bw: 0.2500 below adamw after 200 steps" in out
-    assert "bw: 1.75x as fast" in out
+    out = curves(bw, adamw, make_run(tmp_path / "double", double, False), f"--out={tmp_path / 'x' / 'c.png'}")
+    assert gap in out and speedup in out
+    assert coloured(tmp_path / "x" / "c.png") > 1000
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+def test_what_is_not_finished_or_has_no_baseline_is_not_judged(tmp_path, curves):
+    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True)
+    out = curves(bw)
+    assert (bw / "curves.png").exists() and "gap not measured" in out and "speedup not measured" in out
+    short = make_run(tmp_path / "short", [5, 4, 3.0], True, max_iters=900)
+    out = curves(short, f"--baseline={make_run(tmp_path / 'adamw', [5, 4.2, 3.25], False)}")
+    assert "stopped at 200 of 900" in out and "gap not measured" in out
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path, curves):
     for folder, blockwise in (("a", True), ("b", False)):
         (tmp_path / folder).mkdir()
         make_run(tmp_path / folder / "run$1", [5, 4, 3.0], blockwise)
-    status, out, err = curves(tmp_path / "a" / "run$1", f"--baseline={tmp_path / 'b' / 'run$1'}")
-    assert status == 0 and "a/run$1:" in out and "b/run$1:" in out, err
+    out = curves(tmp_path / "a" / "run$1", f"--baseline={tmp_path / 'b' / 'run$1'}")
+    assert "a/run$1:" in out and "b/run$1:" in out
 
 
 def test_runs_on_other_data(tmp_path, capsys):
@@ -67,39 +88,13 @@ def test_runs_on_other_data(tmp_path, capsys):
         draw(folders)
 
 
-def test_without_baselines_nothing_is_claimed(tmp_path):
-    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True)
-    status, out, _ = curves(bw)
-    assert status == 0 and (bw / "curves.png").exists()
-    assert "gap not measured" in out and "speedup not measured" in out
-
-
-def test_an_unfinished_run_is_not_judged(tmp_path):
-    bw = make_run(tmp_path / "bw", [5, 4, 3.0], True, max_iters=900)
-    adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
-    _, out, _ = curves(bw, f"--baseline={adamw}")
-    assert "stopped at 200 of 900" in out and "gap not measured" in out
-
-
-def test_a_worse_blockwise_run_is_said_to_be_worse(tmp_path):
-    bw = make_run(tmp_path / "bw", [5, 4, 3.5], True)
-    adamw = make_run(tmp_path / "adamw", [5, 4.2, 3.25], False)
-    double = make_run(tmp_path / "double", [5, 3.5, 3.4, 3.2, 2.8], False)
-    _, out, _ = curves(bw, adamw, double)
-    assert "0.2500 above adamw" in out and "0.50x as fast" in out
-
-
-def test_speedup_when_blockwise_ends_below_the_doubled_baseline(tmp_path):
-    bw = Run("bw", True, 200, [], [(0, 5.0), (100, 3.0), (200, 2.0)])
-    double = Run("double", False, 400, [], [(0, 5.0), (400, 2.5)])
-    ratio, start_step, end, loss = speedup(bw.val, double.val)
+def test_speedup_by_hand():
+    """Also where the run ends below the doubled baseline; none over a baseline that diverged."""
+    ratio, start_step, end, loss = speedup([(0, 5.0), (100, 3.0), (200, 2.0)], [(0, 5.0), (400, 2.5)])
     assert (ratio, start_step, end, loss) == (pytest.approx(400 / 150), 150, 400, 2.5)
-
-
-def test_no_speedup_over_a_baseline_that_diverged():
-    bw = Run("bw", True, 100, [], [(0, 5.5), (50, 5.0), (100, 4.5)])
-    assert speedup(bw.val, [(0, 5.5), (100, 6.0), (200, 7.0)]) is None
-    assert speedup(bw.val, [(0, 4.0), (200, 3.0)]) is None
+    run = [(0, 5.5), (50, 5.0), (100, 4.5)]
+    assert speedup(run, [(0, 5.5), (100, 6.0), (200, 7.0)]) is None
+    assert speedup(run, [(0, 4.0), (200, 3.0)]) is None
 
 
 def test_crossing_is_the_last_not_a_lucky_dip():
@@ -108,7 +103,7 @@ def test_crossing_is_the_last_not_a_lucky_dip():
     assert reaches([(0, 2.0), (100, 1.0)], 3.0) == 0
 
 
-def test_mistakes(tmp_path):
+def test_mistakes(tmp_path, curves):
     with pytest.raises(UserError, match="holds no run"):
         Run.read(tmp_path)
     folder = make_run(tmp_path / "bw", [5, 4, "NaN"], True)
@@ -121,8 +116,8 @@ def test_mistakes(tmp_path):
         Run.read(folder)
     make_run(tmp_path / "good", [5, 4], True)
     for words in ([tmp_path / "nothing"], [], ["--outt=x", folder], [tmp_path / "good", "--out=x.foo"]):
-        status, _, err = curves(*words)
-        assert (status, len(err.splitlines())) == (2, 1), err
+        with pytest.raises(UserError, match=r"^[^\n]*$"):
+            curves(*words)
 
 
 def test_plotting_needs_no_torch(tmp_path):
@@ -136,24 +131,19 @@ def test_plotting_needs_no_torch(tmp_path):
     assert finish(start(script=str(script)))[0] == 0
 
 
-def lr(*words):
-    return finish(start("lr", *map(str, words), script="plot.py"))
-
-
-def test_lr_draws_a_line_per_rate(tmp_path):
-    """Blocks with one multiplier share a line; an output layer tied to the embedding has none."""
-    status, out, _ = lr(ROOT / "config" / "kjv_bytes.py", "--lr_mult.VO=3", f"--out={tmp_path / 'x' / 'lr.png'}")
-    assert status == 0 and (tmp_path / "x" / "lr.png").read_bytes()[:4] == b"\x89PNG"
-    assert [line.split(": ")[0] for line in out.splitlines()[:-1]] == [
+def test_lr_draws_a_line_per_rate(tmp_path, monkeypatch, capsys):
+    """Blocks with one multiplier share a line; an output layer tied to the embedding has none; a baseline has one."""
+    monkeypatch.chdir(tmp_path)
+    kjv, out = str(ROOT / "config/kjv_bytes.py"), f"--out={tmp_path / 'x' / 'lr.png'}"
+    plot.main(["lr", kjv, "--lr_mult.VO=3", out])
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()[:-1]] == [
         "Emb, Head 10x", "QK 8x", "FFN 6x", "VO 3x", "Norm 1x",
     ]  # fmt: skip
-    _, out, _ = lr(ROOT / "config" / "gpt2_small.py", f"--out={tmp_path / 'lr.png'}")
-    assert "Head" not in out and "Emb 10x: up to 0.006" in out
-
-
-def test_lr_of_the_baseline_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    plot.lr([str(ROOT / "config" / "kjv_bytes.py"), "--blockwise=False", "--learning_rate=1e-3"])
+    assert coloured(tmp_path / "x" / "lr.png") > 1000
+    plot.main(["lr", str(ROOT / "config/gpt2_small.py"), out])
+    printed = capsys.readouterr().out
+    assert "Head" not in printed and "Emb 10x: up to 0.006" in printed
+    plot.main(["lr", kjv, "--blockwise=False", "--learning_rate=1e-3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["all blocks: up to 0.001, 1.25e-05 at step 1200", "wrote kjv_bytes_lr.png"]
     assert (tmp_path / "kjv_bytes_lr.png").exists()
@@ -174,27 +164,28 @@ def test_lr_of_unusual_configs(words, tmp_path):
 
 def test_lr_mistakes(tmp_path):
     for words in (["--learning_rat=1"], ["nothing.py"], [f"--out={tmp_path / 'lr.foo'}"]):
-        status, _, err = lr(*words)
-        assert (status, len(err.splitlines())) == (2, 1), err
-    status, out, _ = lr("--help")
+        with pytest.raises(UserError, match=r"^[^\n]*$"):
+            plot.main(["lr", *words])
+    status, out, _ = finish(start("lr", "--help", script="plot.py"))
     assert status == 0 and "--learning_rate=" in out
 
 
 def test_curvature_of_a_run_and_of_checkpoints(tmp_path):
     def draw():
         curvature.draw(tmp_path)
-        return (tmp_path / "curvature.png").read_bytes()
+        assert coloured(tmp_path / "curvature.png") > 1000
+        return matplotlib.image.imread(tmp_path / "curvature.png").shape[1] / 150  # inches
 
     with pytest.raises(UserError, match="holds no curvature"):
         draw()
     rows = [{"step": step, "curvature/lr_lambda": 3.0 + step, "curvature/threshold": 38.0} for step in range(4)]
     rows[2]["curvature/lr_lambda"] = "NaN"
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 4}]))
-    live = draw()
+    assert draw() == 8  # one panel
     one = {"lambda_max": 5.0, "converged": True}
     found = {"step": 8, "hessian": one, "preconditioned": {**one, "lr_lambda": 7.0, "threshold": 38.0}}
     (tmp_path / "curvature_00000008.json").write_text(json.dumps(found))
-    assert live[:4] == b"\x89PNG" and len(draw()) > len(live)  # one panel, then two
+    assert draw() == 11  # two
     (tmp_path / "curvature_00000008.json").write_text("{}")
     with pytest.raises(UserError, match="is broken: KeyError"):
         draw()
