@@ -40,7 +40,6 @@ from torch import nn
 
 from blockwise.blocks import param_groups
 from blockwise.distributed import World
-from blockwise.hardware import autocast
 from blockwise.layer_warmup import LayerWarmup
 from blockwise.lr_multipliers import LRMultipliers
 from blockwise.optimizers import keep_state, optimizer_for
@@ -51,6 +50,7 @@ from blockwise.training import (
     BlockStats,
     LiveCurvature,
     Output,
+    Precision,
     Profiler,
     Progress,
     Throughput,
@@ -105,7 +105,7 @@ class Run:
     world: World
     raw_model: Transformer
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # does nothing unless dtype is float16
+    precision: Precision
     batches: TrainBatches
     progress: Progress
     ema: EMA
@@ -118,11 +118,8 @@ class Run:
         """Loss of this process's micro-step `micro`. Data and dropout follow from its address: a resume is exact."""
         x, y = self.batches(step, micro)  # (B, T) each
         torch.manual_seed(self.batches.dropout_seed(step, micro))
-        with self.autocast():
+        with self.precision.autocast:
             return model(x, y)
-
-    def autocast(self):
-        return autocast(self.world.device, getattr(torch, self.config.dtype))
 
 
 def train(config, given, flags, stop, world, compile_may_fail):
@@ -150,8 +147,8 @@ def train(config, given, flags, stop, world, compile_may_fail):
     layers.begin(raw_model, progress.step)
     shard_and_move(raw_model, config, world)
     optimizer = make_optimizer(config, raw_model, lr_mult.at(progress.step))
-    scaler = torch.amp.GradScaler(world.device.type, enabled=config.dtype == "float16")
-    start.restore(optimizer, scaler)
+    precision = Precision(config, world.device)
+    start.restore(optimizer, precision)
 
     # What is measured, logged and saved; nothing before this line writes to out_dir
     ema = EMA(raw_model, config.ema_decay, start.checkpoint)
@@ -163,7 +160,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
     batches = TrainBatches(config, data.train, world)
     start.checkpoint = None  # frees what was read
 
-    run = Run(config, world, raw_model, optimizer, scaler, batches, progress, ema, throughput, stop)
+    run = Run(config, world, raw_model, optimizer, precision, batches, progress, ema, throughput, stop)
     parallelize(run, compile_may_fail)
     state = partial(checkpoint_of, run, data, model_config, layers, lr_mult, curvature)
     if config.eval_only:
@@ -233,7 +230,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
 
 def train_step(run, step, logging):
     """One update of the weights. Returns (its row, {} if it is not logged; whether a process was asked to stop)."""
-    config, world, optimizer, scaler = run.config, run.world, run.optimizer, run.scaler
+    config, world, optimizer, precision = run.config, run.world, run.optimizer, run.precision
     micro_steps = config.gradient_accumulation_steps // world.size
 
     # Forward and backward. Gradients add up over micro-steps: each loss is divided, so that their sum is a mean
@@ -242,15 +239,14 @@ def train_step(run, step, logging):
     for micro in range(micro_steps):
         run.model.require_backward_grad_sync = micro == micro_steps - 1  # DDP reads it in the forward pass
         loss = run.loss(run.model, step, micro) / micro_steps
-        scaler.scale(loss).backward()
+        precision.backward(loss)
         step_loss += loss.detach()
-    scaler.unscale_(optimizer)
+    precision.unscale(optimizer)
     grad_norm = total_norm([p.grad for p in run.raw_model.parameters() if p.grad is not None])
 
     # What all processes know: the mean loss, and whether any of them was asked to stop
     loss, stop_requests = world.sum(float(step_loss) / world.size, float(bool(run.stop)))
-    may_overflow = scaler.is_enabled() and scaler.get_scale() > 1  # then a smaller loss scale is the remedy
-    finite = math.isfinite(loss) and (may_overflow or math.isfinite(grad_norm))
+    finite = math.isfinite(loss) and (precision.may_overflow or math.isfinite(grad_norm))
     logging = logging or not finite
     stats = BlockStats(optimizer, run.raw_model) if logging else None  # before the weights change
 
@@ -259,11 +255,11 @@ def train_step(run, step, logging):
     if finite:
         if config.grad_clip > 0:
             nn.utils.clip_grads_with_norm_(run.raw_model.parameters(), config.grad_clip, grad_norm)
-        scaler.step(optimizer)  # in float16 an overflow only lowers the loss scale
+        precision.step(optimizer)  # in float16 an overflow only lowers the loss scale
         run.ema.update()
     if config.qk_clip:
         clip_qk(run.raw_model, config.qk_clip if finite else math.inf, world.all_reduce_max)
-    scaler.update()
+    precision.update()
     optimizer.zero_grad(set_to_none=True)
     run.progress.end(finite, config.tokens_per_step)
 
@@ -300,7 +296,7 @@ def evaluate(run, split, half=0, full=False):
             if (world.size == 1 or i % 8 == 0) and world.any(run.stop):  # which several processes have to agree on
                 run.eval_model.train()
                 return {}
-            with run.autocast():
+            with run.precision.autocast:
                 batches.append(run.eval_model(x, y) * counts)
             number += counts
         total, number = world.sum(sum(torch.stack(batches).tolist()), number)  # the only wait for the device

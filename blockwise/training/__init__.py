@@ -7,6 +7,7 @@ from blockwise.training.live_curvature import LiveCurvature
 from blockwise.training.machine import collecting_by_hand, for_this_machine, out_of_memory_is_a_mistake, set_up_torch
 from blockwise.training.output import Output, checkpoint_of
 from blockwise.training.parallel import parallelize
+from blockwise.training.precision import Precision
 from blockwise.training.profiler import Profiler
 from blockwise.training.progress import Progress
 from blockwise.training.sharding import shard_and_move

@@ -35,9 +35,8 @@ def checkpoint_of(run, data, model_config, *features):
         "config": asdict(run.config),
         "tokenizer": data.tokenizer,
         "data": data.identity,
-        "scaler": run.scaler.state_dict(),
     }
-    for feature in (run.progress, run.ema, *features):
+    for feature in (run.precision, run.progress, run.ema, *features):
         state |= feature.state_dict()
     return state
 

@@ -34,7 +34,7 @@ class Start:
             return Model.from_checkpoint(self.checkpoint, model_config)
         return Model.from_pretrained(self.pretrained, model_config) if self.pretrained else Model(model_config)
 
-    def restore(self, optimizer, scaler):
+    def restore(self, optimizer, precision):
         """Give a resumed run's optimizer and loss scale the checkpoint's state."""
         if not self.checkpoint:
             return
@@ -42,8 +42,7 @@ class Start:
             load_optimizer(optimizer, self.checkpoint["optimizer"])
         else:
             print0(f"  optimizer state not restored: the checkpoint was written by {saved}")
-        if self.checkpoint["scaler"]:  # empty where float16 was off
-            scaler.load_state_dict(self.checkpoint["scaler"])
+        precision.load_state_dict(self.checkpoint)
 
 
 def find_start(config, given, flags, world):
