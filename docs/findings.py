@@ -18,15 +18,18 @@ from blockwise.study.verdict import judge, spread
 
 FOLDER = ROOT / "docs/studies"
 PAGES = (ROOT / "README.md", FOLDER / "README.md")
-SHORT = 6  # rows of README.md: the rest are rules as they come
+SHORT = 8  # rows of README.md: the rest are rules as they come
 MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
 MARGIN = 0.01
 # Training tokens per parameter, and the study; the first is of another shape than the others
 BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5", "20": "study_budget_20"}
-BESIDE = {"study_budget": "study_tables", "study_budget_5": "study_tables_5"}  # the same on fresh seeds
-TUNED = {"fitted, tuned": "fitted", "the paper's multipliers, tuned": "paper"}
-ARMS = TUNED | {"the paper's, tuned at 5": "paper, as at 5", "tables at 4x, fresh seeds": "tables 4x"}
-ARMS |= {"tables at 16x, fresh seeds": "tables 16x", "fitted, as it is": "fitted, as it is"}
+# The same shape and text on fresh seeds
+FRESH = {"study_budget": "study_tables", "study_budget_5": "study_tables_5", "study_budget_20": "study_seeds"}
+TUNED = ("fitted, tuned", "the paper's multipliers, tuned")
+ARMS = {"fitted, tuned": "fitted", "the same, fresh seeds": "fitted", "the paper's multipliers, tuned": "paper"}
+ARMS |= {"the paper's, tuned at 5": "paper, as at 5", "tables at 4x, fresh seeds": "tables 4x"}
+ARMS |= {"tables at 16x, fresh seeds": "tables 16x", "Muon, fast tables, fresh seeds": "muon, fast tables"}
+ARMS |= {"fitted, as it is": "fitted, as it is"}
 ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat", "relative")}
 
 
@@ -82,7 +85,8 @@ def table():
     lines = [f"| tokens a parameter | {' | '.join(BUDGETS)} |", "|---" * (len(BUDGETS) + 1) + "|"]
     for label, arm in ARMS.items():
         faster = speedups(arm) if label in TUNED else {}
-        tests = {name: test_of(name, arm) or test_of(BESIDE.get(name), arm) for name in BUDGETS.values()}
+        fresh = label.endswith("fresh seeds")
+        tests = {name: test_of(FRESH.get(name) if fresh else name, arm) for name in BUDGETS.values()}
         lines.append(f"| {label} | {' | '.join(cell(test, faster.get(name)) for name, test in tests.items())} |")
     return lines
 

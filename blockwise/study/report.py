@@ -116,7 +116,9 @@ def about(found):
         keys = f", and with it {', '.join(study['tune'])}, one after the other," if study.get("tune") else ""
         search = f"the best of its own sweep{keys}; a grid whose best lies at an end {extended(study)}"
     fresh = f"The search began with seed {first}; none of its seeds is in the verdict."
-    if first in seeds:
+    if set(study.get("untuned", ())) >= set(study["arms"]):
+        fresh = "Nothing was searched: every arm is taken as it is."
+    elif first in seeds:
         fresh = f"The search was made with seed {first}, which counts in the verdict too and favours every arm there."
     yield (
         f"Final validation loss, in nats per token, of runs of {tokens} tokens. An arm's learning rate (that of Norm) "
