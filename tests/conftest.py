@@ -32,6 +32,7 @@ from configurator import configure
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would be in all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # likewise in the background of a shell
 if "TEST_ONEDNN" in os.environ:  # 0 or 1: the products of another maker's processor
     matmul.ONEDNN = os.environ["TEST_ONEDNN"] == "1"
 SERVER = multiprocessing.get_context("forkserver")

@@ -328,7 +328,7 @@ QUICK = ("--gradient_accumulation_steps=1", "--n_layer=1", "--eval_interval=0", 
 SCHEDULES = ("cosine", "linear", "constant", "wsd", "wsd --wsd_boost=paper")
 
 
-@pytest.mark.parametrize("optimizer, schedule", zip(OPTIMIZERS, SCHEDULES, strict=True))
+@pytest.mark.parametrize("optimizer, schedule", list(zip(OPTIMIZERS, SCHEDULES, strict=True)))
 def test_resume_is_exact(optimizer, schedule, small, tmp_path):
     words = (*small, *QUICK, f"--optimizer={optimizer}", *f"--schedule={schedule}".split())
     straight = (*words, f"--out_dir={tmp_path / 'straight'}")
