@@ -247,6 +247,7 @@ Held().__enter__()
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_share(small, step_memory, tmp_path):
     words = (*small, "--n_layer=6", "--n_embd=64", "--block_size=32", "--batch_size=4", "--max_iters=2", "--dropout=0")
     words = (*words, "--model_type=llama", "--parallel=fsdp", "--eval_interval=0", "--eval_iters=1")

@@ -311,6 +311,7 @@ groups.foreach_all_gather = counted
 """
 
 
+@pytest.mark.slow
 def test_fsdp_compiled_and_its_share_of_memory(small, tmp_path):
     """Two processes hold half each of weights, gradients and state; every block runs one compiled graph.
 

@@ -47,7 +47,7 @@ def test_world_size_changes_nothing(small, processes, tmp_path):
         assert b[step] == pytest.approx(a[step], abs=1e-5), step
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_anywhere_and_resumed_is_exact(small, processes, tmp_path):
     """SIGKILL for everybody at whatever they are doing, twice; the losses are those of an undisturbed run."""
     straight = (*small, *LONG, f"--out_dir={tmp_path / 'straight'}")
