@@ -124,4 +124,4 @@ def zoom(axes, runs):
     late = [loss for run in runs for step, loss in [*run.val, run.val[-1]] if step >= longest / 10]
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.05
-    axes.set(xlim=(0, longest), ylim=(low - margin, high + margin))
+    axes.set(xlim=(0, max(longest, 1)), ylim=(low - margin, high + margin))

@@ -56,7 +56,7 @@ def study_of(folder):
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{folder} holds no study: {error.strerror}: expected study.json in it") from None
+        raise UserError(f"{folder} holds no study.json ({error.strerror}): expected the folder of a study") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'study.json'} is broken: {type(error).__name__}: {error}") from None
 
