@@ -22,17 +22,6 @@ from configurator import configure
 FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 
 
-def check_machine(study):
-    """Raises UserError for a device that is not there, and for a data set that is missing or broken."""
-    from blockwise.data.mixture import open_dataset
-    from blockwise.distributed import auto_device, find_device
-
-    if study.config.engine == "local":  # a cluster's nodes have devices of their own
-        find_device(auto_device(study.config.device))
-    for kind in dict.fromkeys((c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in study.settings.values()):
-        open_dataset(*kind).verify()
-
-
 def main(argv):
     if argv[:1] == ["--report"]:
         for folder in argv[1:]:
@@ -44,7 +33,10 @@ def main(argv):
     if "plan" in flags:
         print_plan(study)
         return 0
-    check_machine(study)
+    from blockwise.training.machine import check_machine
+
+    device = config.device if config.engine == "local" else None  # a cluster's nodes have devices of their own
+    check_machine(study.settings.values(), device)
     found = run_study(study)
     return 1 if found and any_failed(found) else 0
 

@@ -10,7 +10,6 @@ many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for 
 Each way gets the same number of trials, which vary peak rate, warmup, beta2 and weight decay around yours; most have a
 quarter of the steps, and only the best are trained in full. The best of each then runs with new seeds, and the
 difference of their losses, with its interval, decides: rates per block, or one rate. Results go to --out_dir (out/tune).
-
 --budget is the length of a full run (20 is about compute-optimal). --hours sets the number of trials and seeds.
 A model too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2, with
 the same tokens per parameter and steps, hence fewer tokens a step. Nobody has shown that its rates hold beyond twice its
@@ -33,6 +32,7 @@ from blockwise.settings import BLOCKS, TrainConfig
 from blockwise.study.config import StudyConfig, config_file
 from blockwise.study.plan import Study
 from blockwise.study.report import print_plan
+from blockwise.study.runner import slots
 from blockwise.study.session import any_failed, run_study
 from blockwise.study.space import MULT
 from configurator import configure
@@ -99,8 +99,6 @@ def study_of(config, settings, folder, **more):
 
 def measured(config, settings, folder):
     """(seconds of a run beside its steps, seconds a step, runs side by side), by runs of 30 steps on this machine."""
-    from blockwise.study.runner import slots
-
     side_by_side = len(slots(study_of(config, settings, folder)))
     settings = replace(settings, max_iters=30, lr_decay_iters=30, warmup_iters=3, eval_interval=0, log_interval=1)
     more = {"learning_rates": {ONE: [1e-4]}, "untuned": [ONE], "seeds": list(range(side_by_side)), "extensions": 0}
@@ -171,10 +169,13 @@ def answer(found, steps):
 
 
 def main(argv):
+    from blockwise.training.machine import check_machine
+
     config, _, flags = configure(TuneConfig, argv, __doc__, FLAGS)
     folder = Path(config.out_dir if any(arg.startswith("--out_dir=") for arg in argv) else "out/tune")
     file, asked = folder / "study.py", f"# python tune.py {shlex.join(arg for arg in argv if arg != '--plan')}"
     settings, steps = settings_of(config)
+    check_machine([settings], settings.device)
     if not file.is_file():
         write_text(file, config_file(plan(config, settings, folder), asked))
     elif file.read_text().splitlines()[0] != asked:
@@ -183,8 +184,7 @@ def main(argv):
     if flags:
         print_plan(study)
         return 0
-    found = run_study(study)
-    if found is None or any_failed(found):
+    if not (found := run_study(study)) or any_failed(found):
         return int(found is not None)
     text, keys = answer(found, steps)
     proxy = "".join(f"with {k}={v}, " for k, v in config.proxy.items())

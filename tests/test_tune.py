@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from test_search import fill
@@ -138,6 +139,22 @@ def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "run_study", run_study)
     settings = TrainConfig(batch_size=1, block_size=12, gradient_accumulation_steps=1, device="cpu")
     assert tune.measured(tune.TuneConfig(jobs=1), settings, tmp_path) == (5.0, 0.5, 1)
+
+
+def test_what_cannot_run_is_refused_before_anything_is_measured(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    broken = tmp_path / "tiny"
+    shutil.copytree(data_dir / "tiny", broken)
+    ids = bytearray((broken / "train.bin").read_bytes())
+    ids[500] ^= 1
+    (broken / "train.bin").write_bytes(ids)
+    (tmp_path / "mine.py").write_text(MINE)
+    words = [str(tmp_path / "mine.py"), f"--out_dir={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="device=cuda: no CUDA device here"):
+        tune.main([*words, f"--data_dir={data_dir}", "--device=cuda"])
+    with pytest.raises(UserError, match=r"train\.bin"):
+        tune.main([*words, f"--data_dir={tmp_path}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_begins_with_its_own_keys(capsys):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from blockwise import UserError, first_line
-from blockwise.distributed import auto_device, auto_dtype
+from blockwise.data.mixture import open_dataset
+from blockwise.distributed import auto_device, auto_dtype, find_device
 from blockwise.hardware import free_memory
 
 # In the texts of errors of cuBLAS, NCCL, the CUDA driver and the CPU's allocator that have no class of their own
@@ -26,6 +27,14 @@ def for_this_machine(config):
         compile=cuda if config.compile == "auto" else config.compile,
         backend=("nccl" if cuda else "gloo") if config.backend == "auto" else config.backend,
     )
+
+
+def check_machine(configs, device):
+    """Raises UserError for a device that is not there (None: any is), and for data that are missing or broken."""
+    if device:
+        find_device(auto_device(device))
+    for kind in dict.fromkeys((c.data_dir, c.dataset, c.block_size, c.vocab_size) for c in configs):
+        open_dataset(*kind).verify()
 
 
 def set_up_torch(config):
