@@ -207,10 +207,8 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
 
 
 def fused(name: str) -> ValueError:
-    splits = not name.endswith(
-        ("in_proj_weight", "in_proj_bias")
-    )  # torch.nn.MultiheadAttention's, no module of its own
-    split = "split it by blockwise.split_qkv.split_qkv(model), or " if splits else ""
+    no_module = name.endswith(("in_proj_weight", "in_proj_bias"))  # torch.nn.MultiheadAttention's, which nothing splits
+    split = "" if no_module else "split it by blockwise.split_qkv.split_qkv(model), or "
     return ValueError(
         f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: {split}say which block it "
         'counts as, e.g. fused_qkv="QK"'
@@ -307,9 +305,10 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
     two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
     table: dict[int, tuple] = {}  # id -> (block, name, parameter)
     for name, parameter in named:
-        special, other = two_in_one.get(attention_of(name)), table.get(id(parameter))
-        if other and other[0] != "Head":
+        earlier = table.get(id(parameter))
+        if earlier and earlier[0] != "Head":
             continue  # the first of several names counts
+        special = two_in_one.get(attention_of(name))
         if frozen_apart and not parameter.requires_grad:
             block = "frozen"
         elif special and not stated_block(name, block_of):
@@ -320,7 +319,7 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
             block = block_type(name, fused_qkv, block_of, unknown)
             if name.endswith("original0") and block == "QK" and 1 in getattr(parameter, "shape", ()):
                 raise fused(name)  # weight_norm's scale, by the same name
-        if not other or block == "Emb":
+        if not earlier or block == "Emb":
             table[id(parameter)] = (block, name, parameter)
     blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
     return {block: members for block, members in blocks.items() if members}
@@ -399,13 +398,8 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     """
     check_number("lr", lr)
     check_number("weight_decay", weight_decay)
-    for argument, given in (("lr_mult", lr_mult), ("wd_mult", wd_mult)):
-        if not isinstance(given or {}, dict):
-            raise ValueError(f"{argument}={given!r}: expected a dict of numbers by block type")
-        for block, value in (given or {}).items():
-            if block not in BLOCKS:
-                raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
-            check_number(f"{argument}[{block!r}]", value)
+    check_multipliers("lr_mult", lr_mult)
+    check_multipliers("wd_mult", wd_mult)
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
     table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     return [
@@ -420,6 +414,16 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
         for block, members in table.items()
         if block != "frozen"
     ]
+
+
+def check_multipliers(argument: str, given: object) -> None:
+    """Raise KeyError for an entry that is no block type, ValueError for what is no dict of numbers, or None."""
+    if not isinstance(given or {}, dict):
+        raise ValueError(f"{argument}={given!r}: expected a dict of numbers by block type")
+    for block, value in (given or {}).items():  # type: ignore[attr-defined]
+        if block not in BLOCKS:
+            raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
+        check_number(f"{argument}[{block!r}]", value)
 
 
 def check_number(argument: str, value: object) -> None:

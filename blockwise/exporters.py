@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 
-from blockwise.blocks import BLOCKS, LR_MULT, check_number, typed
+from blockwise.blocks import LR_MULT, check_multipliers, check_number, typed
 
 Split = dict[str, list[str]]  # {block type: names of its parameters}
 ADAMW = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}  # lr: of a block at 1x
@@ -56,11 +56,12 @@ def export(model_or_named_parameters: object, trainer: str, fused_qkv: str | Non
     """Text for a trainer of EXPORTERS: every parameter that needs a gradient, with the multiplier of its block.
 
     lr_mult: as in `param_groups`. adamw: lr (of a block at 1x), beta1, beta2 and weight_decay, in place of ADAMW's.
-    Raises ValueError for another trainer and for names that its patterns cannot tell apart, and what `blocks_of`
-    raises.
+    Raises ValueError for another trainer and for names that its patterns cannot tell apart, and what `blocks_of` and
+    `param_groups` raise.
     """
     if trainer not in EXPORTERS:
         raise ValueError(f"--as={trainer}: expected one of {', '.join(EXPORTERS)}")
+    check_multipliers("lr_mult", lr_mult)
     table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
     split = {block: [name for name, _ in members] for block, members in table.items() if block != "frozen"}
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
@@ -75,18 +76,17 @@ def read_rates(path: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             rates = json.load(file)["rates"]
-        ones = dict.fromkeys((*LR_MULT, "Other"), 1.0)
-        given = {"lr_mult": rates.get("lr_mult", ones), "lr": rates["learning_rate"]}
-        given |= {key: rates[key] for key in ("beta1", "beta2", "weight_decay") if key in rates}
-        if unknown := set(given["lr_mult"]) - set(BLOCKS):
-            raise ValueError(f"no block type {unknown.pop()!r}")
-        for name, value in {**given["lr_mult"], **given, "lr_mult": 0}.items():
+        lr_mult = dict(rates.get("lr_mult", dict.fromkeys((*LR_MULT, "Other"), 1.0)))
+        adamw = {key: rates[key] for key in ("beta1", "beta2", "weight_decay") if key in rates}
+        adamw["lr"] = rates["learning_rate"]
+        check_multipliers("lr_mult", lr_mult)
+        for name, value in adamw.items():
             check_number(name, value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--rates={path}: expected the rates.json of tune.py ({error})") from None
     if (optimizer := rates.get("optimizer", "adamw")) != "adamw":
         raise ValueError(f"--rates={path}: expected rates of adamw, not of {optimizer}")
-    return given
+    return {"lr_mult": lr_mult, **adamw}
 
 
 def as_json(split: Split, rates: dict[str, float], adamw: dict[str, float]) -> str:

@@ -51,8 +51,8 @@ def schedule_notes(config):
             f"min_lr={config.min_lr:g} is above the peak learning rate of {', '.join(low)}: after the warmup it rises "
             f"to min_lr; lower min_lr, or set min_lr_ratio"
         )
-    end = config.lr_decay_iters  # which a warmup that lasts longer puts off, but in wsd
-    end = end if config.schedule == "wsd" else max(end, *(math.ceil(warmup) for warmup in warmups.values()))
+    # A warmup that lasts longer than the decay puts its end off, but in wsd
+    end = max(config.lr_decay_iters, 0 if config.schedule == "wsd" else math.ceil(max(warmups.values())))
     if end < config.max_iters:
         notes.append(
             f"lr_decay_iters={config.lr_decay_iters} is below max_iters={config.max_iters}: from step {end} on "

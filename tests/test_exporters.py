@@ -124,6 +124,8 @@ def test_names_that_no_pattern_tells_apart_are_refused():
     for trainer in ("torchtitan", "nemo", "megatron"):
         with pytest.raises(ValueError, match=r"x\.layers\.0\.mlp\.gate\.weight of FFN is also matched"):
             export(clash, trainer, block_of=block_of)
+    with pytest.raises(KeyError, match="no block type 'emb'"):
+        export(clash, "json", block_of=block_of, lr_mult={"emb": 2.0})
 
 
 def test_the_command(tmp_path):
@@ -160,7 +162,11 @@ def test_rates_that_tune_found(trainer, tmp_path, monkeypatch):
         ('{"answer": "x"}', ["--as=nemo"], "expected the rates.json of tune.py"),
         ('{"rates": {"learning_rate": 1, "optimizer": "muon"}}', ["--as=nemo"], "rates of adamw, not of muon"),
         ('{"rates": {"learning_rate": NaN}}', ["--as=nemo"], "lr=nan: expected a finite number"),
-        ('{"rates": {"learning_rate": 1, "lr_mult": {"Emb": "x"}}}', ["--as=json"], "Emb='x': expected a finite"),
+        (
+            '{"rates": {"learning_rate": 1, "lr_mult": {"Emb": "x"}}}',
+            ["--as=json"],
+            r"lr_mult\['Emb'\]='x': expected a finite",
+        ),
         ('{"rates": {"learning_rate": 1, "lr_mult": {"emb": 2}}}', ["--as=json"], "no block type 'emb'"),
         ('{"rates": {"learning_rate": 1, "lr_mult": null}}', ["--as=json"], "expected the rates.json of tune.py"),
         (None, ["--as=nemo"], "rates.json: expected the rates.json of tune.py .*No such file"),
