@@ -10,7 +10,7 @@ from helpers import coloured
 import plot
 from blockwise import UserError
 from blockwise.curves import reaches, speedup
-from blockwise.figures import budgets, curvature
+from blockwise.figures import budgets, curvature, study
 from blockwise.figures.curves import Run, draw
 from blockwise.figures.style import COLOURS, start_figure, write
 
@@ -216,6 +216,25 @@ def test_budgets_read_the_speedup_between_budgets(tmp_path, capsys):
     found = {(row[0].strip("| "), row[1]): row[-1].strip("| ") for row in rows}
     assert found["100,000", "fast"] == found["400,000", "fast"] == "2.00x"
     assert found["100,000", "once"] == "4.00x" and found["100,000", "adamw"] == ""
+
+
+def test_budgets_draw_what_two_budgets_or_the_longest_have(tmp_path, monkeypatch):
+    short = make_budget(tmp_path / "a", 100, {"adamw": 5.0, "fast": 4.5, "once": 4.0})
+    long = make_budget(tmp_path / "b", 400, {"adamw": 4.0, "fast": 3.5, "late": 3.4})
+    figures = []
+    monkeypatch.setattr(budgets, "write", lambda figure, path: figures.append(figure))
+    budgets.draw([long, short], tmp_path / "x.png")
+    assert figures[0].axes[0].get_legend_handles_labels()[1] == ["adamw", "fast", "late"]
+
+
+def test_curves_of_a_study_say_which_half_of_the_text_their_numbers_are_of(tmp_path, monkeypatch):
+    """With test_loss the lines are of the first half, the numbers beside them of the second."""
+    figures = {}
+    monkeypatch.setattr(study, "write", lambda figure, path: figures.setdefault(path.name, figure))
+    for name, title in (("study_seeds", "test loss"), ("study_cpu", "loss at")):
+        study.draw(ROOT / "docs/studies" / name)
+        assert figures.pop("curves.png").axes[0].get_legend().get_title().get_text().startswith(title)
+        assert not figures.pop("learning_rates.png").axes[0].get_legend().get_title().get_text()
 
 
 def test_budgets_mistakes(tmp_path):

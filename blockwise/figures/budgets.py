@@ -14,7 +14,7 @@ from blockwise.figures.style import COLOURS, literal, start_figure, write
 def draw(folders, out):
     """Loss and gap to the baseline against the training tokens, one point for each study; the table is printed.
 
-    folders: out_dirs of studies that differ in max_iters alone. Drawn are the arms that at least two of them have.
+    folders: out_dirs of studies that differ in max_iters alone. Drawn is what two of them or the longest have.
     Raises UserError for folders that hold no such studies.
     """
     studies = sorted((read(Path(folder)) for folder in folders), key=lambda study: study["tokens"])
@@ -31,7 +31,7 @@ def draw(folders, out):
     styles = cycle(zip(COLOURS, "sD^v<>", strict=True))
     right.axhline(0, color="black", linestyle=(0, (5, 2)))
     for arm, line in points.items():
-        if len(line) < 2:
+        if len(line) < 2 and arm not in studies[-1]["arms"]:
             continue
         colour, marker = ("black", "o") if arm == baseline else next(styles)
         style = {"color": colour, "marker": marker, "markersize": 5, "label": literal(arm), "capsize": 3}
@@ -47,7 +47,7 @@ def draw(folders, out):
         axes.set(xscale="log", xlabel="training tokens")
         axes.set_xticks([s["tokens"] for s in studies], [f"{s['tokens'] / 1e6:.3g}M" for s in studies])
         axes.minorticks_off()
-    left.set(ylabel="final loss (nats per token)", title="each arm at the best of its own search")
+    left.set(ylabel="final loss (nats per token)", title="bars: standard deviation of the seeds")
     right.set(ylabel=literal(f"loss less that of {baseline}"), title="below 0: lower loss; bars: 95 %")
     left.legend(frameon=False)
     write(figure, Path(out) if out else Path(folders[0]) / "budgets.png")

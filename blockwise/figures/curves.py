@@ -109,7 +109,6 @@ def draw_speedup(axes, run, baseline):
     read = baseline and speedup(run.val, baseline.val)
     if not read:
         print(f"{run.name}: speedup not measured (give a finished baseline of {2 * run.max_iters} steps)")
-        axes.plot([], [], " ", label="speedup: not measured")
         return
     ratio, start, end, loss = read
     print(f"{run.name}: {ratio:.2f}x as fast as the baseline with twice the steps")

@@ -23,7 +23,9 @@ def draw(folder):
     folder = Path(folder)
     with study_of(folder) as study:
         comparisons = {name: legible(arms) for name, arms in study["places"].items()}
-        scattered = study.get("study", {}).get("search") == "sobol"  # its points differ in every key
+        config = study.get("study", {})
+        scattered = config.get("search") == "sobol"  # its points differ in every key
+        end = "test loss at the end (lines: first half)" if config.get("test_loss") else "loss at the end"
         roles = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
         others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
         black = {"baseline": ((0, (5, 2)), "black"), "twice": ((0, (1, 1)), "black")}
@@ -40,7 +42,9 @@ def draw(folder):
                 axes.set_title(literal(comparison), fontsize="medium")
                 if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
                     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}
-                    axes.legend(frameon=False, fontsize="small" if beside else None, **beside)
+                    title = end if draw_arm is draw_bands else None
+                    small = {"fontsize": "small", "title_fontsize": "small"} if beside else {}
+                    axes.legend(title=title, frameon=False, **small, **beside)
                 if draw_arm is draw_bands:
                     axes.set_ylim(late_range(arms))
                 else:
