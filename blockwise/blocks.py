@@ -6,33 +6,33 @@
     python -m blockwise.blocks MODEL_ID_OR_DIR      # the split of a Hugging Face model, from its config alone
 
 The block types and multipliers are those of "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002).
-Nothing is imported here, but by the command: the file can be used, or copied, on its own. That is why it is long, and
-a third of it is the table.
+Only the command imports anything, so this file can be used, or copied, on its own. Hence its length; a third of it is
+the table.
 """
 
-# Peak learning rate of a block type over that of the Norm blocks. The paper does not say what an untied output
-# layer got; Head goes with Emb because in trial runs Head at 1x lost far more than blockwise rates gain.
+# Peak learning rate of each block type, relative to the Norm blocks. The paper does not say which rate an untied output
+# layer had; Head follows Emb because in trial runs Head at 1x lost far more than blockwise rates gain.
 LR_MULT = {"Emb": 10.0, "QK": 8.0, "VO": 4.0, "FFN": 6.0, "Norm": 1.0, "Head": 10.0}
-# Other is what the paper did not measure. It trains at the base rate; the models of this project have none.
+# Other: what the paper did not measure. It trains at the base rate; this project's own models have none of it.
 BLOCKS = (*LR_MULT, "Other")
 
-# Every kind of parameter: (what it is, its block type, why, modules, single parameters). A module is named by the end
-# of its path, a single parameter (one that is no module's weight or bias) by the end of its full name; both without
-# layer numbers, and the longest match wins. "x.*": everything below x, before all other rows. "^x": x at the top alone.
+# Every kind of parameter: (what it is, its block type, why, modules, single parameters). A module is matched by the end
+# of its path, a single parameter (not a module's weight or bias) by the end of its full name, both without layer
+# numbers; the longest match wins. "x.*": everything below x, checked first. "^x": x at the top of the model only.
 KINDS = (
-    ("token embeddings", "Emb", "tables of rows, one a token (or a token's type)",
+    ("token embeddings", "Emb", "a row per token (or per token type)",
      "tok_emb embed_tokens wte embed_in word_embeddings word_embedding tok_embeddings tokens_embed embeddings "
      "token_type_embeddings task_type_embeddings input_embedding segment_embedding embed_tokens_per_layer "
      "ngram_embeddings encoder_hash_tok_embedding pronunciation_embed shape_embed transformer.w ^shared ^embed "
      "tokentype_embeddings value_embeds bigram_embed", "^value_embeds"),
-    ("position embeddings", "Emb", "tables of rows, added to the token's",
+    ("position embeddings", "Emb", "a row per position, added to the token's",
      "pos_emb wpe embed_positions position_embeddings positions_embed position_embedding",
      "position_embeddings.weights"),
-    ("output layer", "Head", "the map to the vocabulary, where it is not tied to the embedding",
+    ("output layer", "Head", "projection to the vocabulary, where it is not tied to the embedding",
      "lm_head embed_out lm_heads lm_loss proj_out output_projection generator_lm_head lm_head.decoder "
      "predictions.decoder predictions pred_layer.proj ^decoder ^head ^output lm_head.w_out output_layer "
      "final_linear", ""),
-    ("queries and keys", "QK", "what the attention scores are made of",
+    ("queries and keys", "QK", "projections that make the attention scores",
      "q_proj k_proj query_proj key_proj self.query self.key attention.query attention.key self_attn.query "
      "self_attn.key self_attention.query self_attention.key self_attention.query_key q_lin k_lin "
      "multi_head_attention.Wq multi_head_attention.Wk project_q project_k mlstm_layer.q mlstm_layer.k q_proj.linear "
@@ -40,9 +40,9 @@ KINDS = (
      "cross_attention.linear_q linear_q_proj SelfAttention.q SelfAttention.k EncDecAttention.q EncDecAttention.k "
      "LocalSelfAttention.q LocalSelfAttention.k TransientGlobalSelfAttention.q TransientGlobalSelfAttention.k",
      "rel_attn.q rel_attn.k ^qk_bank"),
-    ("low-rank queries", "QK", "two matrices whose product is the query projection, or is added to one of Q and K",
+    ("low-rank queries", "QK", "two matrices whose product is the query projection, or is added to Q or K",
      "q_a_proj q_b_proj linear_q_adapter_list linear_k_adapter_list wq_a wq_b linear_q_down_proj linear_q_up_proj", ""),
-    ("values and outputs", "VO", "what attention reads, and how it writes back",
+    ("values and outputs", "VO", "what attention reads, and how it writes to the residual stream",
      "v_proj o_proj value_proj self.value attention.value self_attn.value self_attention.value v_lin out_lin "
      "project_v attention_out multi_head_attention.Wv attn.Wo mlstm_layer.v v_proj.linear o_proj.linear attn.c_proj "
      "attn.proj attention.dense self_attention.dense self_attn.dense multi_head_attention.dense "
@@ -53,7 +53,7 @@ KINDS = (
      "SelfAttention.v SelfAttention.o EncDecAttention.v EncDecAttention.o LocalSelfAttention.v LocalSelfAttention.o "
      "TransientGlobalSelfAttention.v TransientGlobalSelfAttention.o",
      "rel_attn.v rel_attn.o attention.dense_bias ^vo_bank"),
-    ("low-rank outputs", "VO", "two matrices whose product is the output projection, or is added to one of V",
+    ("low-rank outputs", "VO", "two matrices whose product is the output projection, or is added to V",
      "o_a_proj o_b_proj linear_v_adapter_list", ""),
     ("feed-forward", "FFN", "the matrices of the two-layer network after attention",
      "gate_proj up_proj down_proj gate_up_proj mlp mlp.c_fc mlp.c_proj mlp.dense_h_to_4h mlp.dense_4h_to_h mlp.fc_in "
@@ -65,7 +65,7 @@ KINDS = (
      "mlp.proj mlp.linear1 mlp.linear2 mlp.linear_fc1 mlp.linear_fc2 layers.linear1 layers.linear2 ^linear1 ^linear2 "
      "DenseReluDense.wi DenseReluDense.wi_0 DenseReluDense.wi_1 DenseReluDense.wo mlp.wi mlp.wi_0 mlp.wi_1 mlp.wo",
      "^mlp_bank"),
-    ("experts", "FFN", "feed-forward matrices, stacked or one by one; shared experts too",
+    ("experts", "FFN", "feed-forward matrices, stacked or separate; shared experts too",
      "experts experts.w1 experts.w2 experts.w3 mlp.up_embed mlp.down_embed experts.fc_1 experts.fc_2 experts.proj "
      "shared_experts.fc_1 shared_experts.fc_2 shared_experts.proj shared_experts.w1 shared_experts.w2 "
      "shared_experts.w3 experts.linear_fc1 experts.linear_fc2 local_experts.linear_fc1 local_experts.linear_fc2 "
@@ -79,14 +79,14 @@ KINDS = (
      "ln_attn ln_mlp ln_cross_attn ln_out pre_ln layer_norm1 layer_norm2 layernorm1 layernorm2 layer_norm_emb "
      "layernorm_embedding layernorm_before_attention layernorm_before_ffn norms norm3 norm_q norm_k",
      "norm.scale layer_norm_weight layer_norm_bias"),
-    ("keys and values in one", "Other", "it feeds both K (8x) and V (4x): neither's rate is its own",
+    ("keys and values in one", "Other", "feeds both K (8x) and V (4x), so neither rate fits",
      "kv_a_proj_with_mqa kv_a_proj kv_b_proj kv_proj wkv_a wkv_b self_attention.linear_kv cross_attention.linear_kv "
      "linear_kv_down_proj linear_kv_up_proj", ""),
     ("routers", "Other", "logits that choose experts, not a feed-forward matrix",
      "router router_gate gate.wg router.layer router.gate router.classifier router_mlp.* mlp.gate mixer.gate moe.gate "
      "ffn.gate block_sparse_moe.gate feed_forward.gate gate.down_proj shared_expert_gate mlp.shared_expert_gate",
      "expert_bias e_score_correction_bias gate.global_scale gate.router_states_scale"),
-    ("gates", "Other", "factors through a sigmoid on what attention, a mixer or a message passes on",
+    ("gates", "Other", "sigmoid factors on the output of attention, a mixer or a message",
      "self_attn.gate_proj o_proj.gate_proj self_attn.g_proj g_a_proj g_b_proj q_gate_proj output_gate "
      "q_message_gate.* k_message_gate.* v_message_gate.* mlp_message_gate.* attention.receptance "
      "feed_forward.receptance attn.ve_gate ^smear_gate attention.w_g attention.o_gate shared_experts.gate",
@@ -95,9 +95,9 @@ KINDS = (
      "sink_proj r_proj relative_position_bias.* rel_logits_proj.* relative_pos_embeddings relative_attention_bias",
      "self_attn.sinks position_bias.relative_attention_bias rel_attn.r rel_attn.r_r_bias rel_attn.r_s_bias "
      "rel_attn.r_w_bias rel_attn.seg_embed self_attn.A"),
-    ("token selection", "Other", "which tokens attention may see, and what they are compressed to",
+    ("token selection", "Other", "choose which tokens attention sees, or compress them",
      "indexer.* compressor.*", ""),
-    ("state-space mixers", "Other", "maps of a recurrence, which the paper has none of",
+    ("state-space mixers", "Other", "projections of a recurrence; the paper's models have none",
      "mamba.in_proj mamba.out_proj mamba.x_proj mamba.dt_proj mixer.in_proj mixer.out_proj mixer.x_proj mixer.dt_proj "
      "temporal_block.linear_x temporal_block.linear_y temporal_block.linear_out rg_lru.*",
      "A_log D dt_bias mamba.x_proj_weight mamba.dt_proj_weight mamba.dt_proj_bias"),
@@ -112,7 +112,7 @@ KINDS = (
     ("convolutions", "Other", "short filters along the sequence",
      "conv1d conv_1d conv.conv conv.in_proj conv.out_proj conv_qk_depthwise conv_qk_grouped sconv.weight_proj",
      "sconv.static_weight"),
-    ("learned scalars", "Other", "scales and shifts of a stream, of which the paper has none",
+    ("learned scalars", "Other", "scales and shifts of activations; the paper's models have none",
      "act_fn",
      "act_fn.alpha_p act_fn.alpha_n qk_norm.temp lm_head.logit_scale input_residual post_attention_residual lambda_1 "
      "lambda_2 self_attn.lambda_q1 self_attn.lambda_k1 self_attn.lambda_q2 self_attn.lambda_k2 self_attn.sqk "
@@ -120,20 +120,20 @@ KINDS = (
      "input_hidden_states_scale input_hidden_states_bias z_L_init layer_scalar ^resid_lambdas ^x0_lambdas "
      "^smear_lambda ^backout_lambda ^post_lambdas ^scalars attention.sq attention.sk feed_forward.sw1 feed_forward.sw3 "
      "lm_head.sz attn_alpha mlp_alpha"),
-    ("extra residual paths", "Other", "maps between streams or layers beside attention and feed-forward",
+    ("extra residual paths", "Other", "projections between streams or layers, besides attention and feed-forward",
      "attn_hc.* ffn_hc.* hc_head.* altup.* laurel.* altup_projections altup_unembed_projections per_layer_input_gate "
      "per_layer_projection per_layer_model_projection layers.linear attention_input.* mlp_input.* final_input.* "
      "message_input.* gate_up_proj_adapter_list",
      "^mudd_w1 ^mudd_w2 ^mudd_b2 ^_mudd_gate_scale ^mudd_gate_w1 ^mudd_gate_w2 ^mudd_gate_b2"),
-    ("projections of embeddings and outputs", "Other", "dense layers between the stream and a table",
+    ("projections of embeddings and outputs", "Other", "dense layers between the residual stream and a table",
      "embedding_hidden_mapping_in embeddings_project map_inputs_layer pre_projection post_projection "
      "patch_embedding_projection masked_embedding.centroids lm_head.dense transform.dense predictions.dense "
      "generator_predictions.dense pooler pooler.dense eh_proj", "transformer.mask_emb"),
-    ("heads of a task", "Other", "for classes, rewards, spans: the paper measured the output over a vocabulary",
+    ("task heads", "Other", "for classes, rewards, spans: the paper measured the output over a vocabulary",
      "score classifier classifier.dense classifier.out_proj classification_head.dense classification_head.out_proj "
      "pre_classifier qa_outputs seq_relationship logits_proj summary head.dense discriminator_predictions.dense "
      "discriminator_predictions.dense_prediction reward_head value_head v_head rm_linear", ""),
-    ("adapters of a language", "Other", "small layers inside a layer",
+    ("language adapters", "Other", "small layers inside a layer",
      "adapter_modules.*", ""),
     ("other modalities", "Other", "the paper measured language models only",
      "vision_tower.* vision_model.* visual.* audio_tower.* image_encoder.* multi_modal_projector.* embed_vision.* "
@@ -143,22 +143,22 @@ KINDS = (
 BLOCK_OF = {end: block for _, block, _, modules, _ in KINDS for end in modules.split()}
 PARAMETER_OF = {end: block for _, block, _, _, parameters in KINDS for end in parameters.split()}
 
-# Q, K and V in one matrix: half QK, half VO, so it can have neither's learning rate.
+# Q, K and V in one matrix: part QK, part VO, so neither learning rate fits.
 FUSED_QKV = (
     "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv", "attn.qkv", "attn.in_proj", "self_attn.in_proj",
     "attention.in_proj", "in_proj_weight", "in_proj_bias", "w_qkv", "wqkv", "linear_qkv", "linear_qkv_down_proj",
 )  # fmt: skip
-# The two parts that blockwise.split_qkv makes of one, by the names that torch.nn.utils.parametrize gives them:
+# The two parts into which blockwise.split_qkv splits it, by the names that torch.nn.utils.parametrize gives them:
 SPLIT_QKV = {"original0": "QK", "original1": "VO"}
 
-# What wrappers put into a name. The leaf of a module's own tensor, quantised or reparametrised too:
+# Names that wrappers add. Last part of the name of a module's own tensor, also when quantised or reparametrised:
 LEAVES = (
     "weight", "bias", "qweight", "qzeros", "scales", "g_idx", "W_q", "weight_scale", "weight_scale_inv", "input_scale",
     "weight_g", "weight_v", "original", "original0", "original1",
 )  # fmt: skip
-# A part that stands around a module; those with a leading underscore (_orig_mod, _fsdp_wrapped_module) go too:
+# Parts for modules around a module; those with a leading underscore (_orig_mod, _fsdp_wrapped_module) are dropped too:
 WRAPPERS = ("module", "base_model", "base_layer", "original_module", "parametrizations", "token_adapter")
-# A part of an adapter (PEFT), which its adapter's name follows:
+# Parts for PEFT adapters; the adapter's name follows:
 ADAPTERS = (
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "modules_to_save", "ia3_l",
     "vera_lambda_b", "vera_lambda_d", "oft_R", "boft_R", "boft_s", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
@@ -171,12 +171,12 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
                unknown: str = "error") -> str:  # fmt: skip
     """Block type of a parameter, e.g. 'blocks.3.attn.q_proj.weight' -> 'QK'.
 
-    name: as `named_parameters()` gives it; what DDP, FSDP, torch.compile, PEFT and quantisers put in is ignored.
+    name: as in `named_parameters()`; parts added by DDP, FSDP, torch.compile, PEFT and quantisers are ignored.
     fused_qkv: the block type that a fused QKV matrix counts as.
-    block_of: {end of a path: block type}, before the table; layer numbers are left out of it.
-    unknown: the block type of a name that the table lacks, or "error".
-    Raises KeyError for a name that the table lacks, ValueError for a fused QKV that `fused_qkv` does not settle and
-    for an argument that is no block type.
+    block_of: {end of a path, without layer numbers: block type}; takes precedence over the table.
+    unknown: the block type of names that are not in the table, or "error".
+    Raises KeyError for a name that is not in the table, ValueError for a fused QKV without `fused_qkv` and for an
+    argument that is not a block type.
     """
     check_blocks(fused_qkv, block_of, unknown)
     path, is_module = path_of(name)
@@ -194,21 +194,21 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
             if part in SPLIT_QKV:
                 return SPLIT_QKV[part]
             if fused_qkv is None:
-                raise fused(name)
+                raise fused_error(name)
             return fused_qkv
     if is_module and path and path[-1].lower().endswith("norm"):
         return BLOCK_OF["*norm"]
     if unknown != "error":
         return unknown
     if name.endswith("_flat_param"):
-        raise KeyError(f"parameter {name}: FSDP made one of several: wrap the model with use_orig_params=True")
-    stated = f'add the end of its path, block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or ' if path else ""
-    raise KeyError(f'no block type for parameter {name}: {stated}pass unknown="Other"')
+        raise KeyError(f"parameter {name}: FSDP flattened several into one: wrap the model with use_orig_params=True")
+    hint = f'add the end of its path, block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or ' if path else ""
+    raise KeyError(f'no block type for parameter {name}: {hint}pass unknown="Other"')
 
 
-def fused(name: str) -> ValueError:
-    no_module = name.endswith(("in_proj_weight", "in_proj_bias"))  # torch.nn.MultiheadAttention's, which nothing splits
-    split = "" if no_module else "split it by blockwise.split_qkv.split_qkv(model), or "
+def fused_error(name: str) -> ValueError:
+    cannot_split = name.endswith(("in_proj_weight", "in_proj_bias"))  # of torch.nn.MultiheadAttention
+    split = "" if cannot_split else "split it by blockwise.split_qkv.split_qkv(model), or "
     return ValueError(
         f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: {split}say which block it "
         'counts as, e.g. fused_qkv="QK"'
@@ -216,7 +216,7 @@ def fused(name: str) -> ValueError:
 
 
 def stated_block(name: str, block_of: dict[str, str] | None) -> str | None:
-    """The block type that `block_of` gives a parameter, by the longest end of its path; None where it names none."""
+    """The block type that `block_of` gives a parameter, by the longest matching end of its path, or None."""
     path, is_module = path_of(name)
     block_of = block_of or {}
     for end in [*(ends_of([*path, name.split(".")[-1]]) if is_module else []), *ends_of(path)]:
@@ -226,44 +226,44 @@ def stated_block(name: str, block_of: dict[str, str] | None) -> str | None:
 
 
 def guess(path: list[str]) -> str:
-    """A block type for an error's hint: that of the table's names with this last part, spelled in any way."""
-    last = plain(path[-1]) if path else ""
-    near = {block for end, block in BLOCK_OF.items() if plain(end.rpartition(".")[2]) == last}
+    """Block type to suggest in an error: that of the table's entries with the same last part, however it is spelled."""
+    last = normalised(path[-1]) if path else ""
+    near = {block for end, block in BLOCK_OF.items() if normalised(end.rpartition(".")[2]) == last}
     return f'"{near.pop()}"' if len(near) == 1 else "one of " + ", ".join(BLOCKS)
 
 
-def plain(word: str) -> str:
+def normalised(word: str) -> str:
     return word.lower().replace("_", "").rstrip("0123456789")
 
 
 def check_blocks(fused_qkv: str | None, block_of: dict[str, str] | None, unknown: str) -> None:
-    """Raise ValueError for an argument that should be a block type and is not."""
+    """Raise ValueError for an argument that is not a block type."""
     given = {f"block_of[{end!r}]": block for end, block in (block_of or {}).items()}
     given |= {} if fused_qkv is None else {"fused_qkv": fused_qkv}
     given |= {} if unknown == "error" else {"unknown": unknown}
     for argument, block in given.items():
         if block not in BLOCKS:
-            raise ValueError(f"{argument}={block!r} is no block type: expected one of {', '.join(BLOCKS)}")
+            raise ValueError(f"{argument}={block!r} is not a block type: expected one of {', '.join(BLOCKS)}")
 
 
 def path_of(name: str) -> tuple[list[str], bool]:
-    """A parameter's path without layer numbers and wrappers; and whether it is a module's, without the leaf."""
-    parts, is_module, left = [], False, name.split(".")
-    while left:
-        part, *left = left
-        if part in ADAPTERS and left and left[0] not in LEAVES:
-            left = left[1:]
-            is_module = not left
-        elif not part.isdigit() and (not part.startswith("_") or not left) and part not in WRAPPERS:
+    """(path without layer numbers and wrappers, is_module: whether it is a module's, without "weight" or "bias")."""
+    parts, is_module, rest = [], False, name.split(".")
+    while rest:
+        part, *rest = rest
+        if part in ADAPTERS and rest and rest[0] not in LEAVES:
+            rest = rest[1:]
+            is_module = not rest
+        elif not part.isdigit() and (not part.startswith("_") or not rest) and part not in WRAPPERS:
             parts.append(part)
-    # "weight.original0" has two; "weight3" is of one expert, where Transformer Engine groups them
+    # "weight.original0" has two such parts; "weight3" is one of Transformer Engine's grouped experts
     while parts and (parts[-1] in LEAVES or parts[-1].rstrip("0123456789") in ("weight", "bias")):
         parts, is_module = parts[:-1], True
     return parts, is_module
 
 
 def ends_of(path: list[str]) -> list[str]:
-    """Ends of a path, the longest first; the whole path also with ^, for what holds at the top of a model alone."""
+    """Ends of a path, longest first; the first is the whole path with ^, for entries that match only at the top."""
     top = path[1:] if path[:1] == ["model"] and len(path) == 2 else path
     return ["^" + ".".join(top), *(".".join(path[i:]) for i in range(len(path)))]
 
@@ -272,34 +272,34 @@ def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, b
               unknown: str = "error") -> dict[str, list[tuple]]:  # fmt: skip
     """{block type: [(name, parameter), ...]} in the order of BLOCKS, without the blocks that have no parameters.
 
-    A parameter with several names counts once; an output layer tied to the embedding is Emb. Two matrices whose names
-    hide what they hold are Other, unless `block_of` names them: a k_proj that also gives V, since its attention has an
-    o_proj and no v_proj (`fused_qkv` settles it too); and a q_proj that holds Q and a gate, twice as tall as o_proj is
-    wide. Raises what `block_type` raises, and ValueError where these two cannot be told: of weights that FSDP 1 or
-    ZeRO-3 has flattened, and of a list that lacks the matrix that decides.
+    A parameter with several names counts once; an output layer tied to the embedding is Emb. Two matrices hold more
+    than their names say and are Other unless `block_of` names them: a k_proj that also computes V (its attention has
+    an o_proj but no v_proj; `fused_qkv` decides it too), and a q_proj that also computes a gate (it has twice as many
+    rows as o_proj has columns). Raises what `block_type` raises, and ValueError where these cannot be recognised:
+    FSDP 1 or ZeRO-3 has flattened the weights, or the list lacks the matrix to compare with.
     """
-    return typed(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=False)
+    return group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=False)
 
 
 def named_parameters(model_or_named_parameters: object) -> list[tuple]:
-    """[(name, parameter), ...], of a model under every name that a shared parameter has."""
-    named = getattr(model_or_named_parameters, "named_parameters", None)
+    """[(name, parameter), ...]; a model's shared parameter is listed under each of its names."""
+    method = getattr(model_or_named_parameters, "named_parameters", None)
     try:
-        pairs = list(named(remove_duplicate=False) if named else model_or_named_parameters)  # type: ignore[arg-type]
+        pairs = list(method(remove_duplicate=False) if method else model_or_named_parameters)  # type: ignore[arg-type]
     except TypeError:
-        pairs = list(named()) if named else [model_or_named_parameters]  # a class with a named_parameters() of its own
+        pairs = list(method()) if method else [model_or_named_parameters]  # a named_parameters() without that argument
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(
-                f"expected a model, or (name, parameter) pairs as model.named_parameters() gives them, got "
+                f"expected a model, or (name, parameter) pairs as in model.named_parameters(), got "
                 f"{type(model_or_named_parameters).__name__} of {type(pair).__name__}: pass the model itself"
             )
     return pairs
 
 
-def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: dict[str, str] | None, unknown: str,
-          frozen_apart: bool = True) -> dict[str, list[tuple]]:  # fmt: skip
-    """What `blocks_of` returns; with `frozen_apart`, what needs no gradient is "frozen", whatever its name is."""
+def group_by_block(model_or_named_parameters: object, fused_qkv: str | None, block_of: dict[str, str] | None,
+                   unknown: str, frozen_apart: bool = True) -> dict[str, list[tuple]]:  # fmt: skip
+    """As `blocks_of`; with `frozen_apart`, parameters that need no gradient are "frozen", whatever their names."""
     check_blocks(fused_qkv, block_of, unknown)
     named = named_parameters(model_or_named_parameters)
     two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
@@ -307,7 +307,7 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
     for name, parameter in named:
         earlier = table.get(id(parameter))
         if earlier and earlier[0] != "Head":
-            continue  # the first of several names counts
+            continue  # the first of several names decides
         special = two_in_one.get(attention_of(name))
         if frozen_apart and not parameter.requires_grad:
             block = "frozen"
@@ -318,7 +318,7 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
         else:
             block = block_type(name, fused_qkv, block_of, unknown)
             if name.endswith("original0") and block == "QK" and 1 in getattr(parameter, "shape", ()):
-                raise fused(name)  # weight_norm's scale, by the same name
+                raise fused_error(name)  # weight_norm's scale, which has the same name
         if not earlier or block == "Emb":
             table[id(parameter)] = (block, name, parameter)
     blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
@@ -326,7 +326,7 @@ def typed(model_or_named_parameters: object, fused_qkv: str | None, block_of: di
 
 
 def attention_of(name: str) -> tuple[str | None, str | None]:
-    """(start of a parameter's name, q_proj or the like that follows it), (None, None) where there is none of them."""
+    """(name of the attention module, q_proj, k_proj, v_proj or o_proj) of a parameter; (None, None) of another."""
     for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
         before, dot, _ = name.partition(f".{projection}.")
         if dot:
@@ -336,9 +336,9 @@ def attention_of(name: str) -> tuple[str | None, str | None]:
 
 def matrices_of_two(named: list[tuple], fused_qkv: str | None,
                     whole_model: bool) -> dict[tuple[str | None, str | None], str]:  # fmt: skip
-    """{(attention, projection): block type} of each q_proj and k_proj that holds two things, as its neighbours say.
+    """{(attention, projection): block type} of each q_proj and k_proj that holds two things; see `blocks_of`.
 
-    In place of a type, what is missing to know it: shapes, or in a list the matrix that decides.
+    Where that cannot be decided, the reason stands in place of the block type.
     """
     rows: dict[str, dict] = {}  # attention -> {projection: size}
     columns: dict[str, dict] = {}
@@ -346,7 +346,7 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
     for name, parameter in named:
         attention, projection = attention_of(name)
         path = [part for part in path_of(name)[0] if part != "linear"]
-        shape = tuple(getattr(parameter, "ds_shape", getattr(parameter, "shape", ())))  # ZeRO-3 empties the other
+        shape = tuple(getattr(parameter, "ds_shape", getattr(parameter, "shape", ())))  # ZeRO-3 leaves `shape` empty
         adapter = not set(ADAPTERS).isdisjoint(name.split("."))
         if attention is None or path[-1] != projection or (len(shape) != 2 and (adapter or name[-7:] != ".weight")):
             continue
@@ -373,27 +373,27 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
 
 
 FLATTENED = (
-    "its shape is gone (FSDP 1 or ZeRO-3 flattens weights), and it may hold a gate: make the groups before wrapping, "
-    'or state block_of={"q_proj": "QK"}'
+    "its shape is lost (FSDP 1 or ZeRO-3 flattens weights), and it may hold a gate: make the groups before wrapping, "
+    'or pass block_of={"q_proj": "QK"}'
 )
-NEIGHBOUR = "the list has no {} beside it, and it may hold {} too: pass the whole model, or state it in block_of"
+NEIGHBOUR = "the list has no {} beside it, so it may hold {} too: pass the whole model, or name it in block_of"
 
 
 def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str, float] | None = None,
                  weight_decay: float = 0.0, wd_mult: dict[str, float] | None = None, fused_qkv: str | None = None,
                  block_of: dict[str, str] | None = None, unknown: str = "error") -> list[dict]:  # fmt: skip
-    """Groups for any torch.optim optimizer, one a block type, each with its own learning rate and decay.
+    """Groups for any torch.optim optimizer, one per block type, each with its own learning rate and weight decay.
 
     lr: learning rate of a block whose multiplier is 1 (Norm and Other, by default).
-    lr_mult: {block: multiplier} over LR_MULT, for the entries that it names.
-    weight_decay, wd_mult: a block's decay is weight_decay * wd_mult[block], 1 where it is not named. AdamW shrinks
-        weights by lr * decay a step, so a learning-rate multiplier scales the decay too: the paper's rule.
+    lr_mult: {block: multiplier}; blocks that it does not name keep LR_MULT's.
+    weight_decay, wd_mult: a block's decay is weight_decay * wd_mult.get(block, 1). AdamW shrinks weights by lr * decay
+        per step, so a learning-rate multiplier scales that too: the paper's rule.
     fused_qkv, block_of, unknown: see `block_type`.
 
     A group also carries `block` and `lr_mult`, so that a schedule can set
     `group["lr"] = schedule(step) * group["lr_mult"]`, and `members`, which `load_state` compares. Parameters that need
-    no gradient are left out, whatever their names, and a block that has no others gets no group.
-    Raises KeyError for a parameter or a block type that is not known, ValueError for an unsettled fused QKV and for a
+    no gradient are left out, whatever their names, and so are blocks without any others.
+    Raises KeyError for an unknown parameter or block type, ValueError for a fused QKV without `fused_qkv` and for a
     rate, decay or multiplier that is negative or not finite.
     """
     check_number("lr", lr)
@@ -401,7 +401,7 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
     check_multipliers("lr_mult", lr_mult)
     check_multipliers("wd_mult", wd_mult)
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
-    table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
+    table = group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown)
     return [
         {
             "params": [p for _, p in members],
@@ -417,9 +417,9 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
 
 
 def check_multipliers(argument: str, given: object) -> None:
-    """Raise KeyError for an entry that is no block type, ValueError for what is no dict of numbers, or None."""
+    """Raise KeyError for an entry that is not a block type, ValueError for anything but a dict of numbers or None."""
     if not isinstance(given or {}, dict):
-        raise ValueError(f"{argument}={given!r}: expected a dict of numbers by block type")
+        raise ValueError(f"{argument}={given!r}: expected a dict, block type -> number")
     for block, value in (given or {}).items():  # type: ignore[attr-defined]
         if block not in BLOCKS:
             raise KeyError(f"no block type {block!r}: expected one of {', '.join(BLOCKS)}")
@@ -427,9 +427,9 @@ def check_multipliers(argument: str, given: object) -> None:
 
 
 def check_number(argument: str, value: object) -> None:
-    """Raise ValueError for what cannot be a rate, a decay or a multiplier."""
+    """Raise ValueError for anything but a finite number of at least 0."""
     try:
-        valid = bool(0 <= value < float("inf"))  # type: ignore[operator]  # a tensor is compared too
+        valid = bool(0 <= value < float("inf"))  # type: ignore[operator]  # a tensor compares too
     except (TypeError, ValueError):
         valid = False
     if not valid:
@@ -441,7 +441,7 @@ def without_wrappers(name: str) -> list[str]:
 
 
 def checksum(text: str) -> int:
-    """The same number in every process, as `hash` is not."""
+    """A hash that is the same in every process, unlike `hash`."""
     number = 0
     for char in text:
         number = (number * 1_000_003 + ord(char)) % (2**61 - 1)
@@ -449,11 +449,10 @@ def checksum(text: str) -> int:
 
 
 def load_state(optimizer: object, state: dict) -> None:
-    """`optimizer.load_state_dict(state)` for groups of `param_groups`: moments come back, the groups' settings stay.
+    """`optimizer.load_state_dict(state)` for groups made by `param_groups`: restores the moments, keeps the settings.
 
-    Without it the saved learning rates, `lr_mult` and weight decay replace those that were asked for, and torch gives
-    moments to parameters by their position in the groups. Raises ValueError where a group has other members than when
-    the state was saved.
+    `load_state_dict` alone would also bring back the saved learning rates, `lr_mult` and weight decay, and would assign
+    moments by position even if a group's members have changed: that raises ValueError here.
     """
     for group, saved in zip(optimizer.param_groups, state.get("param_groups", ()), strict=False):  # torch counts them
         if saved.get("members", group.get("members")) != group.get("members"):
@@ -463,21 +462,21 @@ def load_state(optimizer: object, state: dict) -> None:
             )
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, asked in zip(optimizer.param_groups, settings, strict=True):
-        if "initial_lr" in group:  # a scheduler's base: the rate that is asked for now, not the saved one
-            group["initial_lr"] = asked["lr"]
-        group.update(asked)
+    for group, current in zip(optimizer.param_groups, settings, strict=True):
+        if "initial_lr" in group:  # a scheduler's base rate
+            group["initial_lr"] = current["lr"]
+        group.update(current)
 
 
 def layer_of(name: str) -> int | None:
-    """Index of the layer of a parameter of ours: 'blocks.3.attn.q_proj.weight' -> 3; None outside of the layers."""
+    """Layer index in this project's models: 'blocks.3.attn.q_proj.weight' -> 3; None outside the layers."""
     return next((int(part) for part in name.split(".")[1:-1] if part.isdigit()), None)
 
 
 def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = None,
                     block_of: dict[str, str] | None = None, unknown: str = "error") -> str:  # fmt: skip
-    """The split as a table: tensors, parameters, examples of each block, frozen ones last. Raises like blocks_of."""
-    table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
+    """A table of the blocks: rate, tensors, parameters, examples; frozen ones last. Raises what `blocks_of` raises."""
+    table = group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown)
     rows = [("block", "rate", "tensors", "parameters", "examples")]
     for block, members in table.items():
         ends = list(dict.fromkeys(".".join(path_of(name)[0][-2:]) for name, _ in members))
@@ -492,13 +491,13 @@ def describe_blocks(model_or_named_parameters: object, fused_qkv: str | None = N
 HELP = """usage: python -m blockwise.blocks MODEL_ID_OR_DIR [--as=json|torchtitan|nemo|megatron] [--rates=FILE]
                                    [--split_qkv] [--fused_qkv=BLOCK] [--unknown=BLOCK] [--block_of.END=BLOCK]
 
-Print which block type every parameter of a Hugging Face model has, or write it as another trainer reads it.
-Reads config.json alone, no weights. --split_qkv: with Q, K and V of a fused matrix split by split_qkv.
---rates: multipliers and AdamW's settings of the rates.json that tune.py wrote, in place of the default ones."""
+Print the block type of every parameter of a Hugging Face model, or write the split in another trainer's format.
+Only config.json is read, no weights. --split_qkv: split a fused QKV matrix first, as blockwise.split_qkv does.
+--rates: multipliers and AdamW's settings from a rates.json that tune.py wrote, instead of the defaults."""
 
 
 def main(arguments: list[str]) -> str:
-    """What the command prints. Raises KeyError or ValueError for a user's mistake."""
+    """The text that the command prints. Raises KeyError or ValueError for the user's mistakes."""
     options: dict[str, str] = {}
     ends, models = {}, []
     for argument in arguments:
@@ -510,14 +509,14 @@ def main(arguments: list[str]) -> str:
         elif key.startswith("--block_of."):
             ends[key.removeprefix("--block_of.")] = value
         elif argument.startswith("-"):
-            known = "--as=, --rates=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END="
-            raise ValueError(f"{argument}: expected {known}")
+            options_text = "--as=, --rates=, --split_qkv, --fused_qkv=, --unknown= or --block_of.END="
+            raise ValueError(f"{argument}: expected {options_text}")
         else:
             models.append(argument)
     if len(models) != 1:
         raise ValueError("expected one model: python -m blockwise.blocks MODEL_ID_OR_DIR")
     if "rates" in options and "as" not in options:
-        raise ValueError("--rates: expected --as=, the trainer to write them for")
+        raise ValueError("--rates: expected --as= too, the trainer to write them for")
     fused_qkv, unknown = options.get("fused_qkv"), options.get("unknown", "error")
     check_blocks(fused_qkv, ends, unknown)
     model = without_weights(models[0])
@@ -534,20 +533,20 @@ def main(arguments: list[str]) -> str:
 
 
 def without_weights(model_id_or_folder: str) -> object:
-    """A Hugging Face model on the meta device, of the class that its config names."""
+    """A Hugging Face model on the meta device, of the class named by its config."""
     try:
         import transformers
 
         transformers.logging.set_verbosity_error()
         config = transformers.AutoConfig.from_pretrained(model_id_or_folder)
-        named = [getattr(transformers, name, None) for name in config.architectures or ()]
-        make = named[0] if named and named[0] else transformers.AutoModelForCausalLM.from_config
+        classes = [getattr(transformers, name, None) for name in config.architectures or ()]
+        make = classes[0] if classes and classes[0] else transformers.AutoModelForCausalLM.from_config
         with transformers.modeling_utils.torch.device("meta"):  # the torch that transformers has loaded
             return make(config)
     except ImportError as error:
         raise ValueError(f"{model_id_or_folder}: {error}: pip install 'transformers>=5'") from None
-    except Exception as error:  # OSError, ValueError, KeyError, AttributeError ...: transformers has no one type for it
-        raise ValueError(f"{model_id_or_folder}: no model can be made of its config: {error}") from None
+    except Exception as error:  # OSError, ValueError, KeyError, AttributeError ...: transformers has no one type
+        raise ValueError(f"{model_id_or_folder}: no model can be built from its config: {error}") from None
 
 
 if __name__ == "__main__":

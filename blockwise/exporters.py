@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 
-from blockwise.blocks import LR_MULT, check_multipliers, check_number, typed
+from blockwise.blocks import LR_MULT, check_multipliers, check_number, group_by_block
 
 Split = dict[str, list[str]]  # {block type: names of its parameters}
 ADAMW = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}  # lr: of a block at 1x
@@ -62,7 +62,7 @@ def export(model_or_named_parameters: object, trainer: str, fused_qkv: str | Non
     if trainer not in EXPORTERS:
         raise ValueError(f"--as={trainer}: expected one of {', '.join(EXPORTERS)}")
     check_multipliers("lr_mult", lr_mult)
-    table = typed(model_or_named_parameters, fused_qkv, block_of, unknown)
+    table = group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown)
     split = {block: [name for name, _ in members] for block, members in table.items() if block != "frozen"}
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}
     return EXPORTERS[trainer](split, rates, {**ADAMW, **adamw})

@@ -222,7 +222,7 @@ def test_the_table_can_be_extended_from_outside():
 @pytest.mark.parametrize("wrong", [{"block_of": {"adapter": "ffn"}}, {"unknown": "skip"}, {"fused_qkv": "qkv"}])
 def test_arguments_that_are_no_block_types_raise(wrong):
     for function in (blocks_of, lambda m, **options: param_groups(m, lr=1.0, **options)):
-        with pytest.raises(ValueError, match="no block type: expected one of Emb, QK, VO, FFN, Norm, Head, Other"):
+        with pytest.raises(ValueError, match="not a block type: expected one of Emb, QK, VO, FFN, Norm, Head, Other"):
             function(tiny(), **wrong)
 
 
@@ -300,7 +300,7 @@ def test_shapes_that_sharding_took_away_are_not_guessed(gone, shape):
     gated = attention(**{**PLAIN_ATTENTION, "q_proj": (64, 16)})
     flat = [(n, nn.Parameter(torch.empty(shape)) if n.split(".")[-2] in gone else p) for n, p in gated]
     for named in (flat, Whole(flat)):
-        with pytest.raises(ValueError, match=r"q_proj\.weight: its shape is gone .* before wrapping"):
+        with pytest.raises(ValueError, match=r"q_proj\.weight: its shape is lost .* before wrapping"):
             param_groups(named, lr=1.0)
     assert blocks_by_end(flat, block_of={"q_proj": "Other"})["q_proj"] == "Other"
     for (_, empty), (_, parameter) in zip(flat, gated, strict=True):
@@ -879,8 +879,8 @@ def test_the_command_prints_the_split_of_a_config(config_folder):
     "words, match",
     [
         ([], "expected one model"), (["a", "b"], "expected one model"), (["a", "--x"], "--x: expected --as="),
-        (["a", "--unknown=y"], "unknown='y' is no block type"), (["{folder}/none"], "{folder}/none: no model"),
-        (["{folder}/broken"], "broken: no model can be made"),
+        (["a", "--unknown=y"], "unknown='y' is not a block type"), (["{folder}/none"], "{folder}/none: no model"),
+        (["{folder}/broken"], "broken: no model can be built"),
     ],
 )  # fmt: skip
 def test_the_command_refuses(config_folder, words, match):
