@@ -80,7 +80,7 @@ def test_undecided_is_not_a_recommendation(tuned):
 
 def test_the_plan_fits_into_the_hours(tuned, tmp_path, capsys):
     points = []
-    for hours in (20, 2, 1):
+    for hours in (20, 1, 0.5, 0.2):
         study, _ = tuned(None, f"--hours={hours}", "--plan")
         (tmp_path / "study.py").unlink()
         runs = [
@@ -90,7 +90,7 @@ def test_the_plan_fits_into_the_hours(tuned, tmp_path, capsys):
         seconds = sum(count * (2 + 0.1 * 400 * share) for share, count in [*runs, (1, len(study.seeds))])
         assert 0.4 * hours < 2 * seconds / 2 / 3600 <= hours or study.points == 64
         points.append(study.points)
-    assert points == sorted(points, reverse=True) and points[0] == 64 > points[-1]
+    assert points == sorted(points, reverse=True) and points[0] == 64 and points[-1] == 16
     assert "in all at most" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"hours=0.01: expected at least .* on this machine, or a smaller --budget"):
         tuned(None, "--hours=0.01", "--plan")
