@@ -76,6 +76,7 @@ def fork_train(words, log, threads=1):
     status = 1
     try:
         os.setsid()
+        os.environ["LAUNCHED_BY"] = str(os.getppid())  # it ends by itself when this script is ended
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -99,7 +100,8 @@ def wait(process, options=0):
 
 def run_python(words, threads=None, **options):
     """Python on these words, in a process of its own. Raises UserError with the last two lines of one that fails."""
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **options.pop("env", {})}
+    environment = {**os.environ, "LAUNCHED_BY": str(os.getpid()), **options.pop("env", {})}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, **options}
     done = subprocess.run([sys.executable, *words], **options)
     if done.returncode:

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, Fork, finish, state_of
-from helpers import study_of_lines
+from conftest import ROOT, Fork, finish, state_of, wait_for
+from helpers import SHORT, TINY, study_of_lines
 
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "experiments")]
 
@@ -22,6 +22,7 @@ import two_hosts
 from same_rows import RUNS, SameRowsConfig
 
 from blockwise import UserError
+from blockwise.signals import exists
 from configurator import configure
 
 SCRIPTS = sorted(
@@ -70,6 +71,32 @@ def test_a_script_in_its_smallest_form(script, words, printed, tmp_path):
         text = (tmp_path / "models.md").read_text()
         assert text.startswith("what stays\n## The classes\n\ntransformers ") and "| LlamaForCausalLM | 131 |" in text
     assert "scaling" not in script or (tmp_path / "scaling.png").stat().st_size
+
+
+FORKING = """
+import sys
+sys.path.insert(0, "bench")
+import torch, harness, train
+print(harness.fork_train(sys.argv[2:], sys.argv[1]), flush=True)
+input()
+"""
+
+
+def test_nothing_is_left_of_a_script_that_is_ended(tmp_path, data_dir):
+    """A run that it forked is in a session of its own, which no signal to the script reaches."""
+    words = [*TINY, *SHORT, "--max_iters=100000", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}"]
+    command = [sys.executable, "-c", FORKING, tmp_path / "log", *words]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams) as script:
+        run = int(script.stdout.readline())
+        wait_for(tmp_path / "out/metrics.jsonl", "train/loss", script, 60)
+        script.terminate()
+    end = time.monotonic() + 30
+    while exists(run) and time.monotonic() < end:
+        time.sleep(0.05)
+    if exists(run):
+        os.kill(run, signal.SIGKILL)
+        raise AssertionError("the run went on")
 
 
 class InThread(threading.Thread):
