@@ -35,9 +35,9 @@ This page is generated from `blockwise/settings.py` by `python docs/configuratio
 
 
 def sections():
-    """[(title, [key, ...])]: a comment in the class opens a section."""
+    """[(title, [key, ...])]: a comment in the class, but for the formatter, opens a section."""
     found = []
-    for title, key in re.findall(r"^    (?:# (.+)|(\w+): Annotated)", inspect.getsource(TrainConfig), re.MULTILINE):
+    for title, key in re.findall(r"^    (?:# (?!fmt:)(.+)|(\w+): Annotated)", inspect.getsource(TrainConfig), re.MULTILINE):
         if title:
             found.append((title, []))
         else:

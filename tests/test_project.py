@@ -225,3 +225,4 @@ def test_the_page_of_keys_is_up_to_date():
 def test_the_page_of_keys_has_every_key():
     sections = runpy.run_path(str(ROOT / "docs/configuration.py"))["sections"]()
     assert [key for _, keys in sections for key in keys] == list(TrainConfig.__dataclass_fields__)
+    assert all(keys for _, keys in sections), "a heading without a key under it"
