@@ -13,6 +13,7 @@ from conftest import ROOT, contents, ids_of, losses, metrics, out_dir, run
 import train
 from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
+from blockwise.checkpoint import manifests
 from blockwise.data.writing import write_dataset
 from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.schedules import block_rate
@@ -330,6 +331,19 @@ def test_skip_gives_up_after_ten_in_a_row(small, monkeypatch):
     monkeypatch.setattr(Transformer, "forward", lambda self, *a: forward(self, *a) * (math.nan if self.training else 1))
     assert run(*small, "--nan_policy=skip", "--max_iters=50") == 3
     assert list(metrics(small)) == list(range(10))
+
+
+@pytest.mark.parametrize("words", [(), ("--nan_policy=skip", "--max_iters=20")], ids=["stop", "skip"])
+def test_a_diverged_run_displaces_no_checkpoint(small, capsys, words):
+    """The rate of step 4 spoils the weights; every step has an evaluation, hence a checkpoint where it gives a loss."""
+    assert run(*small, "--max_iters=4", "--eval_interval=1") == 0
+    spoiled = (*small, "--init_from=resume", "--eval_interval=1", "--max_iters=8", *words)
+    assert run(*spoiled, "--learning_rate=1e30", "--schedule=constant") == 3
+    out, err = capsys.readouterr()
+    assert "step 5: no checkpoint, since val/loss is nan" in out
+    assert "last good checkpoint: " in err and err.split("checkpoint: ")[1].partition(";")[0].endswith("_00000004.pt")
+    assert [path.name for path in manifests(out_dir(small))] == ["ckpt_00000003.json", "ckpt_00000004.json"]
+    assert run(*small, "--init_from=resume") == 0 and math.isfinite(metrics(small)[8]["val/loss"])
 
 
 @pytest.mark.parametrize("questions", [2, 7, 11])

@@ -82,6 +82,9 @@ class Output:
         step, config = self.progress.step, self.config
         improved = self.progress.note_validation(val_loss)
         due = val_loss is not None and step > 0 and (improved or config.always_save_checkpoint)
+        if due and not must and not math.isfinite(val_loss):  # it would displace the last one that is good
+            print0(f"step {step}: no checkpoint, since val/loss is {val_loss}; the ones before are kept")
+            due = False
         if must or due or (step == 0 and config.keep_checkpoints == -1):
             self.save(state(), val_loss, must)
 

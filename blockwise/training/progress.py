@@ -1,5 +1,6 @@
 """How far a run is: what a checkpoint holds beside weights, optimizer and features."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 NAN_PATIENCE = 10  # skipped steps in a row at which nan_policy=skip gives up
@@ -23,8 +24,8 @@ class Progress:
         return cls(**{f.name: checkpoint[f.name] for f in fields(cls)}) if checkpoint else cls()
 
     def note_validation(self, loss):
-        """Returns whether this validation loss is the best so far. None: there was no evaluation."""
-        improved = loss is not None and (self.best_val_loss is None or loss < self.best_val_loss)
+        """Returns whether this validation loss is the best so far; NaN never is. None: there was no evaluation."""
+        improved = loss is not None and not math.isnan(loss) and (self.best_val_loss is None or loss < self.best_val_loss)
         if improved:
             self.best_val_loss = loss
         return improved
