@@ -45,11 +45,11 @@ def schedule_notes(config):
     if config.schedule == "constant":
         return notes
     floors = {block: config.min_lr * (x if config.min_lr_scaled else 1) for block, x in multipliers.items()}
-    low = [block for block, x in multipliers.items() if 0 < config.learning_rate * x < floors[block]]
+    low = [block for block, x in multipliers.items() if config.learning_rate * x < floors[block]]
     if low and config.warmup_iters <= last:
         notes.append(
             f"min_lr={config.min_lr:g} is above the peak learning rate of {', '.join(low)}: after the warmup it rises "
-            f"to min_lr; lower min_lr, or set min_lr_ratio"
+            f"to min_lr; lower min_lr, or set min_lr_ratio or min_lr_scaled"
         )
     # A warmup that lasts longer than the decay puts its end off, but in wsd
     end = max(config.lr_decay_iters, 0 if config.schedule == "wsd" else math.ceil(max(warmups.values())))

@@ -144,6 +144,8 @@ USUAL = {"learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 10, "max_iters":
         ({"schedule": "constant", "lr_decay_iters": 10, "min_lr": 1.0}, []),
         ({"learning_rate": 5e-5}, ["above the peak learning rate of Norm: after the warmup it rises"]),
         ({"lr_mult": {"VO": 0.05}}, ["above the peak learning rate of VO:"]),
+        ({"lr_mult": {"VO": 0}}, ["above the peak learning rate of VO:"]),  # it is not frozen
+        ({"lr_mult": {"VO": 0}, "min_lr_scaled": True}, []),
         ({"learning_rate": 5e-5, "min_lr_ratio": 0.1}, []),
         ({"lr_mult": {"VO": 0.05}, "min_lr_scaled": True}, []),
         ({"lr_decay_iters": 40}, ["from step 40 on the learning rate stays at its floor, min_lr=0.0001"]),
