@@ -155,7 +155,6 @@ def train(config, given, flags, stop, world, compile_may_fail):
     curvature = LiveCurvature(config, raw_model, data.train, world, start.checkpoint)
     output = Output(config, start, progress, world)
     print_summary(config, raw_model, lr_mult.at(progress.step), notes, world)
-    profiler = Profiler(config, world)
     throughput = Throughput(raw_model, world, config.dtype, config.tokens_per_step, progress.step, config.max_iters)
     batches = TrainBatches(config, data.train, world)
     start.checkpoint = None  # frees what was read
@@ -171,6 +170,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
         return 0
 
     # The loop. Its last pass only evaluates and saves.
+    profiler = Profiler(config, world)
     stopping, status = world.any(stop), 0
     with output.saving_on_error(state), collecting_by_hand():
         for step in range(progress.step, config.max_iters + 1):

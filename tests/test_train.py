@@ -15,6 +15,7 @@ from blockwise import UserError, logger
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import manifests
 from blockwise.data.writing import write_dataset
+from blockwise.files import FolderLock
 from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.schedules import block_rate
 from blockwise.settings import TrainConfig
@@ -305,6 +306,25 @@ def test_eval_only(finished, capsys):
     assert {p.name for p in out_dir(finished).iterdir()} == before and metrics(finished)[8]["val/loss"] == loss
 
 
+def test_eval_only_of_a_new_model_leaves_rows_without_a_checkpoint_alone(small, capsys):
+    """As of a run that is before its first one, or that was killed there."""
+    out_dir(small).mkdir()
+    rows = out_dir(small) / "metrics.jsonl"
+    rows.write_text('{"step": 0}\n')
+    with FolderLock(out_dir(small)):
+        assert run(*small, "--eval_only=True") == 0
+    assert "validation loss 5." in capsys.readouterr().out
+    assert rows.read_text() == '{"step": 0}\n' and {p.name for p in out_dir(small).iterdir()} == {rows.name, ".lock"}
+
+
+@pytest.mark.parametrize("words", [(), ("--dry_run",)], ids=["run", "dry run"])
+def test_a_validation_split_too_short_for_a_test_loss_is_found_at_the_start(finished, words):
+    before = sorted(out_dir(finished).iterdir())
+    with pytest.raises(UserError, match="half of .*val.bin has fewer than block_size"):
+        run(*finished, "--test_loss=True", "--block_size=1000", *words)
+    assert sorted(out_dir(finished).iterdir()) == before
+
+
 @pytest.mark.parametrize("policy,status,steps", [("stop", 3, [0, 1, 2, 3]), ("skip", 0, list(range(9)))])
 def test_not_finite(small, monkeypatch, capsys, policy, status, steps):
     forward = Transformer.forward
@@ -525,6 +545,11 @@ def test_wandb_that_fails_later_is_one_warning(small, monkeypatch, capsys):
     monkeypatch.setattr(logger, "start_wandb", lambda *_: Broken())
     assert run(*small, "--wandb_log=True") == 0
     assert capsys.readouterr().err.count("wandb failed") == 1 and len(metrics(small)) == 9
+
+
+def test_a_run_too_short_for_a_profile_says_so(small, capsys):
+    run(*small, "--profile=True", "--max_iters=2")
+    assert not (out_dir(small) / "trace.json").exists() and "profile=True: no " in capsys.readouterr().err
 
 
 def test_profile(small):

@@ -21,7 +21,6 @@ from blockwise.hardware import device_name
 from blockwise.logger import Logger, console_line
 from blockwise.rundir import set_aside, write_config
 from blockwise.training.sharding import gathered, is_sharded
-from blockwise.training.start import writes_nothing
 
 
 def checkpoint_of(run, data, model_config, *features):
@@ -47,7 +46,7 @@ class Output:
     def __init__(self, config, start, progress, world):
         self.config, self.progress, self.world, self.is_master = config, progress, world, world.is_master
         self.logger, self.thread, self.writing = None, ThreadPoolExecutor(1), None
-        if world.is_master and not writes_nothing(config):
+        if world.is_master and not config.eval_only:
             self.begin(start)
         progress.wandb_id = world.on_master(lambda: progress.wandb_id)  # after an error any rank may save
 

@@ -8,7 +8,7 @@ from blockwise.data.identity import check_checkpoint, check_pretrained
 from blockwise.data.mixture import open_dataset
 from blockwise.files import FolderLock
 from blockwise.huggingface.load import Pretrained
-from blockwise.loader import AbsentDataset, Dataset, NotPrepared
+from blockwise.loader import AbsentDataset, Dataset, NotPrepared, eval_starts
 from blockwise.rundir import run_lock
 from blockwise.settings import ARCH_WARMUP, ARCHITECTURE, AUTO_MULT, TrainConfig, is_hugging_face
 
@@ -48,13 +48,13 @@ class Start:
 def find_start(config, given, flags, world):
     """The Start of a run. Takes the lock of out_dir, changes nothing in it.
 
-    given: keys that the user set; flags: dry_run looks only.
+    given: keys that the user set; flags: of the command line.
     Raises UserError for what cannot be resumed, a key that contradicts the weights, data that is missing or broken.
     """
     multiple = config.gradient_accumulation_steps % world.size == 0
     config.check("gradient_accumulation_steps", multiple, f"a multiple of the {world.size} processes")
-    looks_only = "dry_run" in flags or writes_nothing(config)
-    lock = None if looks_only else run_lock(config.out_dir)
+    read_only = "dry_run" in flags or config.eval_only
+    lock = None if read_only else run_lock(config.out_dir)
     path = world.on_master(find_checkpoint, config, lock)
     mapped = config.device != "cpu"  # there the optimizer's state would hold on to the file
     checkpoint, pretrained = load_checkpoint(path, mapped, on_disk=("optimizer", "ema")) if path else None, None
@@ -81,17 +81,14 @@ def find_start(config, given, flags, world):
         raise UserError(f"data set {config.dataset} has {ids} token ids, {source} only {config.vocab_size}")
     if config.doc_mask and data.end_of_text is None:
         raise UserError(f"doc_mask=True: data set {config.dataset} has no end-of-text token; expected doc_mask=False")
+    for part in data.val.parts if config.test_loss and data.val else ():
+        eval_starts(part, 1, config.block_size, half=0)
     if pretrained:
         check_pretrained(pretrained.folder, data, config.init_from)
     other_validation = bool(checkpoint) and not check_checkpoint(checkpoint, data, path)
     if other_validation:
         checkpoint["best_val_loss"] = None
     return Start(config, data, checkpoint, path, pretrained, lock, other_validation)
-
-
-def writes_nothing(config):
-    """Whether a run only evaluates beside one that is in out_dir, which stays as it is."""
-    return config.eval_only and bool(checkpoint_files(config.out_dir))
 
 
 def find_checkpoint(config, lock):
