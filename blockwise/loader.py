@@ -302,7 +302,7 @@ def not_prepared(data_dir, name, path):
     if re.fullmatch(r"bpe\d+|gpt2", tokenizer) and base in ("kjv", "pylib"):
         script = f"data/{base}/prepare.py --tokenizer={tokenizer.replace('bpe', 'bpe:')}"
         return f"data set {name!r} is not prepared: {path} is missing; run: python {script}{where}"
-    prepared = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")})
+    prepared = sorted({p.parent.name for folder in (data_dir, "data") for p in Path(folder).glob("*/*.bin")} - {name})
     return (
         f"no data set {name!r}: {path} is missing{did_you_mean(close(name, prepared))}; "
         f"for your own text: python data/text/prepare.py FILE --name={name}{where}"
@@ -317,8 +317,13 @@ def read_meta(folder):
             meta = json.loads(path.read_text(encoding="utf-8-sig"))
             splits = [meta["splits"][split] for split in ("train", "val")]
             numbers = [meta["vocab_size"], *(n for part in splits for n in (part["tokens"], part.get("bytes", 0)))]
-            if not all(type(n) is int for n in numbers) or meta["dtype"] not in DTYPES:
-                raise ValueError("vocab_size, tokens and bytes must be integers, dtype uint16 or uint32")
+            if not all(type(n) is int and n >= 0 for n in numbers) or meta["dtype"] not in DTYPES:
+                raise ValueError("vocab_size, tokens and bytes must be integers from 0 on, dtype uint16 or uint32")
+            if not all(isinstance(text, str) for text in (meta["tokenizer"], *meta.get("chars", ()))):
+                raise ValueError("tokenizer and each of chars must be text")
+            end = meta.get("end_of_text")
+            if end is not None and not (type(end) is int and 0 <= end < meta["vocab_size"]):
+                raise ValueError(f"end_of_text must be a token id below vocab_size, not {end!r}")
             if meta["tokenizer"] == "chars" and len(meta["chars"]) != meta["vocab_size"]:
                 raise ValueError("its chars are not as many as its vocab_size")
             [part["sha256"] for part in splits]

@@ -17,6 +17,7 @@ def sample(logits, temperature, top_k, generator, top_p=1.0):
         raise UserError("the logits are NaN or inf: expected a model that has not diverged; in float16, dtype=float32")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
+    temperature = max(temperature, torch.finfo(logits.dtype).tiny)  # below, the division would be one by 0
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no temperature overflows
     if top_k is not None:
         least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)

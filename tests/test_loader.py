@@ -227,7 +227,8 @@ def test_broken_sizes(folder, split):
     path.write_bytes(b"")
     assert f"{split}.bin has 0 tokens" in refusal(opened, folder)
     path.unlink()
-    assert f"{split}.bin is missing" in refusal(opened, folder)
+    message = refusal(opened, folder)
+    assert f"{split}.bin is missing" in message and "did you mean" not in message  # itself, by its other split
 
 
 def test_split_of_just_one_sequence_is_enough(folder):
@@ -254,7 +255,9 @@ def test_meta_lacks_a_key(folder):
 @pytest.mark.parametrize(
     "changes",
     [dict(vocab_size="256"), dict(vocab_size=256.0), dict(vocab_size=0), dict(vocab_size=65537), dict(dtype="int32"),
-     dict(dtype="uint32", vocab_size=2**32 + 1), dict(splits=5), dict(splits={"train": 5, "val": 5}), dict(splits=[])],
+     dict(dtype="uint32", vocab_size=2**32 + 1), dict(splits=5), dict(splits={"train": 5, "val": 5}), dict(splits=[]),
+     dict(tokenizer=5), dict(tokenizer="chars", vocab_size=2, chars=[1, 2]), dict(end_of_text="0"),
+     dict(end_of_text=256), dict(end_of_text=-1)],
 )  # fmt: skip
 def test_meta_holds_nonsense(folder, changes):
     edit_meta(folder, **changes)

@@ -135,6 +135,12 @@ def test_hugging_face_weights_that_are_not_finite_are_refused(small, finished_ru
             command()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_temperature_near_0_is_greedy(dtype):
+    logits = torch.tensor([[0.0, 30.0, -30.0]], dtype=dtype)
+    assert sampling.sample(logits, 1e-300, 3, torch.Generator().manual_seed(0), 0.9).tolist() == [[1]]
+
+
 def test_logits_that_are_not_finite_are_one_line():
     for temperature in (0, 1.0):
         with pytest.raises(UserError, match="the logits are NaN or inf"):
