@@ -36,13 +36,14 @@ This page is generated from `blockwise/settings.py` by `python docs/configuratio
 
 def sections():
     """[(title, [key, ...])]: a comment in the class, but for the formatter, opens a section."""
-    found = []
-    for title, key in re.findall(r"^    (?:# (?!fmt:)(.+)|(\w+): Annotated)", inspect.getsource(TrainConfig), re.MULTILINE):
+    titled = []
+    source = inspect.getsource(TrainConfig)
+    for title, key in re.findall(r"^    (?:# (?!fmt:)(.+)|(\w+): Annotated)", source, re.MULTILINE):
         if title:
-            found.append((title, []))
+            titled.append((title, []))
         else:
-            found[-1][1].append(key)
-    return found
+            titled[-1][1].append(key)
+    return titled
 
 
 def shown(value):

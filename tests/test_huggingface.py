@@ -512,6 +512,17 @@ def test_eval_only_on_a_resume_leaves_the_run_alone(finished, capsys):
     assert {p: p.read_bytes() for p in out_dir(finished).iterdir()} == before
 
 
+def test_a_run_does_not_move_the_weights_that_it_starts_from_away(small, folders, tmp_path):
+    """The config.json of a model would be taken for that of an old run."""
+    shutil.copytree(folders["llama, tied, grouped"][1], tmp_path / "hf")
+    before = {p: p.read_bytes() for p in (tmp_path / "hf").iterdir()}
+    words = (*shapeless(small), f"--init_from=hf:{tmp_path / 'hf'}", f"--out_dir={tmp_path / 'out' / '..' / 'hf'}")
+    with pytest.raises(UserError, match=r"out_dir=.*expected another folder than that of init_from=hf:"):
+        run(*words)
+    assert {p: p.read_bytes() for p in (tmp_path / "hf").iterdir()} == before
+    assert run(*words, "--eval_only=True") == 0
+
+
 def test_training_from_weights_and_resuming(small, folders, tmp_path, capsys):
     folder = folders["llama, tied, grouped"][1]
     words = (*shapeless(small), f"--init_from=hf:{folder}")

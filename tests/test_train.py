@@ -320,7 +320,7 @@ def test_eval_only_of_a_new_model_leaves_rows_without_a_checkpoint_alone(small, 
 @pytest.mark.parametrize("words", [(), ("--dry_run",)], ids=["run", "dry run"])
 def test_a_validation_split_too_short_for_a_test_loss_is_found_at_the_start(finished, words):
     before = sorted(out_dir(finished).iterdir())
-    with pytest.raises(UserError, match="half of .*val.bin has fewer than block_size"):
+    with pytest.raises(UserError, match=r"half of .*val\.bin has fewer than block_size"):
         run(*finished, "--test_loss=True", "--block_size=1000", *words)
     assert sorted(out_dir(finished).iterdir()) == before
 

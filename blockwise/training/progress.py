@@ -25,7 +25,8 @@ class Progress:
 
     def note_validation(self, loss):
         """Returns whether this validation loss is the best so far; NaN never is. None: there was no evaluation."""
-        improved = loss is not None and not math.isnan(loss) and (self.best_val_loss is None or loss < self.best_val_loss)
+        is_number = loss is not None and not math.isnan(loss)
+        improved = is_number and (self.best_val_loss is None or loss < self.best_val_loss)
         if improved:
             self.best_val_loss = loss
         return improved

@@ -1,6 +1,7 @@
 """Where a run starts: from scratch, from a checkpoint in its folder or from pretrained weights; on which data."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from blockwise import UserError, print0
 from blockwise.checkpoint import checkpoint_files, load_checkpoint, load_optimizer, newest_checkpoint
@@ -51,6 +52,11 @@ def find_start(config, given, flags, world):
     given: keys that the user set; flags: of the command line.
     Raises UserError for what cannot be resumed, a key that contradicts the weights, data that is missing or broken.
     """
+    weights = Path(config.init_from.removeprefix("hf:"))
+    overlap = is_hugging_face(config.init_from) and weights.resolve() == Path(config.out_dir).resolve()
+    config.check(
+        "out_dir", not overlap or config.eval_only, f"another folder than that of init_from={config.init_from}"
+    )
     multiple = config.gradient_accumulation_steps % world.size == 0
     config.check("gradient_accumulation_steps", multiple, f"a multiple of the {world.size} processes")
     read_only = "dry_run" in flags or config.eval_only
