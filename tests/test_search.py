@@ -238,3 +238,13 @@ def test_a_report_is_made_again_from_its_json(tmp_path):
 def test_what_cannot_be_searched(keys, message):
     with pytest.raises(UserError, match=message):
         Study(StudyConfig(**{**KEYS, **keys}), compare.configure)
+
+
+def test_a_search_of_which_a_run_failed_is_reported():
+    """Nothing is known of its best, nor of the luck of its points."""
+    study, runs = play(bowl)
+    study.results[runs[0].folder.name] = {"status": "failed", "loss": None, "spikes": None, "seconds": None}
+    found = judged(facts(study))
+    arm = found["places"]["floor 0"][runs[0].arm]
+    assert arm["best"] is None and (arm["best_of"], arm["quadratic"]) == ({}, None)
+    assert "not complete" in found["verdicts"][0] and "not complete" in report.report(found, "a study")

@@ -152,7 +152,12 @@ def ranged(values, arm, study):
 
 
 def luck(one, arm, study):
-    """({k: median best of k points}, the lowest point of a quadratic or None) of what an arm's first rung found."""
+    """({k: median best of k points}, the lowest point of a quadratic or None) of what an arm's first rung found.
+
+    ({}, None) while the search is not complete, since runs of it failed.
+    """
+    if one["best"] is None:
+        return {}, None
     rows, points = one.get("search", one["sweep"]), {}
     for row in rows:
         if row.get("budget", 1) == rows[0].get("budget", 1):
