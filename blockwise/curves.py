@@ -12,8 +12,11 @@ SPIKE_DEVIATIONS = 6  # small batches alone scatter the loss by more than the he
 
 def read_rows(folder):
     """The whole rows of a run's metrics.jsonl, as dicts. Raises OSError or ValueError where there are none to read."""
-    lines = (Path(folder) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    path = Path(folder) / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    if not all(isinstance(row, dict) and "step" in row for row in rows):
+        raise ValueError(f"{path} has a line that is no row of a run")
+    return rows
 
 
 def curve(rows, key):

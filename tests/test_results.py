@@ -150,6 +150,19 @@ def test_two_files_merge_by_appending(study, pretend, tmp_path, capsys):  # noqa
     assert len(calls()) == 6 and len(results.ResultsFile(new / "results.jsonl").results) == 6
 
 
+def test_lines_that_no_study_wrote_are_named_and_left(study, pretend, tmp_path, capsys):  # noqa: F811
+    calls, path = pretend(), tmp_path / "out" / "results.jsonl"
+    compare.main(study(FEW))
+    text = path.read_bytes()
+    line = json.loads(text.splitlines()[0])
+    wrong = {"status": "odd"}, {"loss": "3"}, {"seconds": "1"}, {"curve": [3]}, {"curve": [[0, "3"]]}
+    damaged = [b"\xff\xfe", b"[1]", *(json.dumps(line | entry).encode() for entry in wrong)]
+    path.write_bytes(b"\n".join([*damaged, text]))
+    capsys.readouterr()
+    assert compare.main(study(FEW)) == 0 and len(calls()) == 4
+    assert capsys.readouterr().err.count("is broken") == len(damaged)
+
+
 def test_studies_share_a_folder_of_runs(study, pretend, tmp_path):  # noqa: F811
     calls, shared = pretend(), f"--runs={tmp_path / 'shared'}"
     compare.main(study(FEW, shared))

@@ -20,8 +20,8 @@ class ResultsFile:
     def __init__(self, path):
         """Reads what is there; of two lines about one run the first counts, and a broken line is none."""
         self.path, self.results = Path(path), {}
-        text = self.path.read_text() if self.path.is_file() else ""
-        self.torn = text != "" and not text.endswith("\n")
+        text = self.path.read_bytes() if self.path.is_file() else b""
+        self.torn = text != b"" and not text.endswith(b"\n")
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 result = json.loads(line)
@@ -52,7 +52,9 @@ def changed(config):
 
 def checked(result):
     """A result as a study wrote it; raises ValueError, KeyError or TypeError for anything else."""
-    if not isinstance(result["curve"], list) or (result["status"] == "finished" and result["loss"] * 0 != 0):
+    numbers = [x for point in result["curve"] for x in point]
+    numbers += [result["seconds"] or 0, *([result["loss"]] if result["status"] == "finished" else [])]
+    if result["status"] not in ("finished", "diverged") or not all(x * 0 == 0 for x in numbers):
         raise ValueError("not what a study writes")
     return {key: result[key] for key in ("status", "loss", "curve", "seconds")} | {
         key: result.get(key) for key in ("test", "spikes", "blocks", "versions", "machine")
