@@ -11,7 +11,7 @@ process of its own. Into out_dir go study.json, report.md and figures, and the r
 
 import sys
 
-from blockwise import exit_on_user_error
+from blockwise import UserError, exit_on_user_error
 from blockwise.signals import end_with_launcher
 from blockwise.study.config import StudyConfig, check_args
 from blockwise.study.plan import Study
@@ -24,6 +24,8 @@ FLAGS = {"plan": "print the runs and their cost, and exit; needs no data"}
 
 def main(argv):
     if argv[:1] == ["--report"]:
+        if not argv[1:]:
+            raise UserError("--report: expected folders of finished studies behind it")
         for folder in argv[1:]:
             again(folder)
         return 0

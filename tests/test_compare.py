@@ -253,6 +253,12 @@ def test_a_run_that_crashes_does_not_end_the_study_and_is_tried_again(study, pre
     assert len(calls()) == len(before) + 4 and "None." in report(tmp_path)
 
 
+@pytest.mark.parametrize("row", ["3", '{"val/loss": 3.0}'])
+def test_a_run_whose_rows_are_none_has_failed(row, study, pretend, tmp_path):
+    pretend(extra=f"Path(job['out_dir'], 'metrics.jsonl').write_text({row!r} + chr(10)); sys.exit(0)")
+    assert compare.main(study(FEW)) == 1 and {run["status"] for run in found(tmp_path)["runs"]} == {"failed"}
+
+
 def test_twice_the_steps_give_the_speedup(study, pretend, tmp_path):
     calls = pretend()
     compare.main(study("twice = True"))
@@ -316,7 +322,7 @@ def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
     "text,expected",
     [
         ("--arms.ours=--optimizer=adamv", "optimizer: expected .* did you mean adamw"),
-        ("--arms.ours=--lr_mul=3", "unknown key 'lr_mul'"),
+        ("--arms.ours=--lr_mul=3", "arm 'ours': unknown key 'lr_mul'"),
         ("--arms.ours=config/nowhere.py", "config/nowhere.py does not exist"),
         ("--arms.ours=--learning_rate=1", "arm 'ours': --learning_rate=1: set by the study itself"),
         ("--arms.ours=--help", "arm 'ours': --help: expected files and --key=value"),
@@ -350,6 +356,8 @@ def test_plan_needs_no_data_and_writes_nothing(study, tmp_path, capsys):
         ('tune = {"beta2": [0.9]}', r"tune.beta2=\[0.9\]: expected .*, at least two values"),
         ('tune = {"optimizer": [1, 2]}', "tune has 'optimizer': expected a key of train.py that is a number, or lr"),
         ('tune = {"beta2": [0.9, 0.99]}', "arm 'adamw': beta2 is not set"),
+        ('tune = {"max_iters": [10, 20]}', "tune has 'max_iters': expected a key in which"),
+        ('tune = {"warmup_iters": [1.5, 2]}', r"tune.warmup_iters=\[1.5, 2.0\]: expected integers"),
         ('untuned = ["ours"]', "untuned=.*: expected arms with one learning rate"),
     ],
 )
@@ -359,9 +367,13 @@ def test_mistakes(study, text, expected):
         compare.main(study("", text) if text.startswith("--") else study(text))
 
 
-def test_a_study_without_arms():
-    with pytest.raises(UserError, match="names no arms"):
-        compare.main([str(ROOT / "config/demo.py"), "--plan"])
+@pytest.mark.parametrize(
+    "words, expected",
+    [([str(ROOT / "config/demo.py"), "--plan"], "names no arms"), (["--report"], "--report: expected folders")],
+)
+def test_a_study_that_is_none(words, expected):
+    with pytest.raises(UserError, match=expected):
+        compare.main(words)
 
 
 def test_a_damaged_result_is_made_again(study, pretend, tmp_path, capsys):

@@ -24,7 +24,7 @@ class RayEngine:
         handlers = {number: signal.getsignal(number) for number in STOPPING}
         try:
             ray.init(config.address, log_to_driver=False, logging_level="warning", include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # that of a node of its own that does not start is of no narrower type
             raise UserError(f"address={config.address}: no Ray cluster answers there: {error}") from None
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray ends the driver on SIGTERM; ours saves the runs first

@@ -10,7 +10,7 @@ from blockwise.keys import Range
 from blockwise.layer_warmup import layer_schedule
 from blockwise.settings import TrainConfig
 from blockwise.study.results import changed
-from blockwise.study.space import RATE, check_key
+from blockwise.study.space import RATE, check_key, number_kinds
 
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
 COMMON = ("max_iters", "block_size", "dataset", "data_dir", "vocab_size", "eval_interval", "test_loss", "full_eval")
@@ -87,6 +87,8 @@ def check(config):
         check_key(key, "tune")
         if key == RATE or len(set(values)) < max(len(values), 2):
             raise UserError(f"tune.{key}={values}: expected another key than {RATE}, at least two values, none twice")
+        if number_kinds().get(key) is int and any(value % 1 for value in values):
+            raise UserError(f"tune.{key}={values}: expected integers")
     config.check("twice", not (config.twice and (config.tune or config.looks)), "False with tune or looks")
     seeds = config.seeds
     config.check("seeds", seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0, "different numbers, at least 0")
@@ -128,8 +130,11 @@ def settings_of(args, shared, arm, configure):
     except ValueError as error:
         raise UserError(f"arm {arm!r}: {args}: {error}") from None
     check_args(args, f"arm {arm!r}: ")
-    settings, _, _ = configure(TrainConfig, args, "", start=shared)
-    layer_schedule(settings.resolved())  # raises UserError for a shape that does not divide
+    try:
+        settings, _, _ = configure(TrainConfig, args, "", start=shared)
+        layer_schedule(settings.resolved())  # raises UserError for a shape that does not divide
+    except UserError as error:
+        raise UserError(f"arm {arm!r}: {error}") from None
     return settings
 
 

@@ -11,6 +11,11 @@ from blockwise.study.rules import round_digits
 
 RATE, MULT = "learning_rate", "lr_mult."
 NEAR_END = 0.1  # of a range: a best value in there may have a better one beyond
+# What all arms have in common, the budget and what losses are measured on; and what a study sets itself
+NOT_SEARCHED = {
+    "max_iters", "batch_size", "gradient_accumulation_steps", "block_size", "vocab_size", "eval_interval", "eval_iters",
+    "seed", "data_seed",
+}  # fmt: skip
 STEPS = ("max_iters", "lr_decay_iters", "warmup_iters", "eval_interval")  # what a share of the budget shortens
 
 
@@ -54,7 +59,9 @@ def check_key(key, where):
     if key.startswith(MULT):
         holds = set(key.removeprefix(MULT).split("+")) <= set(BLOCKS)
     else:
-        holds = key in number_kinds().keys() - {"seed", "data_seed"}
+        holds = key in number_kinds().keys() - NOT_SEARCHED
+    if key in NOT_SEARCHED:
+        raise UserError(f"{where} has {key!r}: expected a key in which the runs of a comparison may differ")
     if not holds:
         expected = f"a key of train.py that is a number, or {MULT}BLOCK, or {MULT}BLOCK+BLOCK for several at once"
         raise UserError(f"{where} has {key!r}: expected {expected}")
