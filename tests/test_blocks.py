@@ -210,7 +210,6 @@ def test_the_table_can_be_extended_from_outside():
     assert_partition(model, table)
     assert tensors(table)["FFN"] == tensors(blocks_of(tiny()))["FFN"] + 2
     assert tensors(blocks_of(model, block_of={"adapter": "FFN", "adapter.bias": "Norm"}))["Norm"] == 6
-    assert tensors(blocks_of(model, block_of={"1.adapter": "FFN"}, unknown="Other"))["Other"] == 2  # no layer numbers
     groups = param_groups(model, lr=1e-3, unknown="Other")
     assert (groups[-1]["block"], groups[-1]["lr"], len(groups[-1]["params"])) == ("Other", 1e-3, 2)
     assert block_type("h.0.mlp.gate.weight", block_of={"mlp.gate": "FFN"}) == "FFN"  # over the table's own
@@ -224,6 +223,14 @@ def test_arguments_that_are_no_block_types_raise(wrong):
     for function in (blocks_of, lambda m, **options: param_groups(m, lr=1.0, **options)):
         with pytest.raises(ValueError, match="not a block type: expected one of Emb, QK, VO, FFN, Norm, Head, Other"):
             function(tiny(), **wrong)
+
+
+@pytest.mark.parametrize("end", ["1.adapter", "mlp.*", "module.q_proj", "_orig_mod.q_proj", "", 3])
+def test_ends_that_match_nothing_raise(end):
+    with pytest.raises(ValueError, match="can match no parameter: expected the end of a path, without layer numbers"):
+        blocks_of(tiny(), block_of={end: "FFN"})
+    with pytest.raises(ValueError, match="expected a dict of block types"):
+        blocks_of(tiny(), block_of=["q_proj"])
 
 
 def attention(prefix="model.layers.0.self_attn.", end=".weight", **shapes):
@@ -273,6 +280,10 @@ def test_keys_and_values_in_one_matrix():
     assert blocks_by_end(shared, block_of={"self_attn.k_proj": "QK"})["k_proj"] == "QK"
     part = attention(end=".lora_A.default.weight", q_proj=(4, 16), k_proj=(4, 16))  # as a list of what is trained
     assert set(blocks_of(part)) == {"QK"}
+    model = tiny("llama")
+    model.blocks[0].attn.v_proj = model.blocks[0].attn.k_proj
+    assert [name for name, _ in blocks_of(model)["Other"]] == ["blocks.0.attn.k_proj.weight"]
+    assert "Other" not in blocks_of(model, fused_qkv="QK")
 
 
 @pytest.mark.parametrize(
@@ -722,6 +733,12 @@ def test_a_loaded_state_leaves_the_rates_to_a_scheduler():
     load_state(second, first.state_dict())
     torch.optim.lr_scheduler.LambdaLR(second, lambda step: 1.0)
     assert {group["block"]: group["lr"] for group in second.param_groups}["Emb"] == 2e-2
+
+
+@pytest.mark.parametrize("state", [None, {}, {"model": {}, "optimizer": {}}])
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(ValueError, match="not an optimizer's state"):
+        load_state(trained()[1], state)
 
 
 @pytest.mark.parametrize("block_of", [{"v_proj": "QK", "k_proj": "VO"}, {"q_proj": "FFN"}])

@@ -172,14 +172,21 @@ def test_an_attention_module_alone_splits_and_merges():
     assert merge_qkv(attention).c_attn.weight.requires_grad
 
 
-def test_other_parametrizations_of_a_fused_matrix_stay_refused():
-    """weight_norm names its two parts alike, but they are no QK and VO."""
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_other_parametrizations_of_a_fused_matrix_stay_refused(dim):
+    """weight_norm names its two parts alike, but they are no QK and VO; of a matrix of its own they have its type."""
     model = made("gpt2")
     model.transformer.h = model.transformer.h[:1]
     projection = model.transformer.h[0].attn.c_attn
-    nn.utils.parametrizations.weight_norm(projection)
-    with pytest.raises(ValueError, match="Q, K and V in one matrix"):
-        blocks_of(model)
+    nn.utils.parametrizations.weight_norm(projection, dim=dim)
+    nn.utils.parametrizations.weight_norm(model.transformer.h[0].mlp.c_fc, dim=dim)
+    model.attn = nn.ModuleDict({"q_proj": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4), dim=dim)})
+    for trains in (True, False):
+        projection.parametrizations.weight.original0.requires_grad_(trains)
+        with pytest.raises(ValueError, match=r"c_attn.* Q, K and V in one matrix"):
+            param_groups(model, lr=1.0)
+    table = blocks_of(model, fused_qkv="Other")
+    assert len(table["Other"]) == 3 and len(table["QK"]) == 3 and "VO" in table
     assert merge_qkv(model) is model and not isinstance(projection.parametrizations.weight[0], FusedQKV)
 
 
