@@ -287,7 +287,7 @@ def blocks_of(model_or_named_parameters: object, fused_qkv: str | None = None, b
     than their names say and are Other unless `block_of` names them: a k_proj that also computes V (its attention has
     an o_proj but no v_proj, or v_proj is the same matrix; `fused_qkv` decides it too), and a q_proj that also computes
     a gate (it has twice as many rows as o_proj has columns). Raises what `block_type` raises, and ValueError where
-    these cannot be recognised: FSDP 1 or ZeRO-3 has flattened the weights, or the list lacks the matrix to compare with.
+    these cannot be recognised: FSDP 1 or ZeRO-3 has flattened the weights, or a list lacks the matrix to compare with.
     """
     return group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown, frozen_apart=False)
 

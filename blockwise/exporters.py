@@ -56,12 +56,16 @@ def export(model_or_named_parameters: object, trainer: str, fused_qkv: str | Non
     """Text for a trainer of EXPORTERS: every parameter that needs a gradient, with the multiplier of its block.
 
     lr_mult: as in `param_groups`. adamw: lr (of a block at 1x), beta1, beta2 and weight_decay, in place of ADAMW's.
-    Raises ValueError for another trainer and for names that its patterns cannot tell apart, and what `blocks_of` and
-    `param_groups` raise.
+    Raises ValueError for another trainer or key and for names that its patterns cannot tell apart, and what `blocks_of`
+    and `param_groups` raise.
     """
     if trainer not in EXPORTERS:
         raise ValueError(f"--as={trainer}: expected one of {', '.join(EXPORTERS)}")
     check_multipliers("lr_mult", lr_mult)
+    for name, value in adamw.items():
+        if name not in ADAMW:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(ADAMW)}")
+        check_number(name, value)
     table = group_by_block(model_or_named_parameters, fused_qkv, block_of, unknown)
     split = {block: [name for name, _ in members] for block, members in table.items() if block != "frozen"}
     rates = {**LR_MULT, "Other": 1.0, **(lr_mult or {})}

@@ -29,8 +29,9 @@ WIDTH, DEPTH, HEAD_WIDTH, BETA2 = 128, 4, 32, 0.95  # of the anchor
 class Shape:
     """What the rules read of a run.
 
-    tied: whether the output layer is the embedding's matrix. init_std, block_init_std, beta2, block_beta2: as the keys
-    of these names; beta2 is None for an optimizer without second moments.
+    tied: whether the output layer is the embedding's matrix. model_type: "llama" for an FFN of three matrices, "gpt2"
+    for one of two. init_std, block_init_std, beta2, block_beta2: as the keys of these names; beta2 is None for an
+    optimizer without second moments.
     """
 
     width: int
@@ -47,8 +48,9 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any, tokens_per_step: int, **more: Any) -> "Shape":
-        """The shape of a Hugging Face model, by its config. more: further fields of this class."""
+        """The shape of a Hugging Face model, or of the language model in one, by its config. more: further fields."""
         tied = getattr(config, "tie_word_embeddings", True)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
         width, depth, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
         return cls(width, depth, heads, config.vocab_size, tokens_per_step, tied, **more)
 

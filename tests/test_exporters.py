@@ -179,3 +179,10 @@ def test_rates_that_cannot_be_exported(text, words, message, tmp_path):
         (tmp_path / "rates.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         main([str(tmp_path), *words, "--split_qkv", f"--rates={tmp_path / 'rates.json'}"])
+
+
+@pytest.mark.parametrize("adamw", [{"beta3": 0.9}, {"lr": "1e-3"}, {"weight_decay": float("nan")}, {"lr": -1.0}])
+@pytest.mark.parametrize("trainer", EXPORTERS)
+def test_settings_that_no_trainer_reads(trainer, adamw):
+    with pytest.raises(ValueError, match=f"{next(iter(adamw))}=.*: expected"):
+        export([("tok_emb.weight", torch.nn.Parameter(torch.ones(2, 2)))], trainer, **adamw)

@@ -306,7 +306,7 @@ def test_dry_run_and_print_config_show_the_rates(small, capsys):
 
 
 def test_a_hugging_face_model():
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=100,
@@ -319,6 +319,8 @@ def test_a_hugging_face_model():
     expected = {"Emb": 0.012, "QK": 0.004 * h, "VO": 0.004, "FFN": 0.004, "Norm": 0.001, "Head": 0.048}
     assert rates == pytest.approx(expected)
     assert {group["block"]: group["weight_decay"] for group in groups}["VO"] == pytest.approx(0.025)
+    images_too = Gemma3Config(text_config={"hidden_size": 48, "num_hidden_layers": 3})
+    assert (Shape.of(images_too, 64).width, Shape.of(images_too, 64).depth) == (48, 3)
 
 
 def test_the_figure_of_the_rules(tmp_path, capsys):
