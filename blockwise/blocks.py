@@ -241,14 +241,10 @@ def check_blocks(fused_qkv: str | None, block_of: dict[str, str] | None, unknown
     if not isinstance(block_of or {}, dict):
         raise ValueError(f"block_of={block_of!r}: expected a dict of block types by the end of a path")
     for end in block_of or {}:
-        parts = str(end).removeprefix("^").split(".")
-        left_out = [part for part in parts if part.isdigit() or part in WRAPPERS or "*" in part or not part]
-        left_out += [part for part in parts[:-1] if part.startswith("_")]
-        if left_out or not isinstance(end, str):
-            raise ValueError(
-                f"block_of[{end!r}] can match no parameter: expected the end of a path, without layer numbers, "
-                "wrappers and *"
-            )
+        *start, last = str(end).removeprefix("^").split(".")
+        odd = [part for part in (*start, last) if not part or part.isdigit() or part in WRAPPERS or "*" in part]
+        if odd or any(part.startswith("_") for part in start):
+            raise ValueError(f"block_of[{end!r}]: expected the end of a path, without layer numbers, wrappers and *")
     given = {f"block_of[{end!r}]": block for end, block in (block_of or {}).items()}
     given |= {} if fused_qkv is None else {"fused_qkv": fused_qkv}
     given |= {} if unknown == "error" else {"unknown": unknown}
@@ -314,8 +310,9 @@ def group_by_block(model_or_named_parameters: object, fused_qkv: str | None, blo
     check_blocks(fused_qkv, block_of, unknown)
     named = named_parameters(model_or_named_parameters)
     two_in_one = matrices_of_two(named, fused_qkv, hasattr(model_or_named_parameters, "named_parameters"))
-    parametrized = [pair for pair in named if pair[0].endswith(tuple(SPLIT_QKV))]
-    sizes = {name: parameter.numel() for name, parameter in parametrized if parameter.ndim != 1}
+    # weight_norm's parts have the names of split_qkv's; its scale is smaller than its direction, Q and K larger than V
+    sizes = {name: p.numel() for name, p in named if name.endswith(tuple(SPLIT_QKV)) and p.ndim != 1}
+    weight_norm = [name for name in sizes if 0 < sizes.get(f"{name[:-1]}0", 0) < sizes.get(f"{name[:-1]}1", 0)]
     table: dict[int, tuple] = {}  # id -> (block, name, parameter)
     for name, parameter in named:
         earlier = table.get(id(parameter))
@@ -329,25 +326,12 @@ def group_by_block(model_or_named_parameters: object, fused_qkv: str | None, blo
                 raise ValueError(f"{name}: {special}")
             block = special
         else:
-            block = block_type(name, fused_qkv, block_of, unknown)
-            if is_weight_norm_of_fused(name, sizes) and not stated_block(name, block_of):
-                if fused_qkv is None:
-                    raise fused_error(name)
-                block = fused_qkv
+            whole = name.rpartition(".")[0] if name in weight_norm else name
+            block = block_type(whole, fused_qkv, block_of, unknown)
         if not earlier or block == "Emb":
             table[id(parameter)] = (block, name, parameter)
     blocks = {block: [(n, p) for b, n, p in table.values() if b == block] for block in (*BLOCKS, "frozen")}
     return {block: members for block, members in blocks.items() if members}
-
-
-def is_weight_norm_of_fused(name: str, sizes: dict[str, int]) -> bool:
-    """Whether a part of a fused QKV is of weight_norm, which has split_qkv's names for a scale and a direction.
-
-    A scale is smaller than its direction, while Q and K are larger than V. sizes: {name: elements}, but for vectors.
-    """
-    start, _, part = name.rpartition(".")
-    scale, direction = (sizes.get(f"{start}.{end}", 0) for end in SPLIT_QKV)
-    return part in SPLIT_QKV and 0 < scale < direction and not set(FUSED_QKV).isdisjoint(ends_of(path_of(name)[0]))
 
 
 def attention_of(name: str) -> tuple[str | None, str | None]:
@@ -368,7 +352,7 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
     rows: dict[str, dict] = {}  # attention -> {projection: size}
     columns: dict[str, dict] = {}
     flat: dict[str, set] = {}
-    matrices: dict[str, dict] = {}  # attention -> {projection: its parameter's id}
+    ids: dict[tuple, int] = {}
     for name, parameter in named:
         attention, projection = attention_of(name)
         path = [part for part in path_of(name)[0] if part != "linear"]
@@ -376,7 +360,7 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
         adapter = not set(ADAPTERS).isdisjoint(name.split("."))
         if attention is None or path[-1] != projection or (len(shape) != 2 and (adapter or name[-7:] != ".weight")):
             continue
-        matrices.setdefault(attention, {})[projection] = id(parameter)
+        ids[attention, projection] = id(parameter)
         if len(shape) != 2:
             flat.setdefault(attention, set()).add(projection)
         if "lora_A" not in name:
@@ -389,7 +373,7 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
         if {"k_proj", "o_proj"} <= height.keys() and "v_proj" not in height:
             no_v = "Other" if whole_model else NEIGHBOUR.format("v_proj", "V")
             special[attention, "k_proj"] = fused_qkv or no_v
-        if matrices[attention].get("k_proj") == matrices[attention].get("v_proj", 0):  # one module by two names
+        if ids.get((attention, "k_proj")) == ids.get((attention, "v_proj"), 0):  # one module by two names
             special[attention, "k_proj"] = fused_qkv or "Other"
         if {"q_proj", "k_proj", "o_proj"} <= height.keys():  # MLA, whose heads differ in width, has no k_proj
             if flat.get(attention, set()) & {"q_proj", "o_proj"}:
@@ -481,12 +465,9 @@ def load_state(optimizer: object, state: dict) -> None:
     """`optimizer.load_state_dict(state)` for groups made by `param_groups`: restores the moments, keeps the settings.
 
     `load_state_dict` alone would also bring back the saved learning rates, `lr_mult` and weight decay, and would assign
-    moments by position even if a group's members have changed: that raises ValueError here, and so does anything but a
-    state_dict() of an optimizer.
+    moments by position even if a group's members have changed: that raises ValueError here.
     """
-    if not isinstance(state, dict) or "param_groups" not in state:
-        raise ValueError("not an optimizer's state: expected what its state_dict() returned")
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):  # torch counts them
+    for group, saved in zip(optimizer.param_groups, state.get("param_groups", ()), strict=False):  # torch counts them
         if saved.get("members", group.get("members")) != group.get("members"):
             raise ValueError(
                 f"group {group.get('block')} has other parameters than in the saved state, and moments go by position: "

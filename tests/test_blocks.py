@@ -227,7 +227,7 @@ def test_arguments_that_are_no_block_types_raise(wrong):
 
 @pytest.mark.parametrize("end", ["1.adapter", "mlp.*", "module.q_proj", "_orig_mod.q_proj", "", 3])
 def test_ends_that_match_nothing_raise(end):
-    with pytest.raises(ValueError, match="can match no parameter: expected the end of a path, without layer numbers"):
+    with pytest.raises(ValueError, match="expected the end of a path, without layer numbers"):
         blocks_of(tiny(), block_of={end: "FFN"})
     with pytest.raises(ValueError, match="expected a dict of block types"):
         blocks_of(tiny(), block_of=["q_proj"])
@@ -733,12 +733,6 @@ def test_a_loaded_state_leaves_the_rates_to_a_scheduler():
     load_state(second, first.state_dict())
     torch.optim.lr_scheduler.LambdaLR(second, lambda step: 1.0)
     assert {group["block"]: group["lr"] for group in second.param_groups}["Emb"] == 2e-2
-
-
-@pytest.mark.parametrize("state", [None, {}, {"model": {}, "optimizer": {}}])
-def test_a_state_that_is_none_is_refused(state):
-    with pytest.raises(ValueError, match="not an optimizer's state"):
-        load_state(trained()[1], state)
 
 
 @pytest.mark.parametrize("block_of", [{"v_proj": "QK", "k_proj": "VO"}, {"q_proj": "FFN"}])
