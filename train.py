@@ -217,7 +217,7 @@ def train(config, given, flags, stop, world, compile_may_fail):
                 output.log(row | step_row, throughput.eta)
             if progress.gives_up(config.nan_policy):
                 output.report_not_finite(row | step_row)
-                status = 3
+                stopping, status = False, 3  # nothing was saved, also where a signal came in this step
                 break
 
     if stopping:

@@ -24,14 +24,16 @@ class World:
     def start(cls, device, backend, timeout=timedelta(minutes=30)):
         """Join the process group, if torchrun started us. device: 'cpu', 'cuda', ...; backend: 'gloo', 'nccl', ...
 
-        Raises UserError for a device that is not there, for one GPU that several processes would use without gloo, and
-        for variables of the launcher that cannot be.
+        Raises UserError for a device that is not there, for one GPU that several processes would use without gloo, for
+        nccl without GPUs, and for variables of the launcher that cannot be.
         """
         rank, size, local_rank = launched_as()
         if size > 1 and backend != "gloo" and re.fullmatch("cuda:[0-9]+", device):
             problem = f"the {size} processes would share one GPU, which only backend=gloo allows"
             raise UserError(f"device={device}: {problem}; expected device=cuda, one GPU for each process")
         device = find_device(device, local_rank)
+        if size > 1 and backend == "nccl" and device.type != "cuda":
+            raise UserError(f"backend=nccl: {size} processes on device={device} have no GPUs; expected backend=gloo")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         store = None

@@ -203,6 +203,12 @@ def test_one_gpu_for_all_is_refused(gpus, monkeypatch):
     assert World.start("cuda:1", "gloo").device == torch.device("cuda:1") and joined["backend"] == "gloo"
 
 
+def test_nccl_without_gpus_is_refused(gpus):
+    gpus(0, rank=1, size=2)
+    with pytest.raises(UserError, match="backend=nccl: 2 processes on device=cpu have no GPUs; expected backend=gloo"):
+        World.start("cpu", "nccl")
+
+
 @pytest.mark.parametrize("uuids", ["ab", "aa"])
 def test_a_gpu_that_two_processes_see(gpus, monkeypatch, uuids):
     """One visible to each: two of SLURM's, or one for two processes of torchrun, of which NCCL would say no word."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, contents, ids_of, losses, metrics, out_dir, run
+from helpers import Stop
 
 import train
 from blockwise import UserError, logger
@@ -351,6 +352,12 @@ def test_skip_gives_up_after_ten_in_a_row(small, monkeypatch):
     monkeypatch.setattr(Transformer, "forward", lambda self, *a: forward(self, *a) * (math.nan if self.training else 1))
     assert run(*small, "--nan_policy=skip", "--max_iters=50") == 3
     assert list(metrics(small)) == list(range(10))
+
+
+def test_a_signal_in_the_step_that_diverges_claims_no_checkpoint(small, capsys):
+    assert run(*small, "--learning_rate=1e30", "--eval_interval=0", stop=Stop(small, 0)) == 3
+    out, err = capsys.readouterr()
+    assert "saved at step" not in out and "last good checkpoint: none" in err and not list(out_dir(small).glob("ckpt*"))
 
 
 @pytest.mark.parametrize("words", [(), ("--nan_policy=skip", "--max_iters=20")], ids=["stop", "skip"])
