@@ -10,10 +10,9 @@ many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for 
 Each way gets the same number of trials, which vary peak rate, warmup, beta2 and weight decay around yours; most have a
 quarter of the steps, and only the best are trained in full. The best of each then runs with new seeds, and the
 difference of their losses, with its interval, decides: rates per block, or one rate. Results go to --out_dir (out/tune).
---budget is the length of a full run (20 is about compute-optimal). --hours sets the number of trials and seeds.
-A model too large to be trained dozens of times is searched on a smaller one: --proxy.n_embd=64 --proxy.n_head=2, with
-the same tokens per parameter and steps, hence fewer tokens a step. Nobody has shown that its rates hold beyond twice its
-width: sweep learning_rate once more at full size.
+--budget is the length of a full run (20 is about compute-optimal), --hours sets the number of trials and seeds. A model
+too large to be trained dozens of times is searched on a smaller one, --proxy.n_embd=64 --proxy.n_head=2, with the same
+tokens per parameter and steps. Nobody has shown that its rates hold beyond twice its width: sweep learning_rate there.
 """
 
 import json
@@ -24,11 +23,11 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Annotated
 
-from blockwise import UserError, exit_on_user_error, print0
+from blockwise import NotFinite, UserError, exit_on_user_error, print0
 from blockwise.curves import curve, read_rows
 from blockwise.files import remove, write_text
-from blockwise.keys import Range
-from blockwise.settings import BLOCKS, TrainConfig
+from blockwise.keys import ABOVE_0, Range
+from blockwise.settings import ARCHITECTURE, BLOCKS, TrainConfig
 from blockwise.study.config import StudyConfig, config_file
 from blockwise.study.plan import Study
 from blockwise.study.report import print_plan
@@ -48,7 +47,7 @@ class TuneConfig(TrainConfig):
     """The keys of tune.py, in addition to those of train.py."""
 
     # fmt: off
-    budget: Annotated[float | None, "tokens per parameter of a run (None: as many steps as max_iters says)", Range(0)] = None
+    budget: Annotated[float | None, "tokens per parameter of a run (None: as many steps as max_iters says)", ABOVE_0] = None
     hours: Annotated[float, "time for all runs together on this machine", Range(0)] = 4.0
     proxy: Annotated[dict[str, int | float | bool | str], "keys of a smaller model to search on, such as --proxy.n_embd=64"] = field(default_factory=dict)
     margin: Annotated[float, "smallest gain, in nats per token, for which rates per block are worth having", Range(0)] = 0.01
@@ -74,8 +73,11 @@ def settings_of(config):
     """(settings of the search's runs, on the proxy if there is one; the steps of the model itself)."""
     changes = [f"--{key}={value}" for key, value in config.proxy.items()]
     target, small = (configure(TrainConfig, words, "", start=config)[0] for words in ([], changes))
+    config.check("proxy", config.proxy.keys() <= {*ARCHITECTURE}, f"keys of a model: {', '.join(ARCHITECTURE)}")
+    config.check("learning_rate", config.learning_rate > 0, "above 0")
     (full, _), (count, val_tokens) = sizes(target), sizes(small)
     steps = round(config.budget * full / target.tokens_per_step) if config.budget else target.max_iters
+    config.check("budget" if config.budget else "max_iters", steps > 1, f"more than the {steps} steps that this is")
     tokens = steps * target.tokens_per_step * count / full  # of a run: as many per parameter as the model itself has
     sequences = max(1, round(tokens / steps / small.block_size))  # of a step
     small = replace(small, batch_size=min(target.batch_size, sequences))
@@ -138,7 +140,7 @@ def plan(config, settings, folder):
     }  # fmt: skip
     centre = config.learning_rate  # of FFN, which most weights are
     centre *= config.resolved().lr_mult["FFN"] if config.blockwise and config.lr_mult != "auto" else 1
-    blockwise = " ".join(["--blockwise=True --lr_rule=paper", *(f"--lr_mult.{block}=1" for block in BLOCKS)])
+    blockwise = shlex.join(["--blockwise=True", "--lr_rule=paper", f"--lr_mult={dict.fromkeys(BLOCKS, 1.0)}"])
     return study_of(
         config, settings, folder, search="sobol", points=points, rungs=[[0.25, first, keep], [1, 1, 2]], space=space,
         search_seed=10_000 + 100 * config.seed, seeds=[100 * config.seed + i for i in range(seeds)],
@@ -151,6 +153,8 @@ def answer(found, steps):
     """(the answer in a sentence, {key of train.py: value} of the arm that it recommends) of what the study found."""
     (arms,), study = found["places"].values(), found["study"]
     test, speed = (arms[BLOCKWISE][key] for key in ("test", "speedup"))
+    if test["low"] is None:
+        raise NotFinite("too few runs ended without diverging: expected a lower learning_rate to search around")
     gain = f"{test['gap']:+.4f} nats ({test['low']:+.4f} to {test['high']:+.4f}, {test['seeds']} seeds)"
     gain += f", {speed['ratio']:.2f}x in steps ({speed['low']:.2f} to {speed['high']:.2f})" if speed else ""
     best = arms[BLOCKWISE if test["word"].startswith("lower") else ONE]
@@ -178,7 +182,7 @@ def main(argv):
     check_machine([settings], settings.device)
     if not file.is_file():
         write_text(file, config_file(plan(config, settings, folder), asked))
-    elif file.read_text().splitlines()[0] != asked:
+    elif file.read_text(errors="replace").partition("\n")[0] != asked:
         raise UserError(f"{file} was made by other arguments: expected another --out_dir, or those in its first line")
     study = Study(configure(StudyConfig, [str(file)], "")[0], configure)
     if flags:

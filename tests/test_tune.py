@@ -8,7 +8,7 @@ import pytest
 from test_search import fill
 
 import tune
-from blockwise import UserError
+from blockwise import NotFinite, UserError
 from blockwise.settings import TrainConfig
 from blockwise.study import report
 from blockwise.study.config import StudyConfig
@@ -113,13 +113,42 @@ def test_muon_and_tied_tables(tuned):
     assert study.optimizer == "muon" and "lr_mult.Emb" in study.space and "Head" not in "".join(study.space)
 
 
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--budget=1e-9"], "budget=1e-09: expected more than the 0 steps"), (["--budget=0"], "budget=0.0: expected"),
+        (["--max_iters=1"], "max_iters=1: expected more than the 1 steps"), (["--max_iters=0"], "max_iters=0"),
+        (["--learning_rate=0"], "learning_rate=0.0: expected above 0"),
+        (["--proxy.max_iters=5"], r"proxy=.*: expected keys of a model: .* n_embd"),
+        (["--proxy.n_embed=5"], r"unknown key 'n_embed'.*n_embd"),
+    ],
+)  # fmt: skip
+def test_lengths_and_proxies_that_are_none(tuned, tmp_path, words, expected):
+    with pytest.raises(UserError, match=expected):
+        tuned(None, *words, "--plan")
+    assert not (tmp_path / "study.py").exists()
+
+
+def test_a_model_that_diverges_at_every_rate(tuned, tmp_path):
+    with pytest.raises(NotFinite, match="without diverging: expected a lower learning_rate"):
+        tuned(lambda run: math.inf)
+    assert "no verdict" in (tmp_path / "report.md").read_text() and not (tmp_path / "rates.py").exists()
+
+
+def test_measured_multipliers_are_no_starting_point(tuned):
+    study, (_, rates) = tuned(lambda run: valley(run, 0.2), "--lr_mult=auto", "--blockwise=True")
+    assert study.lr_mult == "auto" and rates.lr_mult["Norm"] == 1.0
+
+
 def test_it_goes_on_and_does_not_mix_plans(tuned, tmp_path):
     tuned(None, "--plan")
     before = (tmp_path / "study.py").read_text()
     tuned(lambda run: valley(run, 0.2))
     assert (tmp_path / "study.py").read_text() == before  # a plan that was made is what runs
-    with pytest.raises(UserError, match=r"was made by other arguments: expected another --out_dir"):
-        tuned(None, "--hours=3")
+    for damaged in (before.encode(), b"", b"\xff\xfe"):
+        (tmp_path / "study.py").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"was made by other arguments: expected another --out_dir"):
+            tuned(None, "--hours=3")
 
 
 def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
