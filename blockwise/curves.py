@@ -14,7 +14,7 @@ def read_rows(folder):
     """The whole rows of a run's metrics.jsonl, as dicts. Raises OSError or ValueError where there are none to read."""
     path = Path(folder) / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    if not all(isinstance(row, dict) and "step" in row for row in rows):
+    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
         raise ValueError(f"{path} has a line that is no row of a run")
     return rows
 

@@ -70,6 +70,24 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path, curves)
     assert "a/run$1:" in out and "b/run$1:" in out
 
 
+@pytest.mark.parametrize("row", ["3", '{"val/loss": 3.0}', '{"step": "x", "val/loss": 3.0}'])
+def test_rows_that_no_run_wrote(tmp_path, row):
+    run = make_run(tmp_path / "run", [5, 4, 3], True)
+    (run / "metrics.jsonl").write_text(f"{row}\n{row}\n")
+    with pytest.raises(UserError, match="a line that is no row of a run"):
+        draw([run])
+
+
+def test_the_legend_of_fifty_runs_is_in_the_figure(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("blockwise.figures.curves.write", lambda figure, out: figures.append(figure))
+    draw([make_run(tmp_path / str(i), [5, 4 - i / 100, 3], True) for i in range(50)])
+    (figure,) = figures
+    figure.savefig(tmp_path / "curves.png")
+    ((left, bottom), (right, top)), low = figure.legends[0].get_window_extent().get_points(), figure.axes[0].bbox
+    assert 0 <= left < right <= figure.bbox.width and 0 <= bottom < top < low.y0 and low.height > figure.bbox.height / 3
+
+
 def test_runs_on_other_data(tmp_path, capsys):
     """Another tokenizer is an error, other text a warning; a run that does not say is drawn as ever."""
     folders = [make_run(tmp_path / name, [5, 4, 3.0], name == "a") for name in ("a", "b", "c")]

@@ -8,6 +8,9 @@ from blockwise import UserError, warn
 from blockwise.curves import curve, read_rows, speedup
 from blockwise.figures.style import COLOURS, literal, reading, start_figure, write
 
+LEGEND = "validation loss at the end (training loss: light)"
+BELOW = 12  # with more runs the legend stands below the axes
+
 
 @dataclass
 class Run:
@@ -86,7 +89,10 @@ def draw(folders, baseline=None, out=None):
             draw_speedup(axes, run, baselines.get(2 * run.max_iters) if run.finished else None)
     zoom(axes, runs)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(title="validation loss at the end (training loss: light)", frameon=False)
+    legend, more = axes.legend, {}
+    if len(runs) > BELOW:
+        legend, more = figure.legend, {"loc": "outside lower center", "ncols": 5, "fontsize": "x-small"}
+    legend(*axes.get_legend_handles_labels(), title=LEGEND, frameon=False, **more)
     write(figure, Path(out or Path(folders[0]) / "curves.png"))
 
 
