@@ -43,6 +43,11 @@ class MeasureConfig(Keys):
     device: Annotated[str, "cpu, cuda, cuda:1 (auto: cuda if there, else cpu)"] = "auto"
     # fmt: on
 
+    @property
+    def file(self):
+        """What names of files begin with."""
+        return self.command
+
 
 @dataclass
 class SharpnessConfig(MeasureConfig):
@@ -53,7 +58,6 @@ class SharpnessConfig(MeasureConfig):
     # fmt: off
     estimator: Annotated[Literal["fisher", "hessian", "empirical"], "fisher: Gauss-Newton-Bartlett; hessian: Hutchinson; empirical: Fisher of per-sequence gradients"] = "fisher"
     labels: Annotated[Literal["sampled", "data"], "labels of the fisher estimator: sampled from the model; or the data's, which gives no Fisher"] = "sampled"
-    split_tied: Annotated[bool, "separate values, Emb and Head, for the input and the output use of a tied embedding"] = False
     batches: Annotated[int, "independent batches; at least 2 for an error that includes the choice of data", Range(1)] = 4
     draws: Annotated[int, "draws of labels, or of Hutchinson's signs, per batch", Range(1)] = 4
     auto_mult_max: Annotated[float, "largest multiplier that --suggest prints; the smallest is 1", Range(1)] = 10.0
@@ -62,8 +66,11 @@ class SharpnessConfig(MeasureConfig):
 
     @property
     def kind(self):
-        """Name of the estimator in names of files."""
         return "data_labels" if (self.estimator, self.labels) == ("fisher", "data") else self.estimator
+
+    @property
+    def file(self):
+        return f"sharpness_{self.kind}"
 
 
 @dataclass
@@ -88,7 +95,7 @@ class CurvatureConfig(MeasureConfig):
 
     command = "curvature"
     # fmt: off
-    preconditioner: Annotated[Literal["auto", "adam", "none"], "preconditioner of the run's optimizer: adam: by its second moments; none; auto: what the optimizer has"] = "auto"
+    preconditioner: Annotated[Literal["auto", "none"], "preconditioner of a second eigenvalue; auto: the run's optimizer's; none: the Hessian alone"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
     products: Annotated[int, "maximum of Hessian-vector products per eigenvalue", Range(1)] = 300
     tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged", Range(0, 1, "()")] = 1e-3
@@ -106,20 +113,31 @@ class FrequencyConfig(MeasureConfig):
     batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)", Range(1)] = None
     # fmt: on
 
+    @property
+    def file(self):
+        return f"frequency_{self.by}"
+
 
 COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig, FrequencyConfig)}
 if __name__ == "__main__":  # before torch is loaded, so that --help answers at once
     with exit_on_user_error():
         _, config, _, flags = configure_command(COMMANDS, sys.argv[1:], __doc__)
 
+import json
+import time
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from blockwise.data.mixture import open_dataset
 from blockwise.distributed import World, auto_device
-from blockwise.measuring import curvature, frequency, sharpness, spectrum
+from blockwise.files import write_text
+from blockwise.measuring.curvature import Curvature
+from blockwise.measuring.frequency import Frequency
 from blockwise.measuring.models import models_of
+from blockwise.measuring.sharpness import Sharpness
+from blockwise.measuring.spectrum import Spectrum
 from model import Transformer
 
 
@@ -129,24 +147,30 @@ def main(config, flags=()):
         models, run = models_of(config, Transformer)
         keys = ("dataset", "data_dir", "block_size")
         config = replace(config, **{key: getattr(config, key) or run.get(key) for key in keys})
-        if config.dataset is None:
-            raise UserError("dataset is not given: expected the data set to measure on")
-        if "suggest" in flags and config.split_tied:
-            raise UserError("split_tied=True: expected False with --suggest, since one matrix has one learning rate")
-        if config.block_size > run["block_size"]:
-            context = f"the model's context, {run['block_size']}"
-            raise UserError(f"block_size={config.block_size}: expected at most {context}")
+        config.check("dataset", config.dataset, "the data set to measure on")
+        config.check("block_size", config.block_size <= run["block_size"], f"at most {run['block_size']}, the context")
         data = open_dataset(config.data_dir or "data", config.dataset, config.block_size)
         if data.note:
             print0(data.note)
-        models = [(step, partial(load, data)) for step, load in models]
-        measure = {
-            "sharpness": partial(sharpness.measure, suggest="suggest" in flags),
-            "spectrum": spectrum.measure,
-            "curvature": curvature.measure,
-            "frequency": partial(frequency.measure, data=data, run=run, transformer=Transformer),
-        }[config.command]
-        measure(config, models, data.train, world)
+        command = {
+            "sharpness": partial(Sharpness, suggest="suggest" in flags),
+            "spectrum": Spectrum,
+            "curvature": Curvature,
+            "frequency": partial(Frequency, transformer=Transformer),
+        }[config.command](config, data, run, world)
+        for step, load in models:
+            model, checkpoint = load(data)
+            started = time.perf_counter()
+            try:
+                found = command.measure(step, model.to(world.device), checkpoint)
+            except FloatingPointError:
+                raise UserError(f"step {step}: the curvature is not finite") from None
+            if world.is_master:
+                about = {"step": step, "dataset": config.dataset, "seed": config.seed}
+                content = about | found | {"seconds": time.perf_counter() - started}
+                write_text(Path(config.out_dir, f"{config.file}_{step:08d}.json"), json.dumps(content, indent=1) + "\n")
+                print(f"step {step}, ", end="")
+                print(*command.report(found), sep="\n")
         if world.is_master:
             draw(config)
     return 0

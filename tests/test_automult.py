@@ -203,7 +203,6 @@ def test_suggested_is_what_training_sets(small, capsys, monkeypatch):
     measure.main(configure(measure.SharpnessConfig, again, "")[0])
     assert "suggested" not in json.loads((folder / "sharpness_fisher_00000002.json").read_text())
     for wrong, said in (
-        ("--split_tied=True", "split_tied=True: expected False"),
         ("--auto_mult_max=0", "auto_mult_max=0.0: expected at least 1"),
         ("--auto_mult_power=0", "auto_mult_power=0.0: expected above 0"),
     ):

@@ -18,7 +18,6 @@ from blockwise.curvature.diagonals import (
     fisher_diagonal,
     hessian_diagonal,
     sampled_labels,
-    untied,
 )
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, double_backward_mode, gradient, wide
 
@@ -148,18 +147,6 @@ def test_nothing_that_trains_is_touched():
     assert model.training and all(p.grad is None for p in params)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_the_two_uses_of_a_tied_matrix():
-    """Gradients of the input and the output use add up to that of the tied matrix."""
-    model, batch = make("gpt2", True), make_batch()
-    apart = untied(model)
-    assert set(Diagonal(apart).block_of) == {"Emb", "QK", "VO", "FFN", "Norm", "Head"}
-    tied = dict(zip(slices(model), gradient(model, batch, list(model.parameters())), strict=True))
-    both = dict(zip(slices(apart), gradient(apart, batch, list(apart.parameters())), strict=True))
-    assert torch.allclose(both["tok_emb.weight"] + both["lm_head.weight"], tied["tok_emb.weight"], rtol=1e-10)
-    again = make("gpt2", False)
-    assert untied(again).lm_head.weight is not again.lm_head.weight
 
 
 def test_means_and_errors_by_hand():

@@ -4,7 +4,6 @@ A `*_diagonal` function returns one sample for a batch and a draw: a list of ten
 and the arguments `micro` and `all_reduce` are those of `hessian.py`.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -104,8 +103,7 @@ LOG10_BINS = np.linspace(-20, 5, 101)  # edges of the bins of log10 of an entry
 class Diagonal:
     """Collects samples of a model's diagonal, and averages them by block type and by layer.
 
-    model: its trained parameters give names and order. Tied parameters count once, a tied output layer as Emb; `untied`
-    tells its two uses apart.
+    model: its trained parameters give names and order. Tied parameters count once, a tied output layer as Emb.
     """
 
     def __init__(self, model):
@@ -154,11 +152,3 @@ class Diagonal:
             parameters=size,
             histogram=(histogram / size).tolist(),
         )
-
-
-def untied(model):
-    """A copy of a model whose output layer has a matrix of its own, equal to the embedding's if they were tied."""
-    twin = copy.deepcopy(model)
-    if twin.lm_head.weight is twin.tok_emb.weight:
-        twin.lm_head.weight = torch.nn.Parameter(twin.tok_emb.weight.detach().clone())
-    return twin

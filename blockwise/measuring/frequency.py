@@ -5,49 +5,96 @@ about a tenth of the training text. What one run gains on another, and where, is
 """
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from blockwise import UserError
 from blockwise.loader import eval_starts
-from blockwise.measuring import progress_bar, write_json
+from blockwise.measuring import progress_bar
 from blockwise.measuring.models import models_of
 
 PARTS = 10
 
 
-def measure(config, models, split, world, data, run, transformer):
-    """Measure every model; rank 0 writes a JSON file for each.
+class Frequency:
+    """The newest checkpoints of two runs are compared whatever their steps, all of them step by step."""
 
-    split, data: the training tokens, and the data set that they are of; run: the run's config; transformer:
-    model.Transformer. The newest checkpoints of two runs are compared whatever their steps, all of them step by step.
-    Raises UserError for a run with a shorter context, and where nothing says how many sequences to take.
-    """
-    others, other_run = models_of(replace(config, out_dir=config.against), transformer) if config.against else ([], {})
-    if other_run.get("block_size", config.block_size) < config.block_size:
-        problem = f"the context of {config.against} is {other_run['block_size']}"
-        raise UserError(f"block_size={config.block_size}: expected at most that of both: {problem}")
-    sequences = run.get("eval_iters", 0) * run.get("batch_size", 0)
-    sequences = config.batches * config.batch_size if config.batches else sequences
-    if not sequences:
-        raise UserError("batches=None: expected a number, since no run says how many sequences it was evaluated on")
-    counts = token_counts(split, data.embedding_rows)
-    part_of, by_step = parts(counts), dict(others)
-    starts = eval_starts(data.val, sequences, config.block_size)
-    sums = partial(loss_sums, config, data.val, starts, torch.from_numpy(part_of), world)
-    with progress_bar(world, total=len(models) + len(others), unit="model") as progress:
-        for step, load in models:
-            totals, numbers = sums(load()[0].to(world.device))
-            progress.update()
-            load = by_step.get(step) if config.checkpoints == "all" else next(iter(by_step.values()), None)
-            other = sums(load(data)[0].to(world.device))[0] if load else None
-            progress.update(other is not None)
-            if world.is_master:
-                write_frequency(config, step, totals, numbers, other, counts, part_of)
+    def __init__(self, config, data, run, world, transformer):
+        """transformer: model.Transformer, for the other run.
+
+        Raises UserError for a run with a shorter context, and where nothing says how many sequences to take.
+        """
+        self.config, self.data, self.world = config, data, world
+        self.others, self.newest = {}, None
+        if config.against:
+            others, other_run = models_of(replace(config, out_dir=config.against), transformer)
+            self.others, self.newest = dict(others), others[-1][0]
+            if other_run["block_size"] < config.block_size:
+                problem = f"the context of {config.against} is {other_run['block_size']}"
+                raise UserError(f"block_size={config.block_size}: expected at most that of both: {problem}")
+        sequences = run.get("eval_iters", 0) * run.get("batch_size", 0)
+        sequences = config.batches * config.batch_size if config.batches else sequences
+        if not sequences:
+            raise UserError("batches=None: expected a number: no run says how many sequences it was evaluated on")
+        self.counts = token_counts(data.train, data.embedding_rows)
+        self.part_of = parts(self.counts)
+        self.starts = eval_starts(data.val, sequences, config.block_size)
+
+    def measure(self, step, model, checkpoint):
+        totals, numbers = self.loss_sums(model)
+        mean, error = mean_and_error(totals, numbers)
+        columns = {"loss": mean, "error": error}
+        load = self.others.get(step if self.config.checkpoints == "all" else self.newest)
+        if load:
+            other, _ = self.loss_sums(load(self.data)[0].to(self.world.device))
+            difference, its_error = mean_and_error(totals - other, numbers)
+            columns |= {"against": mean - difference, "difference": difference, "difference_error": its_error}
+        *found, whole = [{name: plain(values[at]) for name, values in columns.items()} for at in range(PARTS + 1)]
+        rows = []
+        for part, losses in enumerate(found):
+            counts, positions = self.counts[self.part_of == part], int(numbers[:, part].sum())
+            if positions:
+                row = {"part": part + 1, "tokens": len(counts), "least": int(counts.min()), "most": int(counts.max())}
+                rows.append(row | {"positions": positions} | losses)
+        return {
+            "by": self.config.by, "sequences": len(totals), "out_dir": self.config.out_dir,
+            "against": self.config.against if load else None, "training_tokens": int(self.counts.sum()),
+            "all": {"tokens": len(self.counts)} | whole, "parts": rows,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def loss_sums(self, model):
+        """Sums of the losses, in nats, and numbers of positions, by sequence and part; the last is all: (N, 11)."""
+        config, world, starts = self.config, self.world, self.starts
+        part_of = torch.from_numpy(self.part_of)
+        totals, numbers = torch.zeros(2, len(starts), PARTS, dtype=torch.float64)
+        model.eval()
+        size = config.micro_batch or config.batch_size
+        with progress_bar(world, total=len(starts), unit="sequence") as progress:
+            for first in range(size * world.rank, len(starts), size * world.size):
+                x, y = self.data.val.sequences(starts[first : first + size], config.block_size)  # (B, T) each
+                logits = model(x.to(world.device)).float()  # (B, T, V)
+                losses = F.cross_entropy(logits.flatten(0, 1), y.to(world.device).flatten(), reduction="none")
+                losses = losses.view(y.shape).double().cpu()
+                part = part_of[y if config.by == "target" else x]  # (B, T)
+                totals[first : first + size].scatter_add_(1, part, losses)
+                numbers[first : first + size].scatter_add_(1, part, torch.ones_like(losses))
+                progress.update(size * world.size)
+        totals, numbers = world.all_reduce_sum([totals, numbers])
+        if not totals.isfinite().all():
+            raise UserError(f"out_dir={config.out_dir}: the loss of its model is not finite")
+        return [torch.cat((parts, parts.sum(1, keepdim=True)), 1) for parts in (totals, numbers)]
+
+    def report(self, found):
+        yield f"loss by frequency of the {found['by']} token, rare to frequent"
+        for row in [*found["parts"], {"part": "all", **found["all"]}]:
+            text = f"  {row['part']:>3}  {row['tokens']:>7,} tokens   loss {row['loss']:.4f}"
+            if "difference" in row:
+                error = "" if row["difference_error"] is None else f" +- {row['difference_error']:.4f}"
+                text += f"   against {row['against']:.4f}   difference {row['difference']:+.4f}{error}"
+            yield text
 
 
 def token_counts(split, rows):
@@ -72,28 +119,6 @@ def parts(counts):
     return part_of
 
 
-@torch.no_grad()
-def loss_sums(config, split, starts, part_of, world, model):
-    """Sum of the losses, in nats, and number of positions of every sequence and part: (N, 10) float64 each."""
-    totals = torch.zeros(2, len(starts), PARTS, dtype=torch.float64)
-    model.eval()
-    size = config.micro_batch or config.batch_size
-    for number, first in enumerate(range(0, len(starts), size)):
-        if number % world.size != world.rank:
-            continue
-        x, y = split.sequences(starts[first : first + size], config.block_size)  # (B, T) each
-        logits = model(x.to(world.device)).float()  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), y.to(world.device).flatten(), reduction="none")
-        losses = losses.view(y.shape).double().cpu()
-        part = part_of[y if config.by == "target" else x]  # (B, T)
-        for value, total in zip((losses, torch.ones_like(losses)), totals, strict=True):
-            total[first : first + size].scatter_add_(1, part, value)
-    totals, numbers = world.all_reduce_sum([totals[0], totals[1]])
-    if not totals.isfinite().all():
-        raise UserError(f"out_dir={config.out_dir}: the loss of its model is not finite")
-    return totals, numbers
-
-
 def mean_and_error(totals, numbers):
     """Mean per position of sums (N, K) over positions (N, K), and its standard error over the sequences: (K,) each.
 
@@ -102,39 +127,6 @@ def mean_and_error(totals, numbers):
     mean = totals.sum(0) / numbers.sum(0)
     spread = (totals - mean * numbers).square().sum(0) * len(totals) / (len(totals) - 1 or torch.nan)
     return mean, spread.sqrt() / numbers.sum(0)
-
-
-def write_frequency(config, step, totals, numbers, other, counts, part_of):
-    mean, error = mean_and_error(totals, numbers)
-    columns = {"loss": mean, "error": error}
-    whole = {"loss": (totals.sum() / numbers.sum()).item()}
-    if other is not None:
-        difference, its_error = mean_and_error(totals - other, numbers)
-        columns |= {"against": mean - difference, "difference": difference, "difference_error": its_error}
-        whole |= {"against": (other.sum() / numbers.sum()).item()}
-        one, two = mean_and_error((totals - other).sum(1, keepdim=True), numbers.sum(1, keepdim=True))
-        whole |= {"difference": one.item(), "difference_error": plain(two)}
-    rows = []
-    for part in range(PARTS):
-        ordered = counts[part_of == part]
-        if not numbers[:, part].sum():
-            continue
-        row = {"part": part + 1, "tokens": len(ordered), "least": int(ordered.min()), "most": int(ordered.max())}
-        row["positions"] = int(numbers[:, part].sum())
-        rows.append(row | {name: plain(values[part]) for name, values in columns.items()})
-    measured = {
-        "step": step, "by": config.by, "dataset": config.dataset, "sequences": len(totals), "out_dir": config.out_dir,
-        "against": config.against if other is not None else None, "training_tokens": int(counts.sum()),
-        "all": whole, "parts": rows,
-    }  # fmt: skip
-    write_json(config, f"frequency_{config.by}", measured)
-    tqdm.write(f"step {step}: loss by frequency of the {config.by} token, rare to frequent")
-    for row in [*rows, {"part": "all", "tokens": len(counts), **whole}]:
-        text = f"  {row['part']:>3}  {row['tokens']:>7,} tokens   loss {row['loss']:.4f}"
-        if "difference" in row:
-            error = "" if row["difference_error"] is None else f" +- {row['difference_error']:.4f}"
-            text += f"   against {row['against']:.4f}   difference {row['difference']:+.4f}{error}"
-        tqdm.write(text)
 
 
 def plain(number):
