@@ -296,7 +296,8 @@ def test_the_lowest_point_of_a_quadratic():
     losses[5] = math.inf
     (x, y), loss = quadratic_best(places.tolist(), losses.tolist())
     assert (x, y) == pytest.approx((0.3, 1.0)) and loss == pytest.approx(3 + 2 * 0.2**2)
-    assert quadratic_best(places[:5].tolist(), losses[:5].tolist()) is None
+    assert quadratic_best(places[:10].tolist(), losses[:10].tolist()) is None  # nine are finite, for five coefficients
+    assert quadratic_best(places[:11].tolist(), losses[:11].tolist()) is not None
 
 
 def test_mean_curve_is_over_the_steps_that_all_have():

@@ -127,9 +127,10 @@ def quadratic_best(quantiles, losses):
     import numpy as np
 
     keys = len(quantiles[0]) if len(quantiles) else 0
+    enough = 2 * (2 * keys + 1)  # two points a coefficient: with one, the fit goes through them all and far below
     order = [i for i in np.argsort(losses) if math.isfinite(losses[i])]
-    order = order[: max(len(losses) // 2, 2 * keys + 2)]
-    if len(order) < 2 * keys + 2:
+    order = order[: max(len(losses) // 2, enough)]
+    if len(order) < enough:
         return None
     x, y = np.array(quantiles)[order], np.array(losses)[order]
     constant, *slopes = np.linalg.lstsq(np.hstack([np.ones((len(x), 1)), x, x**2]), y, rcond=None)[0]
