@@ -18,17 +18,20 @@ from blockwise.study.verdict import judge, spread
 
 FOLDER = ROOT / "docs/studies"
 PAGES = (ROOT / "README.md", FOLDER / "README.md")
-SHORT = 8  # rows of README.md: the rest are rules as they come
+SHORT = 10  # rows of README.md: the rest are rules as they come
 MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
 MARGIN = 0.01
-# Training tokens per parameter, and the study; the first is of another shape than the others
-BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5", "20": "study_budget_20"}
+# Training tokens per parameter, and the study; the first is of another shape than the others, the last but one of a
+# batch of four times the tokens
+BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5"}
+BUDGETS |= {"5, in a quarter of the steps": "study_batch", "20": "study_budget_20"}
 # The same shape and text on fresh seeds
 FRESH = {"study_budget": "study_tables", "study_budget_5": "study_tables_5", "study_budget_20": "study_seeds"}
 TUNED = ("fitted, tuned", "the paper's multipliers, tuned")
 ARMS = {"fitted, tuned": "fitted", "the same, fresh seeds": "fitted", "the paper's multipliers, tuned": "paper"}
 ARMS |= {"the paper's, tuned at 5": "paper, as at 5", "tables at 4x, fresh seeds": "tables 4x"}
-ARMS |= {"tables at 16x, fresh seeds": "tables 16x", "Muon, fast tables, fresh seeds": "muon, fast tables"}
+ARMS |= {"tables at 16x, fresh seeds": "tables 16x", "Muon, one rate, tuned": "muon, one rate"}
+ARMS |= {"Muon, fast tables, tuned": "muon, fast tables", "Muon, fast tables, fresh seeds": "muon, fast tables"}
 ARMS |= {"fitted, as it is": "fitted, as it is"}
 ARMS |= {f"{rule}, as it is": rule for rule in ("large_vocab", "mup", "nanochat", "relative")}
 
@@ -39,10 +42,13 @@ def study(name):
 
 
 @cache
-def tests_of(name):
-    """{comparison: {arm: its test against the baseline, with the words of `verdict`}} of a study, from its losses."""
+def tests_of(name, baseline=None):
+    """{comparison: {arm: its test against the baseline, with the words of `verdict`}} of a study, from its losses.
+
+    baseline: another arm than the study's own.
+    """
     found = study(name)
-    baseline, result = found["study"]["baseline"], {}
+    baseline, result = baseline or found["study"]["baseline"], {}
     for comparison, arms in found["places"].items():
         losses = {arm: losses_of(one) for arm, one in arms.items() if one["role"] != "twice"}
         result[comparison] = judge(losses, baseline, MARGIN)
@@ -55,8 +61,8 @@ def test_of(name, arm):
 
 
 def speedups(arm):
-    """{study: (lowest, mean's, highest)} of an arm at each budget of one shape: times fewer steps, also by seed."""
-    studies = {name: read(FOLDER / name) for name in list(BUDGETS.values())[1:]}
+    """{study: (lowest, mean's, highest)} of an arm at study_budget's budgets: times fewer steps, also by seed."""
+    studies = {name: read(FOLDER / name) for name in BUDGETS.values() if name.startswith("study_budget")}
 
     def line(kind, seed):
         """[(tokens, loss)] by budget of one seed, or of the mean."""

@@ -16,7 +16,9 @@ RESULT = re.compile(r"([-+]\d\.\d{3}) \(([-+]\d\.\d{3}) to ([-+]\d\.\d{3})\)(?::
 
 @pytest.fixture(scope="module")
 def tests():
-    every = [test for name in STUDIES for arms in findings.tests_of(name).values() for test in arms.values()]
+    """Those of the studies, and between the arms of study_batch, whose page compares Muon's with each other."""
+    pairs = [(name, None) for name in STUDIES] + [("study_batch", "muon, one rate")]
+    every = [test for pair in pairs for arms in findings.tests_of(*pair).values() for test in arms.values()]
     return [test for test in every if test and test["low"] is not None]
 
 
