@@ -127,9 +127,9 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
+from blockwise import figures
 from blockwise.data.mixture import open_dataset
 from blockwise.distributed import World, auto_device
 from blockwise.files import write_text
@@ -177,9 +177,9 @@ def main(config, flags=()):
 
 
 def draw(config):
-    """The figures of a command, by the module of its name. What was measured is on the disk: a failure is a warning."""
+    """The figures of a command. What was measured is on the disk: a failure is a warning."""
     try:
-        import_module(f"blockwise.figures.{config.command}").draw(config.out_dir)
+        figures.draw(config.command, config.out_dir)
     except Exception as error:
         warn(f"no figures: {error}" if isinstance(error, UserError) else f"no figures: {type(error).__name__}: {error}")
 

@@ -17,8 +17,7 @@ import numpy as np
 from figures import PANEL, STYLES, StudyFolder, table
 
 from blockwise import UserError, exit_on_user_error
-from blockwise.figures.study import study_of
-from blockwise.figures.style import COLOURS, start_figure, write
+from blockwise.figures.style import COLOURS, start_figure, study_of, write
 from configurator import configure
 
 MARKERS = "osD^v<>pP*"

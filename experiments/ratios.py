@@ -21,8 +21,7 @@ from figures import StudyFolder, table
 
 from blockwise import UserError, exit_on_user_error
 from blockwise.curves import read_rows
-from blockwise.figures.study import study_of
-from blockwise.figures.style import start_figure, write
+from blockwise.figures.style import start_figure, study_of, write
 from configurator import configure
 
 SHARES = (0.02, 0.1, 0.3, 0.5, 0.96)  # of the run, at which sharpness is read

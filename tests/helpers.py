@@ -171,8 +171,3 @@ def coloured(path):
     """How many pixels of a figure are not grey: of an empty one none is, whatever its size in bytes."""
     pixels = matplotlib.image.imread(path)[..., :3]
     return int((np.ptp(pixels, axis=-1) > 0.2).sum())
-
-
-def filled(path):
-    """The share of a figure's pixels that are not white."""
-    return float((matplotlib.image.imread(path)[..., :3].min(axis=-1) < 0.99).mean())

@@ -218,7 +218,7 @@ def test_what_else_meets_the_word(small, straight, capsys, tmp_path, monkeypatch
     printed = json.loads(capsys.readouterr().out)
     assert (printed["lr_mult"], printed["auto_mult_step"]) == ("auto", 3)
     with pytest.raises(UserError, match="lr_mult=auto: expected numbers"):
-        plot.lr(["--lr_mult=auto", f"--out={tmp_path / 'lr.png'}"])
+        plot.main(["lr", "--lr_mult=auto", f"--out={tmp_path / 'lr.png'}"])
     monkeypatch.setattr(measure, "draw", lambda _: None)
     words = [f"--out_dir={out_dir(straight)}", "--products=3", "--batch_size=1", "--checkpoints=all"]
     measure.main(configure(measure.CurvatureConfig, words, "")[0])

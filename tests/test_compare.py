@@ -16,6 +16,7 @@ from helpers import coloured
 import compare
 from blockwise import UserError
 from blockwise.checkpoint import manifests
+from blockwise.figures import draw
 from blockwise.figures import study as figures
 from blockwise.rundir import run_lock
 from blockwise.study import identity, runner, session
@@ -414,7 +415,7 @@ def test_one_study_at_a_time(study, pretend, tmp_path):
 def test_figures_of_a_broken_study(tmp_path, text):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match=r"study\.json is broken"):
-        figures.draw(tmp_path)
+        draw("study", tmp_path)
 
 
 def wait_until(holds):

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, metrics, out_dir, run
+from conftest import metrics, out_dir, run
 
-import plot
 from blockwise import UserError
 from blockwise.blocks import LR_MULT, block_type, param_groups
 from blockwise.optimizers import build_optimizer, with_betas
@@ -301,8 +300,6 @@ def test_dry_run_and_print_config_show_the_rates(small, capsys):
     assert json.loads(capsys.readouterr().out)["lr_mult"]["Norm"] == 15
     with pytest.raises(UserError, match="vocab_size=None: expected a number with lr_rule=relative"):
         run(*small, "--lr_rule=relative", "--print_config")
-    with pytest.raises(UserError, match="vocab_size=None: expected a number, which rules need"):
-        plot.rate_rules(["--vocab_size=None"])
 
 
 def test_a_hugging_face_model():
@@ -321,15 +318,3 @@ def test_a_hugging_face_model():
     assert {group["block"]: group["weight_decay"] for group in groups}["VO"] == pytest.approx(0.025)
     images_too = Gemma3Config(text_config={"hidden_size": 48, "num_hidden_layers": 3})
     assert (Shape.of(images_too, 64).width, Shape.of(images_too, 64).depth) == (48, 3)
-
-
-def test_the_figure_of_the_rules(tmp_path, capsys):
-    """At the anchor unless a config says otherwise; without Head where it is tied."""
-    out = f"--out={tmp_path / 'rules.png'}"
-    plot.rate_rules([out, "--n_embd=256", "--n_head=8"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == list(RULES)
-    assert "mup         Emb 12  Head 6  QK 0.5  VO 0.5  FFN 0.5  Norm 1" in lines
-    plot.rate_rules([out, str(ROOT / "config/gpt2_small.py"), "--vocab_size=50304"])
-    assert "Head" not in capsys.readouterr().out
-    assert (tmp_path / "rules.png").read_bytes()[:4] == b"\x89PNG"

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blockwise import UserError
-from blockwise.figures.study import study_of
-from blockwise.figures.style import COLOURS, literal, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure, study_of, write
 
 
 def draw(folders, out):

@@ -1,23 +1,17 @@
 """The largest eigenvalues against the step, of checkpoints and as train.py logged them."""
 
-from pathlib import Path
-
-from blockwise import UserError
 from blockwise.curves import read_rows
-from blockwise.figures.style import COLOURS, measurements, reading, start_figure, write
+from blockwise.figures.style import COLOURS, measurements, start_figure
 
 
-def draw(folder):
-    """Draw curvature.png into a folder of a run or of what measure.py wrote."""
-    folder = Path(folder)
-    with reading(f"{folder}: its curvature_*.json or metrics.jsonl"):
-        measured = measurements(folder, "curvature", required=False)
-        rows = read_rows(folder) if (folder / "metrics.jsonl").is_file() else []
-        live = [row for row in rows if isinstance(row.get("curvature/lr_lambda"), int | float)]  # NaN is a string
-        scaled = [(row["step"], row["preconditioned"]) for row in measured if "preconditioned" in row]
-        plain = [(row["step"], row["hessian"]) for row in measured]
-        if not plain and not live:
-            raise UserError(f"{folder} holds no curvature: expected what measure.py curvature or train.py writes")
+def figures(folder):
+    """curvature.png of what measure.py wrote and train.py logged."""
+    measured = measurements(folder, "curvature").get("curvature", [])
+    rows = read_rows(folder) if (folder / "metrics.jsonl").is_file() else []
+    live = [row for row in rows if isinstance(row.get("curvature/lr_lambda"), int | float)]  # NaN is a string
+    scaled = [(row["step"], row["preconditioned"]) for row in measured if "preconditioned" in row]
+    plain = [(row["step"], row["hessian"]) for row in measured]
+    if plain or live:
         figure, panels = start_figure(bool(scaled or live) + bool(plain))
         if scaled or live:
             draw_stability(panels[0], scaled, live)
@@ -25,7 +19,7 @@ def draw(folder):
             draw_eigenvalues(panels[-1], plain, "lambda_max", "Hessian")
             panels[-1].set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
             panels[-1].legend(frameon=False)
-    write(figure, folder / "curvature.png")
+        yield "curvature.png", figure
 
 
 def draw_stability(axes, scaled, live):

@@ -27,14 +27,10 @@ class Run:
     def read(cls, folder):
         """Raises UserError if the folder holds no run, or one without a validation loss."""
         folder = Path(folder)
-        try:
-            with reading(f"{folder}: its config.json or metrics.jsonl"):
-                config = json.loads((folder / "config.json").read_text())
-                rows = read_rows(folder)
-                train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-                run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
-        except OSError:
-            raise UserError(f"{folder} holds no run: expected config.json and metrics.jsonl in it") from None
+        with reading(folder, "config.json and metrics.jsonl of a run"):
+            config, rows = json.loads((folder / "config.json").read_text()), read_rows(folder)
+            train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
+            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
         if not run.val:
             raise UserError(f"{folder} has no validation loss yet: let the run reach its first evaluation")
         return run

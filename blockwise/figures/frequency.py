@@ -1,21 +1,15 @@
 """Loss by frequency of the token: what measure.py frequency found, of one run or of two."""
 
-from pathlib import Path
-
-from blockwise.figures.style import COLOURS, literal, measurements, reading, start_figure, write
+from blockwise.figures.style import COLOURS, literal, measurements, start_figure
 
 
-def draw(folder):
-    """frequency_BY.png of what measure.py found: the newest step's losses, and the differences of up to six steps."""
-    folder, kinds = Path(folder), {}
-    with reading(f"{folder}: its frequency_*.json"):
-        for measured in measurements(folder, "frequency"):
-            kinds.setdefault(measured["by"], []).append(measured)
-        for by, steps in kinds.items():
-            write(figure_of(by, steps), folder / f"frequency_{by}.png")
+def figures(folder):
+    """frequency_BY.png: the newest step's losses, and the differences of up to six steps."""
+    for name, steps in measurements(folder, "frequency").items():
+        yield f"{name}.png", figure_of(steps)
 
 
-def figure_of(by, steps):
+def figure_of(steps):
     newest, paired = steps[-1], [measured for measured in steps if measured["against"] is not None]
     figure, panels = start_figure(1 + bool(paired))
     draw_line(panels[0], newest, "loss", "error", COLOURS[0], newest["out_dir"])
@@ -34,7 +28,8 @@ def figure_of(by, steps):
     for axes in panels:
         positions = [row["part"] for row in newest["parts"]]
         axes.set_xticks(positions, [label(row, newest["training_tokens"]) for row in newest["parts"]], fontsize=7)
-        axes.set_xlabel(f"{by} token, tenths of the training text by its frequency\n(least to most, per million)")
+        where = "tenths of the training text by its frequency\n(least to most, per million)"
+        axes.set_xlabel(f"{newest['by']} token, {where}")
     figure.suptitle(literal(f"{newest['dataset']}, {newest['sequences']} validation sequences"))
     return figure
 

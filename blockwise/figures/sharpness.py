@@ -1,10 +1,8 @@
 """What measure.py sharpness found: each block's average, its distribution, layer by block, and over the steps."""
 
-from pathlib import Path
-
 import numpy as np
 
-from blockwise.figures.style import COLOURS, measurements, reading, start_figure, write
+from blockwise.figures.style import COLOURS, measurements, start_figure
 
 # What a kind of sharpness is called in a figure
 KINDS = {
@@ -20,26 +18,22 @@ def in_order(blocks):
     return [block for block in ORDER if block in blocks]
 
 
-def draw(folder):
-    """sharpness_KIND.png of what measure.py found of each kind, and sharpness_KIND_evolution.png over the steps."""
-    folder, kinds = Path(folder), {}
-    with reading(f"{folder}: its sharpness_*.json"):
-        for measured in measurements(folder, "sharpness"):
-            kinds.setdefault(measured["kind"], []).append(measured)
-        for kind, steps in kinds.items():
-            newest = steps[-1]
-            figure, (bars, density, layers) = start_figure(3)
-            draw_bars(bars, newest)
-            draw_density(density, newest)
-            draw_layers(figure, layers, newest)
-            batches = f"{newest['batches']} batches of {newest['positions']:,} tokens"
-            figure.suptitle(f"{KINDS.get(kind, kind)}, step {newest['step']}: {batches}")
-            write(figure, folder / f"sharpness_{kind}.png")
-            if len(steps) > 1:
-                figure, (axes,) = start_figure()
-                draw_evolution(axes, steps)
-                axes.set_title(KINDS.get(kind, kind))
-                write(figure, folder / f"sharpness_{kind}_evolution.png")
+def figures(folder):
+    """sharpness_KIND.png of each kind, and sharpness_KIND_evolution.png over the steps."""
+    for name, steps in measurements(folder, "sharpness").items():
+        newest, title = steps[-1], KINDS.get(steps[-1]["kind"], steps[-1]["kind"])
+        figure, (bars, density, layers) = start_figure(3)
+        draw_bars(bars, newest)
+        draw_density(density, newest)
+        draw_layers(figure, layers, newest)
+        batches = f"{newest['batches']} batches of {newest['positions']:,} tokens"
+        figure.suptitle(f"{title}, step {newest['step']}: {batches}")
+        yield f"{name}.png", figure
+        if len(steps) > 1:
+            figure, (axes,) = start_figure()
+            draw_evolution(axes, steps)
+            axes.set_title(title)
+            yield f"{name}_evolution.png", figure
 
 
 def draw_bars(axes, measured):

@@ -2,20 +2,17 @@
 
 import re
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 
 from blockwise.blocks import layer_of
-from blockwise.figures.style import measurements, reading, start_figure, write
+from blockwise.figures.style import measurements, start_figure
 
 
-def draw(folder):
-    """spectrum.png and spectrum_distances.png of the newest step measured, spectrum_evolution.png over several."""
-    folder, kinds = Path(folder), {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
-    with reading(f"{folder}: its spectrum_*.json"):
-        steps = measurements(folder, "spectrum")
-        newest = steps[-1]
+def figures(folder):
+    """spectrum.png and spectrum_distances.png of the newest step measured."""
+    for steps in measurements(folder, "spectrum").values():
+        newest, kinds = steps[-1], {}  # 'attn.q_proj' -> {layer: one}: a panel each, its layers from dark to light
         for name, spectrum in newest["blocks"].items():
             kinds.setdefault(re.sub(r"^blocks\.\d+\.|\.weight$", "", name), {})[layer_of(name)] = spectrum
         figure, panels = start_figure(len(kinds))
@@ -23,15 +20,9 @@ def draw(folder):
             draw_spectra(axes, layers, newest["edges"])
             axes.set_title({"full": "the whole model"}.get(kind, kind), fontsize="medium")
         figure.suptitle(f"Hessian, step {newest['step']}: {newest['probes']} probes, {newest['positions']:,} tokens")
-        write(figure, folder / "spectrum.png")
+        yield "spectrum.png", figure
         if newest["js"]["mean"] is not None:
-            figure, (axes,) = start_figure()
-            draw_distances(figure, axes, newest["js"])
-            write(figure, folder / "spectrum_distances.png")
-        if len(steps) > 1:
-            figure, (left, right) = start_figure(2)
-            draw_evolution(left, right, steps)
-            write(figure, folder / "spectrum_evolution.png")
+            yield "spectrum_distances.png", distances(newest["js"])
 
 
 def draw_spectra(axes, layers, edges):
@@ -56,8 +47,9 @@ def draw_spectra(axes, layers, edges):
         axes.legend(frameon=False, fontsize="small")
 
 
-def draw_distances(figure, axes, js):
+def distances(js):
     """Jensen-Shannon distance between the spectra of each two blocks."""
+    figure, (axes,) = start_figure()
     names, table = [name.removeprefix("blocks.").removesuffix(".weight") for name in js["blocks"]], js["distances"]
     figure.set_size_inches(2 + max(5, 0.45 * len(names)), 1 + max(4.5, 0.42 * len(names)))
     image = axes.imshow(table, cmap="viridis", vmin=0)
@@ -72,16 +64,4 @@ def draw_distances(figure, axes, js):
     noise = "" if js["noise"] is None else f"; between halves of a block's own probes: {js['noise']:.3f}"
     axes.set_title(f"JS0, mean over pairs: {js['mean']:.3f}{noise}", fontsize="medium")
     figure.colorbar(image, ax=axes, label="Jensen-Shannon distance (base 2)")
-
-
-def draw_evolution(left, right, steps):
-    """Against the step: the mean distance; the extreme eigenvalues over all blocks."""
-    x, style = [measured["step"] for measured in steps], {"color": "black", "marker": "o"}
-    compared = [measured for measured in steps if measured["js"]["mean"] is not None]
-    left.plot([measured["step"] for measured in compared], [measured["js"]["mean"] for measured in compared], **style)
-    left.set(xlabel="step", ylabel="JS0 (base 2)", ylim=(0, None), title="mean distance between blocks")
-    for key, pick, line in (("largest", max, "-"), ("smallest", min, "--")):
-        y = [pick(spectrum[key] for spectrum in measured["blocks"].values()) for measured in steps]
-        right.plot(x, y, linestyle=line, label=key, **style)
-    right.set(yscale="symlog", xlabel="step", ylabel="eigenvalue", title="extremes over all blocks")
-    right.legend(frameon=False)
+    return figure

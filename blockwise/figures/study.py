@@ -1,68 +1,49 @@
 """What compare.py found: loss against learning rate, and mean curves with bands."""
 
 import json
-from contextlib import contextmanager
 from itertools import cycle, product
-from pathlib import Path
 
 import numpy as np
 
-from blockwise import UserError
 from blockwise.curves import mean_curve
-from blockwise.figures.style import COLOURS, literal, start_figure, write
+from blockwise.figures.style import COLOURS, literal, start_figure
 
 LEGIBLE = 12  # arms in a figure
 BESIDE = 6  # with more of them the legend stands beside the axes
 
 
-def draw(folder):
+def figures(folder):
     """learning_rates.png and curves.png of a comparison, one panel for each condition.
 
     Of a map of many arms only those with more than one learning rate are drawn: the others are experiments/maps.py's.
     """
-    folder = Path(folder)
-    with study_of(folder) as study:
-        comparisons = {name: legible(arms) for name, arms in study["places"].items()}
-        config = study.get("study", {})
-        scattered = config.get("search") == "sobol"  # its points differ in every key
-        end = "test loss at the end (lines: first half)" if config.get("test_loss") else "loss at the end"
-        roles = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
-        others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
-        black = {"baseline": ((0, (5, 2)), "black"), "twice": ((0, (1, 1)), "black")}
-        styles = {}
-        for (arm, role), marker in zip(roles.items(), cycle("osD^v<>pP*Xh"), strict=False):
-            line, colour = black.get(role) or next(others)
-            styles[arm] = {"color": colour, "linestyle": line, "marker": marker}
-        for name, draw_arm in (("learning_rates.png", draw_sweep), ("curves.png", draw_bands)):
-            figure, panels = start_figure(len(comparisons))
-            for axes, (comparison, arms) in zip(panels, comparisons.items(), strict=True):
-                for arm, result in arms.items():
-                    no_line = {"linestyle": "none"} if draw_arm is draw_sweep and scattered else {}
-                    draw_arm(axes, arm, result, {**styles[arm], **no_line})
-                axes.set_title(literal(comparison), fontsize="medium")
-                if axes.get_legend_handles_labels()[0] and (draw_arm is draw_bands or axes is panels[0]):
-                    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(arms) > BESIDE else {}
-                    title = end if draw_arm is draw_bands else None
-                    small = {"fontsize": "small", "title_fontsize": "small"} if beside else {}
-                    axes.legend(title=title, frameon=False, **small, **beside)
-                if draw_arm is draw_bands:
-                    axes.set_ylim(late_range(arms))
-                else:
-                    mark_rates(axes, arms)
-            write(figure, folder / name)
+    study = json.loads((folder / "study.json").read_text())
+    comparisons = {name: legible(arms) for name, arms in study["places"].items()}
+    config = study.get("study", {})
+    scattered = config.get("search") == "sobol"  # its points differ in every key
+    end = "test loss at the end (lines: first half)" if config.get("test_loss") else "loss at the end"
+    roles = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
+    others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
+    black = {"baseline": ((0, (5, 2)), "black"), "twice": ((0, (1, 1)), "black")}
+    styles = {}
+    for (arm, role), marker in zip(roles.items(), cycle("osD^v<>pP*Xh"), strict=False):
+        line, colour = black.get(role) or next(others)
+        styles[arm] = {"color": colour, "linestyle": line, "marker": marker}
 
-
-@contextmanager
-def study_of(folder):
-    """What study.json in a folder holds. Raises UserError where it is not there, or not what its reader expects."""
-    try:
-        yield json.loads((folder / "study.json").read_text())
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{folder} holds no study.json ({error.strerror}): expected the folder of a study") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{folder / 'study.json'} is broken: {type(error).__name__}: {error}") from None
+    sweeps, panels = start_figure(len(comparisons))
+    bands, more_panels = start_figure(len(comparisons))
+    for sweep, band, (comparison, arms) in zip(panels, more_panels, comparisons.items(), strict=True):
+        for arm, result in arms.items():
+            draw_sweep(sweep, arm, result, styles[arm] | ({"linestyle": "none"} if scattered else {}))
+            draw_bands(band, arm, result, styles[arm])
+        mark_rates(sweep, arms)
+        band.set_ylim(late_range(arms))
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small", "title_fontsize": "small"}
+        for axes, title in ((band, end), (sweep, None)):
+            axes.set_title(literal(comparison), fontsize="medium")
+            if axes.get_legend_handles_labels()[0] and axes not in panels[1:]:
+                axes.legend(title=title, frameon=False, **beside if len(arms) > BESIDE else {})
+    return [("learning_rates.png", sweeps), ("curves.png", bands)]
 
 
 def legible(arms):

@@ -10,25 +10,31 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
 @contextmanager
-def reading(what):
-    """Context that turns the errors of files which do not hold what a figure shows into a UserError."""
+def reading(folder, files):
+    """Context that turns the errors of files which do not hold what a figure shows into a UserError that names them."""
     try:
         yield
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{what} is broken: {error!r}") from None
+    except OSError as error:
+        raise UserError(f"{folder} holds no {files} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{folder}: its {files} is broken: {error!r}") from None
 
 
-def measurements(folder, command, required=True):
-    """What `measure.py COMMAND` wrote into a folder, by step. Raises UserError for a broken file, or for none."""
-    measured = []
+@contextmanager
+def study_of(folder):
+    """What study.json in a folder holds. Raises UserError where it is not there, or not what its reader expects."""
+    with reading(folder, "study.json"):
+        yield json.loads((folder / "study.json").read_text())
+
+
+def measurements(folder, command):
+    """{name: what measure.py wrote into NAME_STEP.json, in the order of steps}, for all names of a command."""
+    found = {}
     for path in sorted(folder.glob(f"{command}_*.json")):
-        with reading(path):
-            measured.append(json.loads(path.read_text()))
-    if required and not measured:
-        raise UserError(f"{folder} holds no measurement: expected what measure.py {command} writes")
-    return sorted(measured, key=lambda content: content["step"])
+        found.setdefault(path.stem.rpartition("_")[0], []).append(json.loads(path.read_text()))
+    return found
 
 
 def start_figure(panels=1, columns=2, size=None):
