@@ -23,13 +23,14 @@ from harness import in_turns, model_config, times_as_fast, write_text
 
 from blockwise import exit_on_user_error
 from blockwise.blocks import param_groups
-from blockwise.curvature.eigenvalues import largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.curvature.tracker import CurvatureTracker
+from blockwise.curvature.hessian import HessianVectorProduct
+from blockwise.distributed import World
 from blockwise.keys import Keys, Range
 from blockwise.loader import Dataset, micro_seed, train_batch
 from blockwise.logger import MetricsFile, console_line
-from blockwise.optimizers import build_optimizer, preconditioner, stability_threshold
+from blockwise.optimizers import build_optimizer
+from blockwise.settings import TrainConfig
+from blockwise.training import LiveCurvature
 from blockwise.training.block_stats import BlockStats
 from configurator import configure
 from model import Transformer
@@ -87,22 +88,23 @@ def steps(compare, model, data, batch_size, folder):
         lambda: model.loss(h[None], targets[None]).backward(),
         lambda: F.cross_entropy(F.linear(h, matrix), targets).backward(),
     )
-    curvature(compare, model, x, y, step)
+    curvature(compare, model, data, len(x), step)
 
 
-def curvature(compare, model, x, y, step):
+def curvature(compare, model, data, sequences, step):
     """A Hessian-vector product, and a measurement as train.py makes it, on an eighth of a step's tokens."""
-    sequences = max(1, len(x) // 8)
-    batch = Batch(x[:sequences], y[:sequences], list(range(sequences)), x[:sequences].numel())
-    params = list(model.parameters())
+    config = TrainConfig(
+        curvature_interval=1, curvature_batch_size=max(1, sequences // 8), batch_size=sequences, beta1=BETAS[0],
+        block_size=model.config.block_size,
+    )  # fmt: skip
+    live = LiveCurvature(config, model, data.train, World(0, 1, torch.device("cpu")), None)
+    batch, params = live.batch, list(model.parameters())
     optimizer = build_optimizer("adamw", param_groups(model, lr=1e-5), BETAS)
     step()
     optimizer.step()
     products = HessianVectorProduct(model, batch, params)
     v = torch.randn(products.size)
-    solve = partial(largest_eigenvalue, products=5, tolerance=0.0)
-    tracker = CurvatureTracker(model, batch, solve, stability_threshold("adamw", BETAS[0]), seed=0)
-    measure = lambda: tracker.curvature(optimizer.param_groups, preconditioner(optimizer))  # noqa: E731
+    measure = lambda: live.measure(0, optimizer)  # noqa: E731
     gradient = lambda: torch.autograd.grad(model(batch.x, batch.y), params)  # noqa: E731
     compare("a Hessian-vector product; the gradient on its tokens", lambda: products(v), gradient)
     compare("a measurement of five products; forward and backward", measure, step)

@@ -14,10 +14,9 @@ import plot
 from blockwise import NotFinite, UserError, lr_multipliers
 from blockwise.blocks import LR_MULT
 from blockwise.checkpoint import load_checkpoint
-from blockwise.curvature.tracker import CurvatureTracker
 from blockwise.lr_multipliers import as_arguments, multipliers, multipliers_at
 from blockwise.settings import TrainConfig
-from blockwise.training import summary
+from blockwise.training import LiveCurvature, summary
 from configurator import configure
 
 # Measured in step 3, at their full size from step 6 on; the probes of a few sequences
@@ -141,8 +140,8 @@ def test_resume_is_exact_from_every_step(small, tmp_path, capsys, monkeypatch):
 def test_a_stop_between_two_probes(small, straight, monkeypatch):
     """It does not wait for the others: the run saves before them, and the next one measures afresh."""
     words = (*small, *AUTO)
-    probes, measure = [], CurvatureTracker.sharpness
-    monkeypatch.setattr(CurvatureTracker, "sharpness", lambda self, *args: probes.append(1) or measure(self, *args))
+    probes, measure = [], LiveCurvature.fisher
+    monkeypatch.setattr(LiveCurvature, "fisher", lambda self, *args: probes.append(1) or measure(self, *args))
     stop = type("Stop", (), {"signal": "SIGTERM", "__bool__": lambda self: len(probes) == 2})()
     assert run(*words, stop=stop) == 0 and len(probes) == 2
     saved = load_checkpoint(out_dir(words) / "ckpt_00000003.pt")

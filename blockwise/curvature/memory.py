@@ -1,12 +1,44 @@
 """Memory of a Hessian-vector product, estimated, and how many sequences at a time fit into it."""
 
+import math
+from dataclasses import replace
+from functools import partial
+
 import torch
 
-from blockwise import UserError
+from blockwise import UserError, print0
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
-from blockwise.hardware import nothing_allocated
+from blockwise.hardware import at_depth, nothing_allocated
 
 SHARE = 0.9  # of a device's memory; the rest is its context, its libraries' workspaces, and gaps
+
+
+def micro_batch(config, model, world):
+    """How many sequences at a time are measured in a run. Raises UserError where they do not fit into a CUDA device."""
+    measures = config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
+    if world.device.type != "cuda" or not measures:
+        return config.curvature_micro_batch or config.batch_size
+    size = micro_batch_within(torch.cuda.get_device_properties(world.device).total_memory, config, model, world)
+    print0(f"curvature: {size} sequences at a time")
+    return size
+
+
+def micro_batch_within(memory, config, model, world):
+    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not."""
+    vectors = 2 + (config.ema_decay > 0)  # the optimizer's moments, the average
+    vectors += config.curvature_hvps + 6  # the Krylov space, its start, scale and products, the vector that is kept
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def needed(sequences):
+        def of_layers(layers):
+            make_model = partial(type(model), replace(model.config, n_layer=layers))
+            return product_memory(make_model, sequences, config.block_size, world.device)
+
+        return at_depth(of_layers, config.n_layer)
+
+    sequences = math.ceil(config.curvature_batch_size / world.size)
+    limit = SHARE * memory - weights * (1 + vectors)
+    return fitting_micro_batch(config.curvature_micro_batch, sequences, needed, limit)
 
 
 def product_memory(make_model, sequences, block_size, device):
@@ -24,13 +56,6 @@ def product_memory(make_model, sequences, block_size, device):
     return live.peak - weights
 
 
-def held_memory(make_model, vectors):
-    """Bytes that are held meanwhile: the weights, and so many vectors of their length."""
-    with torch.device("meta"):
-        weights = sum(p.numel() * p.element_size() for p in make_model().parameters())
-    return weights * (1 + vectors)
-
-
 def fitting_micro_batch(asked, sequences, needed, limit):
     """How many of a process's `sequences` to take at a time: `asked`, or if that is None as many as fit.
 
@@ -38,7 +63,6 @@ def fitting_micro_batch(asked, sequences, needed, limit):
     the shape and the device, so that a run that is resumed sums in the same order.
     Raises UserError where `asked`, or a single sequence, does not fit.
     """
-    sequences = max(sequences, 1)
     first = needed(1)
     each = needed(2) - first
     fits = sequences if first + (sequences - 1) * each <= limit else 1 + int((limit - first) // each)

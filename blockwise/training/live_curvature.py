@@ -1,100 +1,116 @@
 """Curvature of the loss while a model trains: each block's sharpness, the largest preconditioned eigenvalue."""
 
 import math
+import time
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
 
-from blockwise import UserError, print0
+from blockwise import UserError
+from blockwise.curvature.diagonals import fisher_sharpness
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
-from blockwise.curvature.hessian import Batch
-from blockwise.curvature.memory import SHARE, fitting_micro_batch, held_memory, product_memory
-from blockwise.curvature.tracker import CurvatureTracker
-from blockwise.hardware import at_depth
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, norm_rate, scaling
+from blockwise.curvature.memory import micro_batch
 from blockwise.optimizers import preconditioner, stability_threshold
 from blockwise.schedules import due
 
 
 class LiveCurvature:
-    """Measures where a step starts, on a fixed batch; a measurement changes nothing of the training."""
+    """Measures where a step starts, on a fixed batch; a measurement changes nothing of the training.
+
+    Of the largest eigenvalue of R^(1/2) P^(-1/2) H P^(-1/2) R^(1/2) it makes few products a time and carries the
+    eigenvector v on, as the direction x = R^(1/2) P^(-1/2) v of the parameters: P^(1/2) R^(-1/2) x under the next P
+    and R is the transport of arXiv 2606.16768, and needs no old P.
+
+    eigenvector: {name of a parameter: its part of x}, None before the first time: what an exact resume needs.
+    """
 
     def __init__(self, config, model, split, world, checkpoint):
         """split: of the training data, from which the batches come."""
-        self.config, self.split, self.world = config, split, world
+        self.config, self.model, self.split, self.world = config, model, split, world
+        self.names = {p: name for name, p in model.named_parameters()}
+        self.eigenvector = checkpoint["eigenvector"] if checkpoint and config.curvature_interval else None
+        self.batch = self.probe(0)
         method = {"krylov": largest_eigenvalue, "power": power_iteration}[config.curvature_method]
-        self.tracker = CurvatureTracker(
-            model,
-            self.batch(0),
-            solve=partial(method, products=config.curvature_hvps, tolerance=0.0),
-            threshold=stability_threshold(config.optimizer, config.beta1),
-            exclude=config.curvature_exclude,
-            seed=config.seed,
-            micro=micro_batch(config, model, world),
-            all_reduce=world.all_reduce_sum,
-            precision=config.curvature_precision,
-        )
-        if checkpoint and config.curvature_interval:
-            self.tracker.eigenvector = checkpoint["eigenvector"]
+        self.solve = partial(method, products=config.curvature_hvps, tolerance=0.0)
+        self.options = {
+            "micro": micro_batch(config, model, world),
+            "all_reduce": world.all_reduce_sum,
+            "precision": config.curvature_precision,
+        }
 
-    def batch(self, number):
+    def probe(self, number):
         config = self.config
         return Batch.sample(self.split, config.seed, number, config.curvature_batch_size, config.block_size, self.world)
 
     def measure(self, step, optimizer):
         """The part of a row that is due in this step. Raises UserError where the device's memory does not suffice."""
-        row, groups = {}, optimizer.param_groups
+        row = {}
         with self.out_of_memory_in_one_line():
             if due(step, self.config.sharpness_interval):
-                row |= self.tracker.sharpness(step, groups)
+                averages = self.fisher(self.batch, step, optimizer)
+                row |= {f"sharpness/{block}": value for block, value in averages.items()}
             if due(step, self.config.curvature_interval):
-                row |= self.tracker.curvature(groups, preconditioner(optimizer))
+                row |= self.curvature(optimizer.param_groups, preconditioner(optimizer))
         return row
 
     def sharpness(self, number, optimizer):
         """{block: sharpness} on batch `number`, one draw of labels. Raises what `measure` raises."""
         with self.out_of_memory_in_one_line():
-            row = self.tracker.sharpness(0, optimizer.param_groups, self.batch(number))
-        return {key.removeprefix("sharpness/"): value for key, value in row.items()}
+            return self.fisher(self.probe(number), 0, optimizer)
+
+    def fisher(self, batch, draw, optimizer):
+        """{block: average sharpness}, on labels of this number."""
+        blocks = {}
+        for group in optimizer.param_groups:
+            blocks.setdefault(group["block"], []).extend(group["params"])
+        return fisher_sharpness(self.model, blocks, batch, self.config.seed, draw, **self.options)
+
+    def curvature(self, groups, preconditioner):
+        """curvature/lambda_max and what belongs to it; nothing where no coordinate takes part, as before any state.
+
+        A product that is not finite makes the eigenvalue NaN, and the next start a new one.
+        """
+        config, started = self.config, time.perf_counter()
+        scales = scaling(groups, preconditioner, config.curvature_exclude)
+        if not any(scale.any() for scale in scales.values()):
+            return {}
+        products = HessianVectorProduct(self.model, self.batch, scales, **self.options)
+        matrix = Preconditioned(products, scales.values())
+        start = matrix.to_preconditioned(self.warm_start(products.params))
+        try:
+            top = self.solve(matrix, start if start.any() else matrix.random(config.seed))
+            value, residual = top.value, top.residual
+        except FloatingPointError:
+            value = residual = math.nan
+        self.eigenvector = None
+        if math.isfinite(value):
+            pieces = (matrix.scale * top.vector).split([p.numel() for p in products.params])
+            pairs = zip(products.params, pieces, strict=True)
+            self.eigenvector = {self.names[p]: piece.view_as(p).clone() for p, piece in pairs}
+        return {
+            "curvature/lambda_max": value,
+            "curvature/lr_lambda": norm_rate(groups) * value,
+            "curvature/threshold": stability_threshold(config.optimizer, config.beta1),
+            "curvature/residual": residual,
+            "curvature/ms": 1000 * (time.perf_counter() - started),
+        }
+
+    def warm_start(self, params):
+        """The vector over these parameters, (n,); 0 for those that it has no part of."""
+        vector = self.eigenvector or {}
+        parts = [vector.get(self.names[p], torch.zeros_like(p)).to(p) for p in params]
+        return torch.cat([part.flatten() for part in parts])
 
     @contextmanager
     def out_of_memory_in_one_line(self):
         try:
             yield
         except torch.OutOfMemoryError:
-            size = self.tracker.options["micro"]
+            size = self.options["micro"]
             problem = f"no memory to measure the curvature of {size} sequences at a time"
             raise UserError(f"{problem}; expected a curvature_micro_batch below {size}, or no curvature") from None
 
     def state_dict(self):
-        return {"eigenvector": self.tracker.eigenvector}
-
-
-def micro_batch(config, model, world):
-    """How many sequences at a time are measured. Raises UserError where they do not fit into a CUDA device."""
-    measures = config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
-    if world.device.type != "cuda" or not measures:
-        return config.curvature_micro_batch or config.batch_size
-    total = torch.cuda.get_device_properties(world.device).total_memory
-    size = micro_batch_within(total, config, lambda n: type(model)(replace(model.config, n_layer=n)), world)
-    print0(f"curvature: {size} sequences at a time")
-    return size
-
-
-def micro_batch_within(memory, config, make_model, world):
-    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not.
-
-    make_model: number of layers -> the model, on the default device.
-    """
-    vectors = 2 + (config.ema_decay > 0)  # the optimizer's moments, the average
-    vectors += config.curvature_hvps + 6  # the Krylov space, its start, scale and products, the vector that is kept
-    return fitting_micro_batch(
-        config.curvature_micro_batch,
-        math.ceil(config.curvature_batch_size / world.size),
-        needed=lambda n: at_depth(
-            lambda layers: product_memory(partial(make_model, layers), n, config.block_size, world.device),
-            config.n_layer,
-        ),
-        limit=SHARE * memory - held_memory(partial(make_model, config.n_layer), vectors),
-    )
+        return {"eigenvector": self.eigenvector}
