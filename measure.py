@@ -82,7 +82,7 @@ class SpectrumConfig(MeasureConfig):
     blocks: Annotated[list[str] | None, "block types (QK), each one block, or patterns of tensor names (*.q_proj.*), each tensor one block (None: every matrix)"] = None
     layers: Annotated[list[int] | None, "layers to measure, counted from 0 (None: the whole model)", Range(0)] = None
     full: Annotated[bool, "also the spectrum of the whole model"] = True
-    lanczos_steps: Annotated[int | None, "Lanczos steps per probe (None: 100, or the parameters of a block that has fewer)", Range(1)] = None
+    lanczos_steps: Annotated[int, "Lanczos steps per probe; of a block with fewer parameters, as many as these", Range(1)] = 100
     probes: Annotated[int, "random vectors that Lanczos starts from", Range(1)] = 10
     batch_size: Annotated[int, "sequences per batch, over all processes", Range(1)] = 4
     dtype: Annotated[Literal["float64", "float32"], "precision of the model; float32 blurs eigenvalues below a millionth of the largest"] = "float64"

@@ -136,8 +136,6 @@ MISTAKES = [
     ("spectrum", "--blocks=Emb --layers=0", "blocks=Emb: no block type and no tensor of the model in layers 0"),
     ("spectrum", "--layers=2", "layers=2: expected layers of 0 to 1"),
     ("spectrum", "--probes=0", "probes=0: expected at least 1"),
-    ("spectrum", "--lanczos_steps=100000", "tok_emb.weight has 4096 parameters, expected at most these"),
-    ("spectrum", "--blocks=*.norm1.* --lanczos_steps=17", "lanczos_steps=17: blocks.0.norm1.weight has 16 parameters"),
     ("spectrum", "--estimator=fisher", "unknown key 'estimator'"),
     ("curvature", "--products=0", "products=0: expected at least 1"),
     ("curvature", "--tolerance=0", r"tolerance=0.0: expected in \(0, 1\)"),

@@ -32,12 +32,12 @@ VALUES = np.concatenate([np.linspace(-1, 1, 76), [5.0, 20.0, 50.0, 100.0]])
 def test_all_steps_give_all_eigenvalues():
     H = matrix(VALUES)
     done = lanczos(lambda v: H @ v, start(80), 80)
-    assert np.allclose(done.eigen()[0], np.sort(VALUES), atol=1e-9)
+    assert np.allclose(done.values, np.sort(VALUES), atol=1e-9)
     assert done.last < 1e-9
     eye = done.basis @ done.basis.T
     assert torch.allclose(eye, torch.eye(len(eye), dtype=torch.float64), atol=1e-12)
     few = lanczos(lambda v: H @ v, start(80), 30)  # the ends of the spectrum come first
-    assert few.eigen()[0][-4:] == pytest.approx([5, 20, 50, 100], rel=1e-6)
+    assert few.values[-4:] == pytest.approx([5, 20, 50, 100], rel=1e-6)
 
 
 def test_orthogonal_in_float32_where_plain_lanczos_is_not():
@@ -46,24 +46,19 @@ def test_orthogonal_in_float32_where_plain_lanczos_is_not():
     done = lanczos(lambda v: H @ v, start(200).float(), 100)
     eye = done.basis @ done.basis.T
     assert (eye - torch.eye(len(eye))).abs().max() < 1e-5
-    found = done.eigen()[0]
+    found = done.values
     assert found[-1] == pytest.approx(1e9, rel=1e-5) and (found > 5e8).sum() == 1  # no ghost copies
 
 
 def test_a_small_krylov_space_ends_it_cleanly():
     H = matrix([1.0] * 30 + [2.0] * 30 + [7.0] * 20)
     done = lanczos(lambda v: H @ v, start(80), 50)
-    assert done.eigen()[0] == pytest.approx([1, 2, 7]) and done.last == 0
+    assert done.values == pytest.approx([1, 2, 7]) and done.last == 0
     zero = lanczos(lambda v: 0 * v, start(80), 50)
-    assert zero.eigen()[0] == pytest.approx([0.0]) and len(zero.basis) == 1
+    assert zero.values == pytest.approx([0.0]) and len(zero.basis) == 1
 
 
-def test_what_lanczos_refuses():
-    H = matrix(VALUES)
-    with pytest.raises(ValueError, match="81 Lanczos steps on 80 dimensions"):
-        lanczos(lambda v: H @ v, start(80), 81)
-    with pytest.raises(ValueError, match="zero"):
-        lanczos(lambda v: H @ v, torch.zeros(80), 5)
+def test_a_product_that_is_not_finite():
     with pytest.raises(FloatingPointError, match="not finite"):
         lanczos(lambda v: v * math.nan, start(80), 5)
 
@@ -132,7 +127,7 @@ def test_largest_eigenvalue():
     assert min(abs(short.value - 6), abs(short.value - 5.9)) <= short.residual
     again = largest_eigenvalue(lambda v: H @ v, short.vector, 5, 0.0)  # a warm start goes on
     assert short.value < again.value <= 6 + 1e-9 and again.residual < short.residual
-    assert short.value == pytest.approx(lanczos(lambda v: H @ v, start(53), 5).eigen()[0][-1], rel=1e-12)
+    assert short.value == pytest.approx(lanczos(lambda v: H @ v, start(53), 5).values[-1], rel=1e-12)
     exact = largest_eigenvalue(lambda v: H @ v, start(53), 1000, 0.0, dimension=53)
     assert exact.value == pytest.approx(6) and largest_eigenvalue(lambda v: -v, start(9), 5, 0.0).products == 1
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -158,8 +153,6 @@ def test_js_distances_do_not_see_the_scale():
     assert table[0, 1] == pytest.approx(0, abs=1e-12) and 0.2 < table[0, 2] < 1
     assert (table == table.T).all() and mean == pytest.approx((2 * table[0, 2] + table[0, 1]) / 3)
     assert js_distances([])[0].shape == (0, 0)
-    with pytest.raises(ValueError, match="tenth largest"):
-        js_distances([point(*range(-20, 1)), point(*values)])
     assert point(*values).has_ten and not point(*[1e-12] * 30, 1.0, 2.0).has_ten
 
 
@@ -185,5 +178,3 @@ def test_distances_are_those_of_the_spectra_not_of_the_probes():
     table, _ = js_distances(found)
     assert table[0, 1] < 0.2 and min(table[0, 2], table[1, 2]) > 2 * table[0, 1]
     assert table[0, 1] < js_noise(found[:1]) < 0.3  # halves are noisier, and no better than the whole
-    with pytest.raises(ValueError, match="one probe"):
-        js_noise([Spectrum(3, [np.ones(3)], [np.full(3, 1 / 3)])])

@@ -5,7 +5,6 @@ and the arguments `micro` and `all_reduce` are those of `hessian.py`.
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -81,22 +80,6 @@ def fisher_sharpness(model, blocks, batch, seed, draw, micro=None, all_reduce=no
     return {block: traces[block] / sum(p.numel() for p in members) for block, members in blocks.items()}
 
 
-@dataclass
-class Sharpness:
-    """Average sharpness of one block: the trace of its diagonal block over its number of parameters, `mean`.
-
-    error: standard error of the mean, None for a single sample. geometric: geometric mean of the positive entries of
-    the diagonal; positive: their share. histogram: share of the block's entries in each bin of LOG10_BINS.
-    """
-
-    mean: float
-    error: float | None
-    geometric: float | None
-    positive: float
-    parameters: int
-    histogram: list
-
-
 LOG10_BINS = np.linspace(-20, 5, 101)  # edges of the bins of log10 of an entry
 
 
@@ -125,17 +108,22 @@ class Diagonal:
         self.traces.append([[wide(d).sum().item() for d in sample] for sample in samples])
 
     def by_block(self):
-        """{block type: Sharpness}"""
+        """{block type: its statistics}"""
         return self._by(self.block_of)
 
     def by_layer(self):
-        """{(layer or None, block type): Sharpness}"""
+        """{(layer or None, block type): statistics}"""
         return self._by([(layer_of(name), block) for name, block in zip(self.names, self.block_of, strict=True)])
 
     def _by(self, keys):
         return {key: self._of([i for i, k in enumerate(keys) if k == key]) for key in dict.fromkeys(keys)}
 
     def _of(self, members):
+        """Average sharpness, the trace of a diagonal block over its number of parameters: `mean`; and more of it.
+
+        error: standard error of the mean, None for a single sample. geometric: geometric mean of the positive entries
+        of the diagonal; positive: their share. histogram: share of all entries in each bin of LOG10_BINS.
+        """
         size = sum(self.sizes[i] for i in members)
         batches = [[sum(tensors[i] for i in members) / size for tensors in samples] for samples in self.traces]
         # With several batches the error is that of their means, which vary with data and draws alike
@@ -144,11 +132,8 @@ class Diagonal:
         entries = torch.cat([self.sums[i].flatten() for i in members]).cpu().numpy() / self.count
         logs = np.log10(entries[entries > 0])
         histogram, _ = np.histogram(np.clip(logs, LOG10_BINS[0], LOG10_BINS[-1]), LOG10_BINS)
-        return Sharpness(
-            mean=float(np.mean(independent)),
-            error=error,
-            geometric=float(10 ** logs.mean()) if len(logs) else None,
-            positive=len(logs) / size,
-            parameters=size,
-            histogram=(histogram / size).tolist(),
-        )
+        return {
+            "mean": float(np.mean(independent)), "error": error,
+            "geometric": float(10 ** logs.mean()) if len(logs) else None, "positive": len(logs) / size,
+            "parameters": size, "histogram": (histogram / size).tolist(),
+        }  # fmt: skip

@@ -12,39 +12,28 @@ import torch
 
 
 @dataclass
-class Tridiagonal:
+class Krylov:
     """The result of k steps of Lanczos: H Q = Q T + r e_k^T, with T tridiagonal.
 
-    diagonal: (k,) and off_diagonal: (k - 1,) of T, float64 arrays; last: norm of r, 0 if the Krylov space is invariant,
-    so that the eigenvalues of T are exact; basis: Q^T, (k, n).
+    values: Ritz values, the eigenvalues of T, ascending, (k,); vectors: its eigenvectors as columns, (k, k); last: norm
+    of r, 0 if the Krylov space is invariant, so that the values are exact; basis: Q^T, (k, n).
     """
 
-    diagonal: np.ndarray
-    off_diagonal: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
     last: float
     basis: torch.Tensor
 
-    def eigen(self):
-        """Ritz values, ascending, (k,), and the eigenvectors of T as columns, (k, k)."""
-        size = len(self.diagonal)
-        T = np.diag(self.diagonal) + np.diag(self.off_diagonal, 1) + np.diag(self.off_diagonal, -1)
-        return np.linalg.eigh(T) if size else (np.empty(0), np.empty((0, 0)))
-
 
 def lanczos(matvec, start, steps):
-    """At most `steps` steps of Lanczos from `start` (n,), with full re-orthogonalisation (Golub and Van Loan, 10.3).
+    """At most `steps` <= n steps of Lanczos from `start` (n,), not 0, with full re-orthogonalisation.
 
-    Stops early if the Krylov space is invariant.
-    Raises ValueError for a zero start or more steps than dimensions, FloatingPointError if a product is not finite.
+    Golub and Van Loan, 10.3. Stops early if the Krylov space is invariant.
+    Raises FloatingPointError if a product is not finite.
     """
     n = len(start)
-    if not 1 <= steps <= n:
-        raise ValueError(f"{steps} Lanczos steps on {n} dimensions: expected 1 to {n}")
-    norm = start.norm().item()
-    if norm == 0:
-        raise ValueError("the start of Lanczos is zero")
     basis = start.new_empty(steps, n)
-    basis[0] = start / norm
+    basis[0] = start / start.norm()
     diagonal, off_diagonal, scale = [], [], 0.0
     for k in range(steps):
         w = matvec(basis[k])
@@ -61,7 +50,8 @@ def lanczos(matvec, start, steps):
             break
         off_diagonal.append(beta)
         basis[k + 1] = w / beta
-    return Tridiagonal(np.array(diagonal), np.array(off_diagonal), beta, basis[: k + 1])
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+    return Krylov(values, vectors, beta, basis[: k + 1])
 
 
 @dataclass
@@ -101,10 +91,9 @@ def largest_eigenvalue(matvec, start, products=1000, tolerance=1e-3, dimension=2
     x, used = start, 0
     while True:
         space = lanczos(matvec, x, min(dimension, products - used, len(start)))
-        used += len(space.diagonal)
-        values, vectors = space.eigen()
-        value, residual = float(values[-1]), space.last * abs(float(vectors[-1, -1]))
-        x = space.basis.T @ torch.from_numpy(vectors[:, -1].copy()).to(space.basis)
+        used += len(space.values)
+        value, residual = float(space.values[-1]), space.last * abs(float(space.vectors[-1, -1]))
+        x = space.basis.T @ torch.from_numpy(space.vectors[:, -1].copy()).to(space.basis)
         converged = residual <= tolerance * abs(value)
         if converged or used == products:
             return Eigenvalue(value, x, residual, used, converged)

@@ -1,7 +1,5 @@
 """Average sharpness of every block, by block type and by layer: sharpness_KIND_STEP.json."""
 
-from dataclasses import asdict
-
 import torch
 
 from blockwise.curvature.diagonals import (
@@ -37,13 +35,13 @@ class Sharpness:
                     progress.update()
                 diagonal.add(drawn)
         layers = [
-            {"layer": layer, "block": block, "mean": stats.mean, "error": stats.error, "parameters": stats.parameters}
+            {"layer": layer, "block": block} | {key: stats[key] for key in ("mean", "error", "parameters")}
             for (layer, block), stats in diagonal.by_layer().items()
         ]
         found = {
             "kind": config.kind, "batches": config.batches, "draws": self.draws,
             "positions": config.batch_size * config.block_size,
-            "blocks": {block: asdict(stats) for block, stats in diagonal.by_block().items()},
+            "blocks": diagonal.by_block(),
             "layers": layers, "log10_bins": LOG10_BINS.tolist(),
         }  # fmt: skip
         if self.suggest:

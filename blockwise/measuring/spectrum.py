@@ -14,7 +14,6 @@ from blockwise.hardware import free_memory
 from blockwise.measuring import progress_bar
 from blockwise.spelling import close, did_you_mean
 
-LANCZOS_STEPS = 100  # per probe, where a block has as many parameters
 POWER_PRODUCTS = 100  # of power iteration, which checks the eigenvalue of largest magnitude
 
 
@@ -39,7 +38,7 @@ class Spectrum:
         compared = {name: density for name, density in densities.items() if name != "full" and density.has_ten}
         table, mean = js_distances(list(compared.values()))
         js = {
-            "blocks": list(compared), "distances": table.tolist(), "mean": mean if len(compared) > 1 else None,
+            "blocks": list(compared), "distances": table.tolist(), "mean": mean,
             "noise": js_noise(list(compared.values())) if compared and self.config.probes > 1 else None,
         }  # fmt: skip
         return {
@@ -48,16 +47,9 @@ class Spectrum:
         }  # fmt: skip
 
     def lanczos_steps(self, chosen):
-        """{block: Lanczos steps per probe}.
-
-        Raises UserError for more steps than a block has parameters, and for vectors that do not fit into the memory.
-        """
-        asked, steps = self.config.lanczos_steps or 0, {}
+        """{block: Lanczos steps per probe}. Raises UserError for vectors that do not fit into the memory."""
         sizes = {name: sum(p.numel() for p in params) for name, params in chosen.items()}
-        for name, size in sizes.items():
-            if asked > size:
-                raise UserError(f"lanczos_steps={asked}: {name} has {size} parameters, expected at most these")
-            steps[name] = min(asked or LANCZOS_STEPS, size)
+        steps = {name: min(self.config.lanczos_steps, size) for name, size in sizes.items()}
         name = max(sizes, key=sizes.get)
         needed, free = steps[name] * sizes[name] * self.dtype.itemsize, free_memory(self.world.device)
         if free is not None and needed > free:
