@@ -296,6 +296,20 @@ def test_a_map_of_many_arms_shows_those_with_a_sweep():
     assert list(figures.legible(few)) == list(few) and list(figures.legible(many)) == ["adamw", "swept"]
 
 
+def test_runs_evaluated_at_their_ends_only_are_drawn_as_the_seeds_losses(tmp_path):
+    """Two points make a straight line from the initial loss, on which no arm can be told from another."""
+    losses, rates = {"1": 3.0, "2": 3.2}, [{"learning_rate": 1e-3 * n, "loss": 3.0} for n in range(1, 14)]
+    arm = {"role": "baseline", "sweep": rates, "best": 1e-3, "mean": 3.1, "losses": losses}
+    for evaluations, lines in (([(0, 7.0), (9, 3.0)], "None"), ([(0, 7.0), (5, 4.0), (9, 3.0)], "--")):
+        places = {"": {"adamw": arm | {"curves": {seed: evaluations for seed in losses}}}}
+        (tmp_path / "study.json").write_text(json.dumps({"places": places, "study": {"test_loss": True}}))
+        (_, sweeps), (_, bands) = figures.figures(tmp_path)
+        line = bands.axes[0].lines[0]
+        assert line.get_linestyle() == lines and (list(line.get_ydata()) == [3.0, 3.2]) == (lines == "None")
+        assert ("first half" in bands.axes[0].get_legend().get_title().get_text()) == (lines == "--")
+        assert len(sweeps.axes[0].get_xticks()) < len(rates)  # their numbers would lie over each other
+
+
 def test_a_study_outlives_the_reader_of_its_output(study, pretend, tmp_path, monkeypatch):
     pretend()
     reading, writing = os.pipe()

@@ -21,7 +21,7 @@ def figures(folder):
     comparisons = {name: legible(arms) for name, arms in study["places"].items()}
     config = study.get("study", {})
     scattered = config.get("search") == "sobol"  # its points differ in every key
-    end = "test loss at the end (lines: first half)" if config.get("test_loss") else "loss at the end"
+    test = config.get("test_loss")
     roles = {arm: result["role"] for arms in comparisons.values() for arm, result in arms.items()}
     others = cycle(product(("-", ":", "-."), COLOURS))  # line by line, not only colour by colour
     black = {"baseline": ((0, (5, 2)), "black"), "twice": ((0, (1, 1)), "black")}
@@ -39,6 +39,7 @@ def figures(folder):
         mark_rates(sweep, arms)
         band.set_ylim(late_range(arms))
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": "small", "title_fontsize": "small"}
+        end = f"{'test ' if test else ''}loss at the end{' (lines: first half)' if test and band.get_xlabel() else ''}"
         for axes, title in ((band, end), (sweep, None)):
             axes.set_title(literal(comparison), fontsize="medium")
             if axes.get_legend_handles_labels()[0] and axes not in panels[1:]:
@@ -69,19 +70,30 @@ def draw_sweep(axes, arm, result, style):
 
 
 def mark_rates(axes, arms):
-    """A tick at every learning rate that was tried."""
+    """A tick at every learning rate that was tried, where there is room for their numbers."""
     rates = sorted({point["learning_rate"] for result in arms.values() for point in result["sweep"]})
+    if len(rates) > LEGIBLE:
+        return
     axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], rotation=45, ha="right", fontsize="small")
     axes.minorticks_off()
 
 
 def draw_bands(axes, arm, result, style):
-    """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation."""
+    """Mean validation loss over seeds at the arm's best learning rate, with a band of one standard deviation.
+
+    Of runs that were evaluated at their ends only: what each seed came to.
+    """
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     if not result["curves"]:
         return
-    steps, mean, spread = map(np.array, zip(*mean_curve(list(result["curves"].values())), strict=True))
     label = f"{arm} at {result['best']:g}: {result['mean']:.3f}"
+    steps, mean, spread = map(np.array, zip(*mean_curve(list(result["curves"].values())), strict=True))
+    if len(steps) < 3:
+        ends = list(result["losses"].values())
+        axes.plot([arm] * len(ends), ends, label=label, **{**style, "linestyle": "none", "markerfacecolor": "none"})
+        axes.set(xlabel="")
+        axes.tick_params(axis="x", labelbottom=False)  # the legend has the names
+        return
     axes.plot(steps, mean, label=label, color=style["color"], linestyle=style["linestyle"])
     axes.fill_between(steps, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
 
@@ -89,7 +101,8 @@ def draw_bands(axes, arm, result, style):
 def late_range(arms):
     """Loss axis for the bands after the first quarter of each run: what comes before would flatten the rest."""
     bands = [mean_curve(list(result["curves"].values())) for result in arms.values() if result["curves"]]
-    late = [point for band in bands for point in band[len(band) // 4 :]]
-    low = min((mean - spread for _, mean, spread in late), default=0.0)
-    high = max((mean + spread for _, mean, spread in late), default=1.0)
+    late = [point for band in bands if len(band) > 2 for point in band[len(band) // 4 :]]
+    if not late:
+        return None, None
+    low, high = min(mean - spread for _, mean, spread in late), max(mean + spread for _, mean, spread in late)
     return low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
