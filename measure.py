@@ -30,7 +30,6 @@ class MeasureConfig(Keys):
 
     # fmt: off
     out_dir: Annotated[str, "folder of the run, and where the results go", PATH] = "out"
-    init_from: Annotated[str, "resume: checkpoints in out_dir; or a model in Hugging Face's format, hf:DIR_OR_ID", PATH] = "resume"
     ema: Annotated[bool, "measure the moving average of the weights instead (train with --ema_decay)"] = False
     checkpoints: Annotated[Literal["newest", "all"], "newest checkpoint, or all that are kept (train with --keep_checkpoints=-1)"] = "newest"
     batches: Annotated[int, "number of batches; the loss is the mean over all of them", Range(1)] = 1
@@ -146,10 +145,9 @@ def main(config, flags=()):
     with World.start(device, "nccl" if device.startswith("cuda") else "gloo") as world:
         models, run = models_of(config, Transformer)
         keys = ("dataset", "data_dir", "block_size")
-        config = replace(config, **{key: getattr(config, key) or run.get(key) for key in keys})
-        config.check("dataset", config.dataset, "the data set to measure on")
+        config = replace(config, **{key: getattr(config, key) or run[key] for key in keys})
         config.check("block_size", config.block_size <= run["block_size"], f"at most {run['block_size']}, the context")
-        data = open_dataset(config.data_dir or "data", config.dataset, config.block_size)
+        data = open_dataset(config.data_dir, config.dataset, config.block_size)
         if data.note:
             print0(data.note)
         command = {

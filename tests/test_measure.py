@@ -13,7 +13,6 @@ import torch
 from conftest import SMALL, Fork, finish, metrics, out_dir, run, start
 from helpers import coloured
 
-import export
 import measure
 import train
 from blockwise import UserError
@@ -129,7 +128,6 @@ MISTAKES = [
     ("sharpness", "--out_dir=no/run", "no checkpoint in"),
     ("sharpness", "--batches=0", "batches=0: expected at least 1"),
     ("sharpness", "--dataset=nowhere", "no data set 'nowhere'"),
-    ("sharpness", "--init_from=scratch", "init_from=scratch: expected resume or hf:DIR_OR_ID"),
     ("sharpness", "--estimator=fischer", "did you mean fisher"),
     ("sharpness", "--block_size=17", "17 tokens where block_size is 16|block_size=17"),
     ("spectrum", "--blocks=QKV", "blocks=QKV: no block type and no tensor of the model; did you mean QK"),
@@ -292,7 +290,7 @@ def test_eigenvalues_of_all_checkpoints(trained, small, capsys):
     assert coloured(folder / "curvature.png") > 1000
 
 
-def test_eigenvalues_in_pieces_and_from_hugging_face(trained, small, data_dir, tmp_path, no_figures):
+def test_eigenvalues_in_pieces(trained, small, no_figures):
     curvature(trained, *ON)
     whole = written(out_dir(small), "curvature")
     curvature(trained, *ON, "--micro_batch=1")
@@ -300,12 +298,6 @@ def test_eigenvalues_in_pieces_and_from_hugging_face(trained, small, data_dir, t
     for kind in ("hessian", "preconditioned"):
         assert cut[kind]["converged"]
         assert cut[kind]["lambda_max"] == pytest.approx(whole[kind]["lambda_max"], rel=1e-4)
-    export.main(export.ExportConfig(out_dir=str(out_dir(small)), to=str(tmp_path / "hf")))
-    words = (f"--init_from=hf:{tmp_path / 'hf'}", f"--out_dir={tmp_path / 'there'}", "--dataset=tiny")
-    curvature(*words, f"--data_dir={data_dir}", *ON)
-    there = written(tmp_path / "there", "curvature", 0)
-    assert there["hessian"]["lambda_max"] == pytest.approx(whole["hessian"]["lambda_max"], rel=1e-4)
-    assert "preconditioned" not in there
 
 
 @pytest.mark.slow

@@ -53,23 +53,18 @@ class Batch:
 def double_backward_mode(model, precision="highest"):
     """Context in which the loss can be differentiated twice: without dropout, autocast and fused attention.
 
-    precision: of float32 products, see `matmul_precision`.
+    precision: of float32 products; "high": on CUDA TF32, with which one process and two agree to 1e-3 only.
     """
     training, before = model.training, torch.get_float32_matmul_precision()
     device = next(model.parameters()).device.type
     model.eval()
-    torch.set_float32_matmul_precision(matmul_precision(device, precision))
+    torch.set_float32_matmul_precision(precision if device == "cuda" else "highest")
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
             yield
     finally:
         model.train(training)
         torch.set_float32_matmul_precision(before)
-
-
-def matmul_precision(device_type, precision):
-    """What torch is to use: "high" is TF32 on CUDA, with which one process and two agree to 1e-3 only; else full."""
-    return precision if device_type == "cuda" else "highest"
 
 
 def no_reduce(tensors):

@@ -14,9 +14,9 @@ SHARE = 0.9  # of a device's memory; the rest is its context, its libraries' wor
 
 
 def micro_batch(config, model, world):
-    """How many sequences at a time are measured in a run. Raises UserError where they do not fit into a CUDA device."""
+    """How many sequences at a time are measured in a run: what the config says, or what fits into a CUDA device."""
     measures = config.sharpness_interval or config.curvature_interval or config.lr_mult == "auto"
-    if world.device.type != "cuda" or not measures:
+    if world.device.type != "cuda" or config.curvature_micro_batch or not measures:
         return config.curvature_micro_batch or config.batch_size
     size = micro_batch_within(torch.cuda.get_device_properties(world.device).total_memory, config, model, world)
     print0(f"curvature: {size} sequences at a time")
@@ -38,7 +38,7 @@ def micro_batch_within(memory, config, model, world):
 
     sequences = math.ceil(config.curvature_batch_size / world.size)
     limit = SHARE * memory - weights * (1 + vectors)
-    return fitting_micro_batch(config.curvature_micro_batch, sequences, needed, limit)
+    return fitting_micro_batch(sequences, needed, limit)
 
 
 def product_memory(make_model, sequences, block_size, device):
@@ -56,19 +56,15 @@ def product_memory(make_model, sequences, block_size, device):
     return live.peak - weights
 
 
-def fitting_micro_batch(asked, sequences, needed, limit):
-    """How many of a process's `sequences` to take at a time: `asked`, or if that is None as many as fit.
+def fitting_micro_batch(sequences, needed, limit):
+    """How many of a process's `sequences` fit into `limit` bytes at a time.
 
-    needed: number of sequences -> bytes, nearly in proportion; limit: bytes that there are. It depends on nothing but
-    the shape and the device, so that a run that is resumed sums in the same order.
-    Raises UserError where `asked`, or a single sequence, does not fit.
+    needed: number of sequences -> bytes, nearly in proportion. It depends on nothing but the shape and the device, so
+    that a run that is resumed sums in the same order. Raises UserError where a single sequence does not fit.
     """
     first = needed(1)
-    each = needed(2) - first
-    fits = sequences if first + (sequences - 1) * each <= limit else 1 + int((limit - first) // each)
-    if fits < 1 or (asked or 1) > fits:
-        size = min(asked or 1, sequences)
-        need = f"needs an estimated {(first + (size - 1) * each) / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
-        instead = f"expected at most {fits}" if fits >= 1 else "expected a smaller block_size, or no curvature"
-        raise UserError(f"curvature_micro_batch={asked}: a product of {size} sequences {need}; {instead}")
-    return asked or fits
+    fits = 1 + (limit - first) // (needed(2) - first)
+    if fits < 1:
+        need = f"needs an estimated {first / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
+        raise UserError(f"curvature: a product of one sequence {need}; expected a smaller block_size, or no curvature")
+    return min(int(fits), sequences)

@@ -18,7 +18,7 @@ from blockwise.schedules import block_rate
 class Curvature:
     def __init__(self, config, data, run, world):
         self.config, self.world = config, world
-        self.plain_only = config.init_from != "resume" or config.preconditioner == "none"
+        self.plain_only = config.preconditioner == "none"
         sequences = config.batches * config.batch_size
         self.batch = Batch.sample(data.train, config.seed, 0, sequences, config.block_size, world)
 

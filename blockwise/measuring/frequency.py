@@ -22,10 +22,7 @@ class Frequency:
     """The newest checkpoints of two runs are compared whatever their steps, all of them step by step."""
 
     def __init__(self, config, data, run, world, transformer):
-        """transformer: model.Transformer, for the other run.
-
-        Raises UserError for a run with a shorter context, and where nothing says how many sequences to take.
-        """
+        """transformer: model.Transformer, for the other run. Raises UserError for one with a shorter context."""
         self.config, self.data, self.world = config, data, world
         self.others, self.newest = {}, None
         if config.against:
@@ -34,10 +31,7 @@ class Frequency:
             if other_run["block_size"] < config.block_size:
                 problem = f"the context of {config.against} is {other_run['block_size']}"
                 raise UserError(f"block_size={config.block_size}: expected at most that of both: {problem}")
-        sequences = run.get("eval_iters", 0) * run.get("batch_size", 0)
-        sequences = config.batches * config.batch_size if config.batches else sequences
-        if not sequences:
-            raise UserError("batches=None: expected a number: no run says how many sequences it was evaluated on")
+        sequences = config.batches * config.batch_size if config.batches else run["eval_iters"] * run["batch_size"]
         self.counts = token_counts(data.train, data.embedding_rows)
         self.part_of = parts(self.counts)
         self.starts = eval_starts(data.val, sequences, config.block_size)

@@ -40,15 +40,12 @@ class EMA:
 
     @torch.no_grad()
     def swap(self):
-        """Exchange the weights and the average: nothing is copied but under FSDP, which keeps addresses of its own."""
+        """Exchange the weights and the average, in place."""
         for name, p in self.model.named_parameters():
-            average, shard = self.weights[name], local(p)
-            if shard is p:
-                p.data, self.weights[name] = average, p.data
-            else:
-                weights = shard.clone()
-                shard.copy_(local(average))
-                local(average).copy_(weights)
+            weights, average = local(p), local(self.weights[name])
+            before = weights.clone()
+            weights.copy_(average)
+            average.copy_(before)
 
     def state_dict(self):
         """ema: None where off, else the average under every name that the model's own state has, and its updates."""
