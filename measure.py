@@ -108,13 +108,8 @@ class FrequencyConfig(MeasureConfig):
     command = "frequency"
     # fmt: off
     against: Annotated[str | None, "folder of another run, whose loss is subtracted (None: only this one's)", PATH] = None
-    by: Annotated[Literal["target", "input"], "token whose frequency counts: the one that is predicted, or the last one that is read"] = "target"
     batches: Annotated[int | None, "batches of fixed validation sequences (None: those that the run was evaluated on)", Range(1)] = None
     # fmt: on
-
-    @property
-    def file(self):
-        return f"frequency_{self.by}"
 
 
 COMMANDS = {cls.command: cls for cls in (SharpnessConfig, SpectrumConfig, CurvatureConfig, FrequencyConfig)}

@@ -140,7 +140,6 @@ MISTAKES = [
     ("curvature", "--exclude=Enb", "did you mean Emb"),
     ("curvature", "--exclude=Emb,QK,VO,FFN,Norm,Head --products=1", "expected to leave a block"),
     ("frequency", "--against=no/run", "no checkpoint in"),
-    ("frequency", "--by=targets", "did you mean target"),
     ("frequency", "--batches=0", "batches=0: expected at least 1"),
 ]
 
@@ -376,7 +375,7 @@ def test_loss_by_frequency_against_another_run(trained, small, tmp_path, capsys)
     other = tmp_path / "other"
     shutil.copytree(out_dir(small), other)
     assert command("frequency", trained, f"--against={other}", "--device=cpu") == 0
-    result = written(out_dir(small), "frequency_target")
+    result = written(out_dir(small), "frequency")
     assert result["all"]["loss"] == pytest.approx(metrics(small)[8]["val/loss"], rel=1e-5)
     positions = [row["positions"] for row in result["parts"]]
     assert sum(positions) == 8 * 16  # 4 batches of 2 sequences
@@ -385,14 +384,14 @@ def test_loss_by_frequency_against_another_run(trained, small, tmp_path, capsys)
     assert {row["difference"] for row in result["parts"]} == {0.0} == {result["all"]["difference_error"]}
     assert sum(row["tokens"] for row in result["parts"]) <= 256 and result["training_tokens"] == 18000
     assert all(row["least"] <= row["most"] for row in result["parts"])
-    assert (out_dir(small) / "frequency_target.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out_dir(small) / "frequency.png").read_bytes()[:4] == b"\x89PNG"
     assert "difference +0.0000" in capsys.readouterr().out
 
-    args = ("--by=input", "--checkpoints=all", "--batches=3", "--batch_size=2", "--device=cpu")
+    args = ("--checkpoints=all", "--batches=3", "--batch_size=2", "--device=cpu")
     for path in other.glob("ckpt_00000004*"):  # of this step there is nothing to compare with
         path.unlink()
     command("frequency", trained, f"--against={other}", *args)
-    by_input = [written(out_dir(small), "frequency_input", step) for step in (0, 4, 8)]
-    assert [found["against"] is None for found in by_input] == [False, True, False]
-    assert {found["sequences"] for found in by_input} == {6}
-    assert by_input[0]["all"]["loss"] > by_input[2]["all"]["loss"]
+    found_at = [written(out_dir(small), "frequency", step) for step in (0, 4, 8)]
+    assert [found["against"] is None for found in found_at] == [False, True, False]
+    assert {found["sequences"] for found in found_at} == {6}
+    assert found_at[0]["all"]["loss"] > found_at[2]["all"]["loss"]

@@ -4,41 +4,30 @@ from blockwise.figures.style import COLOURS, literal, measurements, start_figure
 
 
 def figures(folder):
-    """frequency_BY.png: the newest step's losses, and the differences of up to six steps."""
+    """frequency.png of the newest step: the losses, and how much lower they are than another run's."""
     for name, steps in measurements(folder, "frequency").items():
-        yield f"{name}.png", figure_of(steps)
+        found, against = steps[-1], steps[-1]["against"]
+        figure, panels = start_figure(1 + bool(against))
+        draw_line(panels[0], found, "loss", "error", color=COLOURS[0], label=literal(found["out_dir"]))
+        panels[0].set(ylabel="loss (nats per token)", title=f"step {found['step']}")
+        if against:
+            draw_line(panels[0], found, "against", color="black", linestyle=(0, (5, 2)), label=literal(against))
+            panels[0].legend(frameon=False)
+            panels[1].axhline(0, color="black", linewidth=1)
+            draw_line(panels[1], found, "difference", "difference_error", color=COLOURS[0])
+            panels[1].set(ylabel=literal(f"loss less that of {against}"), title="below 0: lower loss")
+        for axes in panels:
+            rows = {row["part"]: label(row, found["training_tokens"]) for row in found["parts"]}
+            axes.set_xticks(list(rows), list(rows.values()), fontsize=7)
+            axes.set_xlabel("tenths of the training text by its tokens' frequency\n(least to most, per million)")
+        figure.suptitle(literal(f"{found['dataset']}, {found['sequences']} validation sequences"))
+        yield f"{name}.png", figure
 
 
-def figure_of(steps):
-    newest, paired = steps[-1], [measured for measured in steps if measured["against"] is not None]
-    figure, panels = start_figure(1 + bool(paired))
-    draw_line(panels[0], newest, "loss", "error", COLOURS[0], newest["out_dir"])
-    if newest["against"] is not None:
-        draw_line(panels[0], newest, "against", None, "black", newest["against"], linestyle=(0, (5, 2)))
-        panels[0].legend(frameon=False)
-    panels[0].set(ylabel="loss (nats per token)", title=f"step {newest['step']}")
-    if paired:
-        axes = panels[1]
-        axes.axhline(0, color="black", linewidth=1)
-        shown = paired[:: -max(1, -(-len(paired) // len(COLOURS)))][::-1]  # the newest is among them
-        for measured, colour in zip(shown, COLOURS, strict=False):
-            draw_line(axes, measured, "difference", "difference_error", colour, f"step {measured['step']}")
-        axes.set(ylabel=literal(f"loss less that of {paired[-1]['against']}"), title="below 0: lower loss")
-        axes.legend(frameon=False)
-    for axes in panels:
-        positions = [row["part"] for row in newest["parts"]]
-        axes.set_xticks(positions, [label(row, newest["training_tokens"]) for row in newest["parts"]], fontsize=7)
-        where = "tenths of the training text by its frequency\n(least to most, per million)"
-        axes.set_xlabel(f"{newest['by']} token, {where}")
-    figure.suptitle(literal(f"{newest['dataset']}, {newest['sequences']} validation sequences"))
-    return figure
-
-
-def draw_line(axes, measured, key, error, colour, name, linestyle="-"):
-    x, y = [row["part"] for row in measured["parts"]], [row[key] for row in measured["parts"]]
-    bars = [row[error] or 0 for row in measured["parts"]] if error else None
-    axes.errorbar(x, y, bars, color=colour, linestyle=linestyle, marker="o", markersize=4, capsize=3,
-                  label=literal(name))  # fmt: skip
+def draw_line(axes, found, key, error=None, **style):
+    x, y = [row["part"] for row in found["parts"]], [row[key] for row in found["parts"]]
+    bars = [row[error] or 0 for row in found["parts"]] if error else None
+    axes.errorbar(x, y, bars, marker="o", markersize=4, capsize=3, **style)
 
 
 def label(row, tokens):

@@ -39,13 +39,10 @@ def figures(folder):
 def draw_bars(axes, measured):
     """Average sharpness with its standard error; the geometric mean as a dotted line across the bar."""
     names = in_order(measured["blocks"])
-    for at, block in enumerate(names):
-        row = measured["blocks"][block]
-        if row["mean"] > 0:
-            axes.bar(at, row["mean"], yerr=row["error"], color=BLOCK_COLOURS[block], capsize=4, edgecolor="black")
-        else:  # a trace of the Hessian may be negative: no bar on a logarithmic axis
-            place = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "fontsize": 8}
-            axes.annotate(f"{row['mean']:.1e}", (at, 0.02), **place)
+    rows = [measured["blocks"][block] for block in names]
+    style = {"capsize": 4, "color": [BLOCK_COLOURS[block] for block in names], "edgecolor": "black"}
+    axes.bar(range(len(rows)), [row["mean"] for row in rows], yerr=[row["error"] or 0 for row in rows], **style)
+    for at, row in enumerate(rows):
         if row["geometric"] and measured["kind"] != "hessian":  # whose single entries are noise, of either sign
             axes.plot([at - 0.4, at + 0.4], [row["geometric"]] * 2, color="black", linestyle=":", linewidth=2)
     axes.set_xticks(range(len(names)), names)

@@ -1,4 +1,4 @@
-"""Loss by how frequent a token is in the training text, of one run or of two: frequency_BY_STEP.json.
+"""Loss by how frequent a token is in the training text, of one run or of two: frequency_STEP.json.
 
 The tokens are cut into ten parts by their number in the training split, from rare to frequent, so that each part has
 about a tenth of the training text. What one run gains on another, and where, is then seen part by part.
@@ -53,7 +53,7 @@ class Frequency:
                 row = {"part": part + 1, "tokens": len(counts), "least": int(counts.min()), "most": int(counts.max())}
                 rows.append(row | {"positions": positions} | losses)
         return {
-            "by": self.config.by, "sequences": len(totals), "out_dir": self.config.out_dir,
+            "sequences": len(totals), "out_dir": self.config.out_dir,
             "against": self.config.against if load else None, "training_tokens": int(self.counts.sum()),
             "all": {"tokens": len(self.counts)} | whole, "parts": rows,
         }  # fmt: skip
@@ -72,7 +72,7 @@ class Frequency:
                 logits = model(x.to(world.device)).float()  # (B, T, V)
                 losses = F.cross_entropy(logits.flatten(0, 1), y.to(world.device).flatten(), reduction="none")
                 losses = losses.view(y.shape).double().cpu()
-                part = part_of[y if config.by == "target" else x]  # (B, T)
+                part = part_of[y]  # (B, T)
                 totals[first : first + size].scatter_add_(1, part, losses)
                 numbers[first : first + size].scatter_add_(1, part, torch.ones_like(losses))
                 progress.update(size * world.size)
@@ -82,7 +82,7 @@ class Frequency:
         return [torch.cat((parts, parts.sum(1, keepdim=True)), 1) for parts in (totals, numbers)]
 
     def report(self, found):
-        yield f"loss by frequency of the {found['by']} token, rare to frequent"
+        yield "loss by frequency of the target token, rare to frequent"
         for row in [*found["parts"], {"part": "all", **found["all"]}]:
             text = f"  {row['part']:>3}  {row['tokens']:>7,} tokens   loss {row['loss']:.4f}"
             if "difference" in row:
