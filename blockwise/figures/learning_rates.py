@@ -1,7 +1,5 @@
 """The learning rate of every block against the step, under a config."""
 
-from itertools import cycle
-
 from blockwise import UserError
 from blockwise.figures.style import COLOURS, literal, start_figure, write
 from blockwise.schedules import block_rate
@@ -24,22 +22,14 @@ def draw(config, asked, out):
     top, bottom = max(map(max, rates.values())), min(min(r[r.index(max(r)) :]) for r in rates.values())
     if bottom > 0:  # the start of the warmup is cut off: it would take most of the axis
         axes.set(yscale="log", ylim=(max(0.8 * bottom, 1e-4 * top), 1.25 * top))
-    for (mult, values), colour, share in zip(rates.items(), COLOURS, cycle((0.4, 0.8)), strict=False):
-        spot = label_spot(values, share)  # neighbours not on top of each other: their rates may be close
-        axes.plot(steps, values, linewidth=2, color=colour)
+    for (mult, values), colour in zip(rates.items(), COLOURS, strict=False):
         text = f"{', '.join(names[mult])} {mult:g}x" if len(names) > 1 else "all blocks"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.annotate(text, (steps[spot], values[spot]), ha="center", va="center", color=colour, bbox=box, fontsize=9)
+        axes.plot(steps, values, linewidth=2, color=colour, label=text)
         print(f"{text}: up to {max(values):.3g}, {values[-1]:.3g} at step {steps[-1]}")
     schedule = config.schedule if config.decay_lr else "constant, no warmup"
     schedule += ", wsd_boost=paper" if (config.schedule, config.wsd_boost) == ("wsd", "paper") else ""
     axes.set_title(literal(f"{config.optimizer}, {schedule}: {asked}"), wrap=True)
     axes.set(xlabel="step", ylabel="learning rate")
     axes.margins(x=0)
+    axes.legend(frameon=False)
     write(figure, out)
-
-
-def label_spot(values, share):
-    """Index on the near side of a curve's peak (0) to its far side (1), the peak being all from 75% of the most."""
-    peak = [i for i, value in enumerate(values) if value >= 0.75 * max(values)]
-    return peak[round(share * (len(peak) - 1))]
