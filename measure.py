@@ -94,7 +94,6 @@ class CurvatureConfig(MeasureConfig):
 
     command = "curvature"
     # fmt: off
-    preconditioner: Annotated[Literal["auto", "none"], "preconditioner of a second eigenvalue; auto: the run's optimizer's; none: the Hessian alone"] = "auto"
     exclude: Annotated[list[Literal[BLOCKS]], "blocks that the preconditioned eigenvalue leaves out: --exclude=Emb,Head"] = field(default_factory=list)
     products: Annotated[int, "maximum of Hessian-vector products per eigenvalue", Range(1)] = 300
     tolerance: Annotated[float, "residual over eigenvalue at which it counts as converged", Range(0, 1, "()")] = 1e-3

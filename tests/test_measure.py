@@ -115,12 +115,12 @@ def test_a_tied_matrix_is_the_embedding(finished, no_figures):
 def test_figures_that_fail_are_a_warning(trained, small, capsys, monkeypatch):
     """Without matplotlib there is one line, and the numbers are on the disk: here of too few products."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert curvature(trained, "--products=2", "--preconditioner=none", "--batch_size=1", "--device=cpu") == 0
+    assert curvature(trained, "--products=2", "--batch_size=1", "--device=cpu") == 0
     out, err = capsys.readouterr()
     (warning,) = err.splitlines()
     assert warning.startswith("warning: no figures: ModuleNotFoundError: import of matplotlib.figure halted")
     result = written(out_dir(small), "curvature")
-    assert not result["hessian"]["converged"] and result["hessian"]["products"] == 2 and "preconditioned" not in result
+    assert not result["hessian"]["converged"] and result["hessian"]["products"] == 2
     assert "NOT CONVERGED after 2 products" in out
 
 
@@ -138,7 +138,6 @@ MISTAKES = [
     ("curvature", "--products=0", "products=0: expected at least 1"),
     ("curvature", "--tolerance=0", r"tolerance=0.0: expected in \(0, 1\)"),
     ("curvature", "--exclude=Enb", "did you mean Emb"),
-    ("curvature", "--exclude=Emb,QK,VO,FFN,Norm,Head --products=1", "expected to leave a block"),
     ("frequency", "--against=no/run", "no checkpoint in"),
     ("frequency", "--batches=0", "batches=0: expected at least 1"),
 ]
@@ -279,7 +278,7 @@ def test_eigenvalues_of_all_checkpoints(trained, small, capsys):
     assert curvature(trained, *ON, "--checkpoints=all") == 0
     folder = out_dir(small)
     start, middle, end = (written(folder, "curvature", step) for step in (0, 4, 8))
-    assert "preconditioned" not in start and "no state yet" in capsys.readouterr().out
+    assert "preconditioned" not in start and "no preconditioned one" in capsys.readouterr().out
     for one in (start["hessian"], middle["hessian"], middle["preconditioned"], end["preconditioned"]):
         assert one["converged"] and 0 <= one["residual"] <= 1e-4 * one["lambda_max"] and one["products"] < 300
     assert middle["preconditioned"]["lambda_max"] != end["preconditioned"]["lambda_max"] > end["hessian"]["lambda_max"]
@@ -344,9 +343,7 @@ def test_eigenvalues_of_other_optimizers(small, no_figures):
         assert found["preconditioned"][key] == pytest.approx(found["hessian"][key], rel=1e-3, abs=1e-4)
     assert found["preconditioned"]["threshold"] == pytest.approx(3.8)
     run(*small, "--optimizer=muon", "--max_iters=2")
-    with pytest.raises(UserError, match="is of muon, which has no second moments like Adam's; expected none"):
-        curvature(*words)
-    curvature(*words, "--preconditioner=none")
+    curvature(*words)
     assert "preconditioned" not in written(folder, "curvature", 2)
 
 

@@ -4,11 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
-from blockwise import UserError
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.curvature.eigenvalues import largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
+from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, norm_rate, scaling
 from blockwise.lr_multipliers import multipliers_at
 from blockwise.measuring import progress_bar
 from blockwise.optimizers import optimizer_for, preconditioner, stability_threshold
@@ -18,20 +17,27 @@ from blockwise.schedules import block_rate
 class Curvature:
     def __init__(self, config, data, run, world):
         self.config, self.world = config, world
-        self.plain_only = config.preconditioner == "none"
         sequences = config.batches * config.batch_size
         self.batch = Batch.sample(data.train, config.seed, 0, sequences, config.block_size, world)
 
     def measure(self, step, model, checkpoint):
-        """With and without the preconditioner of the checkpoint's optimizer."""
-        scales, optimizer = ({}, {}) if self.plain_only else preconditioner_scales(self.config, checkpoint, model)
+        """Without and with the preconditioner of the checkpoint's optimizer, if that has one in its state."""
         identity = {p: torch.ones_like(p) for p in model.parameters() if p.requires_grad}
         found = {"positions": self.batch.positions, "tolerance": self.config.tolerance}
         found["hessian"] = self.largest_eigenvalue_of(model, identity)
-        if scales:
-            value = self.largest_eigenvalue_of(model, scales)
-            rate = {"lr_lambda": optimizer["lr"]["Norm"] * value["lambda_max"]}
-            found["preconditioned"] = value | rate | optimizer | {"exclude": self.config.exclude}
+        run = SimpleNamespace(**checkpoint["config"])
+        if run.optimizer in ("adamw", "adam_mini", "sgd"):
+            optimizer = saved_optimizer(checkpoint, model)
+            groups = optimizer.param_groups
+            scales = scaling(groups, preconditioner(optimizer), self.config.exclude)
+            if any(scale.any() for scale in scales.values()):
+                value = self.largest_eigenvalue_of(model, scales)
+                found["preconditioned"] = value | {
+                    "lr_lambda": norm_rate(groups) * value["lambda_max"],
+                    "lr": {group["block"]: group["lr"] for group in groups},
+                    "threshold": stability_threshold(run.optimizer, run.beta1),
+                    "exclude": self.config.exclude,
+                }
         return found
 
     def largest_eigenvalue_of(self, model, scales):
@@ -60,28 +66,8 @@ class Curvature:
         if "preconditioned" in found:
             threshold = f"{found['preconditioned']['threshold']:.4g} is the threshold"
             yield f"  {'times the rate':<15}{found['preconditioned']['lr_lambda']:.4g}, and {threshold}"
-        elif not self.plain_only:
-            yield "  no preconditioned one: the optimizer has no state yet, or the learning rate is 0"
-
-
-def preconditioner_scales(config, saved, model):
-    """(R^(1/2) P^(-1/2) of a checkpoint's optimizer, {"lr": of each block, "threshold": of stability}).
-
-    The first as {parameter: tensor}; both are empty if the optimizer has no state yet, or the learning rate is 0.
-    Raises UserError for an optimizer without a diagonal preconditioner, or if no block is left to measure.
-    """
-    run = SimpleNamespace(**saved["config"])
-    if run.optimizer not in ("adamw", "adam_mini", "sgd"):
-        problem = f"the checkpoint is of {run.optimizer}, which has no second moments like Adam's"
-        raise UserError(f"preconditioner=auto: {problem}; expected none, for the Hessian alone")
-    optimizer = saved_optimizer(saved, model)
-    if {group["block"] for group in optimizer.param_groups} <= set(config.exclude):
-        raise UserError(f"exclude={','.join(config.exclude)}: expected to leave a block of the model")
-    scales = scaling(optimizer.param_groups, preconditioner(optimizer), config.exclude)
-    if not any(scale.any() for scale in scales.values()):
-        return {}, {}
-    rates = {group["block"]: group["lr"] for group in optimizer.param_groups}
-    return scales, {"lr": rates, "threshold": stability_threshold(run.optimizer, run.beta1)}
+        else:
+            yield "  no preconditioned one: it takes the second moments of Adam, or sgd, and a rate above 0"
 
 
 def saved_optimizer(saved, model):
