@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_estimates_and_their_errors(model_type, tied, kind):
         samples = [fisher_diagonal(model, batch, params, 0, draw) for draw in range(500)]
     else:
         truth, products = explicit_hessian(model_type, tied).diagonal(), HessianVectorProduct(model, batch, params)
-        samples = [hessian_diagonal(products, 0, batch.number, draw) for draw in range(500)]
+        samples = [hessian_diagonal(products, 0, draw) for draw in range(500)]
     diagonal = Diagonal(model)
     diagonal.add(samples)
     by_block = diagonal.by_block()
@@ -84,11 +85,12 @@ def test_the_cut_into_micro_batches_does_not_matter(micro):
     model, batch = make("gpt2", True), make_batch()
     params = list(model.parameters())
     whole = HessianVectorProduct(model, batch, params)
-    cut = HessianVectorProduct(model, batch, params, micro)
+    pieces = replace(batch, micro=micro)
+    cut = HessianVectorProduct(model, pieces, params)
     for a, b in (
-        (fisher_diagonal(model, batch, params, 0, 0), fisher_diagonal(model, batch, params, 0, 0, micro)),
-        (data_diagonal(model, batch, params), data_diagonal(model, batch, params, micro)),
-        (hessian_diagonal(whole, 0, 0, 0), hessian_diagonal(cut, 0, 0, 0)),
+        (fisher_diagonal(model, batch, params, 0, 0), fisher_diagonal(model, pieces, params, 0, 0)),
+        (data_diagonal(model, batch, params), data_diagonal(model, pieces, params)),
+        (hessian_diagonal(whole, 0, 0), hessian_diagonal(cut, 0, 0)),
     ):
         assert torch.allclose(flat(a), flat(b), rtol=1e-9, atol=1e-14)
 
@@ -110,7 +112,7 @@ def test_processes_share_a_batch():
     def total(mine):
         return [m + other for m, other in zip(mine, second, strict=True)]
 
-    squared = data_diagonal(model, halves[0], params, all_reduce=total)
+    squared = data_diagonal(model, replace(halves[0], all_reduce=total), params)
     assert torch.allclose(flat(squared), flat(data_diagonal(model, batch, params)), rtol=1e-9)
 
 
@@ -142,7 +144,7 @@ def test_nothing_that_trains_is_touched():
     params = list(model.parameters())
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     fisher_diagonal(model, batch, params, 0, 0)
-    hessian_diagonal(HessianVectorProduct(model, batch, params), 0, 0, 0)
+    hessian_diagonal(HessianVectorProduct(model, batch, params), 0, 0)
     empirical_fisher_diagonal(model, batch, params)
     assert model.training and all(p.grad is None for p in params)
     assert torch.equal(state, torch.get_rng_state())

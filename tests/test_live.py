@@ -84,7 +84,7 @@ def live(model, batch, solve, exclude=(), seed=0):
     config = configure(TrainConfig, [*words, "--beta1=0.9"], "")[0]
     split = SimpleNamespace(random_starts=lambda *_: [0], sequences=lambda *_: (batch.x, batch.y))
     found = LiveCurvature(config, model, split, World(0, 1, torch.device("cpu")), None)
-    found.batch, found.solve, found.options["micro"] = batch, solve, None
+    found.batch, found.solve = batch, solve
     return found
 
 
@@ -198,7 +198,7 @@ def test_fisher_sharpness_is_the_diagonals_mean():
     model, batch = make("gpt2", True), make_batch()
     blocks = {group["block"]: group["params"] for group in param_groups(model, 1.0)}
     found = fisher_sharpness(model, blocks, batch, 3, draw=4)
-    cut = fisher_sharpness(model, blocks, batch, 3, draw=4, micro=1)
+    cut = fisher_sharpness(model, blocks, replace(batch, micro=1), 3, draw=4)
     params = list(model.parameters())
     diagonal = dict(zip(params, fisher_diagonal(model, batch, params, 3, 4), strict=True))
     assert found.keys() == {"Emb", "QK", "VO", "FFN", "Norm"}
@@ -231,7 +231,7 @@ def test_probing_computes_in_full_float32(monkeypatch):
     monkeypatch.setattr(type(model), "forward", looking)
     torch.set_float32_matmul_precision("high")
     try:
-        HessianVectorProduct(model, batch, model.parameters(), precision="high")  # TF32 is for CUDA alone
+        HessianVectorProduct(model, replace(batch, precision="high"), model.parameters())  # TF32 is for CUDA alone
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

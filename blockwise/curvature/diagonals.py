@@ -1,7 +1,7 @@
 """Estimates of the diagonal of the Fisher and of the Hessian, and the average sharpness of each block.
 
-A `*_diagonal` function returns one sample for a batch and a draw: a list of tensors like `params`. Precision, shapes
-and the arguments `micro` and `all_reduce` are those of `hessian.py`.
+A `*_diagonal` function returns one sample for a batch and a draw: a list of tensors like `params`. Precision and shapes
+are those of `hessian.py`.
 """
 
 import math
@@ -11,25 +11,25 @@ import numpy as np
 import torch
 
 from blockwise.blocks import blocks_of, layer_of
-from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, no_reduce, wide
+from blockwise.curvature.hessian import double_backward_mode, gradient, keyed, wide
 
 
-def fisher_diagonal(model, batch, params, seed, draw, micro=None, all_reduce=no_reduce):
+def fisher_diagonal(model, batch, params, seed, draw):
     """Gauss-Newton-Bartlett estimate of the Fisher diagonal: B times the squared gradient on sampled labels.
 
     Sophia's estimator (arXiv 2305.14342, section 2.3) with the paper's B (arXiv 2502.19002): labels are sampled from
     the model's predictions, and the gradient of the mean loss over all B positions is squared once. Unbiased.
     """
-    generated = gradient(model, batch, params, micro, all_reduce, lambda part: sampled_labels(model, part, seed, draw))
+    generated = gradient(model, batch, params, lambda part: sampled_labels(model, part, seed, draw))
     return [batch.positions * g.square() for g in generated]
 
 
-def data_diagonal(model, batch, params, micro=None, all_reduce=no_reduce):
+def data_diagonal(model, batch, params):
     """B times the squared gradient on the data's labels. Not the Fisher: it adds B times the squared true gradient."""
-    return [batch.positions * g.square() for g in gradient(model, batch, params, micro, all_reduce)]
+    return [batch.positions * g.square() for g in gradient(model, batch, params)]
 
 
-def empirical_fisher_diagonal(model, batch, params, all_reduce=no_reduce):
+def empirical_fisher_diagonal(model, batch, params):
     """Empirical Fisher diagonal: T times the mean over sequences of the squared gradient of a sequence's mean loss.
 
     On the data's labels. The factor T makes it comparable with the Fisher per position, as if the gradients of a
@@ -40,26 +40,23 @@ def empirical_fisher_diagonal(model, batch, params, all_reduce=no_reduce):
         for part in batch.cut(1):
             for into, grad in zip(sums, torch.autograd.grad(model(part.x, part.y), params), strict=True):
                 into += grad.square() * (part.y.numel() ** 2 / batch.positions)
-    return all_reduce(sums)
+    return batch.all_reduce(sums)
 
 
-def hessian_diagonal(hessian, seed, number, draw):
-    """Hutchinson's estimate of the Hessian diagonal, v * H v for Rademacher v. Unbiased.
-
-    hessian: HessianVectorProduct; seed, number (of the batch), draw: seed the signs.
-    """
-    generator = keyed(seed, number, draw)
+def hessian_diagonal(hessian, seed, draw):
+    """Hutchinson's estimate of the diagonal of a HessianVectorProduct, v * H v for Rademacher v. Unbiased."""
+    generator = keyed(seed, hessian.batch.number, draw)
     signs = [torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for p in hessian.params]
     signs = [s.to(p) for s, p in zip(signs, hessian.params, strict=True)]
     return [s * h for s, h in zip(signs, hessian.hvp(signs), strict=True)]
 
 
-def sampled_labels(model, batch, seed, draw, precision="highest"):
+def sampled_labels(model, batch, seed, draw):
     """Labels sampled from the model's predictions, (N, T), with a generator for each sequence.
 
     By inverting the cumulative distribution in float64, so that rounding hardly ever changes a label.
     """
-    with double_backward_mode(model, precision), torch.no_grad():
+    with double_backward_mode(model, batch.precision), torch.no_grad():
         chances = wide(model(batch.x)).softmax(-1).cumsum(-1)  # (N, T, V)
     shape = batch.x.shape[1:]
     u = [torch.rand(shape, generator=keyed(seed, batch.number, draw, i), dtype=torch.float64) for i in batch.sequences]
@@ -68,14 +65,14 @@ def sampled_labels(model, batch, seed, draw, precision="highest"):
     return labels.to(batch.x.device)
 
 
-def fisher_sharpness(model, blocks, batch, seed, draw, micro=None, all_reduce=no_reduce, precision="highest"):
+def fisher_sharpness(model, blocks, batch, seed, draw):
     """{block type: average Fisher sharpness on `batch`}: the mean of `fisher_diagonal` over the block.
 
     blocks: {block type: its parameters}. It sums traces and never holds a diagonal.
     """
     params = [p for members in blocks.values() for p in members]
-    labels = partial(sampled_labels, model, seed=seed, draw=draw, precision=precision)
-    squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, micro, all_reduce, labels, precision))
+    labels = partial(sampled_labels, model, seed=seed, draw=draw)
+    squares = (g.norm().item() ** 2 for g in gradient(model, batch, params, labels))
     traces = {block: batch.positions * sum(next(squares) for _ in members) for block, members in blocks.items()}
     return {block: traces[block] / sum(p.numel() for p in members) for block, members in blocks.items()}
 

@@ -7,8 +7,9 @@ stay as they are. A batch may be cut into micro-batches of any size and split ov
 Shapes: N sequences on this process, T tokens in each, B positions (tokens) of the batch over all processes.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from blockwise.loader import probe_batch
 
 @dataclass
 class Batch:
-    """A fixed batch, of which this process holds some sequences.
+    """A fixed batch, of which this process holds some sequences, and how it is computed.
 
     x, y: (N, T) token ids on this process; sequences: their N indices in the whole batch; positions: B; number: index
-    of the batch, which seeds the labels that are sampled for it.
+    of the batch, which seeds the labels that are sampled for it. micro: sequences per micro-batch (None: all).
+    precision: of float32 products; "high": on CUDA TF32, with which one process and two agree to 1e-3 only.
+    all_reduce: sums a list of tensors over the processes.
     """
 
     x: torch.Tensor
@@ -30,31 +33,31 @@ class Batch:
     sequences: list
     positions: int
     number: int = 0
+    micro: int | None = None
+    precision: str = "highest"
+    all_reduce: Callable = lambda tensors: tensors
 
     @classmethod
-    def sample(cls, split, seed, number, size, block_size, world):
+    def sample(cls, split, seed, number, size, block_size, world, micro=None, precision="highest"):
         """This process's share of a batch of `size` sequences of `block_size` tokens, on its device.
 
         split: loader.Split. The batch depends on seed and number alone, not on the number of processes.
         """
         sequences = list(range(world.rank, size, world.size))
-        x, y = probe_batch(split, seed, number, sequences, block_size)  # (N, T) each
-        return cls(x.to(world.device), y.to(world.device), sequences, size * block_size, number)
+        x, y = (z.to(world.device) for z in probe_batch(split, seed, number, sequences, block_size))  # (N, T) each
+        return cls(x, y, sequences, size * block_size, number, micro, precision, world.all_reduce_sum)
 
     def cut(self, size):
         """Micro-batches of `size` sequences (None: one of all)."""
         size = size or len(self.x) or 1  # a process may have no sequence
         for at in range(0, len(self.x), size):
-            end = at + size
-            yield Batch(self.x[at:end], self.y[at:end], self.sequences[at:end], self.positions, self.number)
+            part = slice(at, at + size)
+            yield replace(self, x=self.x[part], y=self.y[part], sequences=self.sequences[part])
 
 
 @contextmanager
 def double_backward_mode(model, precision="highest"):
-    """Context in which the loss can be differentiated twice: without dropout, autocast and fused attention.
-
-    precision: of float32 products; "high": on CUDA TF32, with which one process and two agree to 1e-3 only.
-    """
+    """Context in which the loss can be differentiated twice: without dropout, autocast and fused attention."""
     training, before = model.training, torch.get_float32_matmul_precision()
     device = next(model.parameters()).device.type
     model.eval()
@@ -67,25 +70,19 @@ def double_backward_mode(model, precision="highest"):
         torch.set_float32_matmul_precision(before)
 
 
-def no_reduce(tensors):
-    """The sum over a single process: what `all_reduce` is without others."""
-    return tensors
-
-
-def gradient(model, batch, params, micro=None, all_reduce=no_reduce, targets=None, precision="highest"):
+def gradient(model, batch, params, targets=None):
     """Gradient of the mean loss over the whole batch: a list of tensors like `params`.
 
-    micro: sequences per micro-batch (None: all). all_reduce: sums a list of tensors over the processes. targets: maps
-    a micro-batch to labels (N, T) that take the place of the data's. precision: see `double_backward_mode`.
+    targets: maps a micro-batch to labels (N, T) that take the place of the data's.
     """
     sums = [torch.zeros_like(p) for p in params]
-    with double_backward_mode(model, precision):
-        for part in batch.cut(micro):
+    with double_backward_mode(model, batch.precision):
+        for part in batch.cut(batch.micro):
             y = part.y if targets is None else targets(part)
             loss = model(part.x, y) * (y.numel() / batch.positions)
             for into, grad in zip(sums, torch.autograd.grad(loss, params), strict=True):
                 into += grad
-    return all_reduce(sums)
+    return batch.all_reduce(sums)
 
 
 class HessianVectorProduct:
@@ -94,36 +91,34 @@ class HessianVectorProduct:
     With some of a model's parameters it is their diagonal block of the Hessian; n is their number, `size`. If the
     batch is a single micro-batch, the graph of the gradient is built once and kept, and a product costs one backward
     pass through it. Otherwise every product builds the graph of each micro-batch again.
-    micro, all_reduce, precision: as for `gradient`.
     """
 
-    def __init__(self, model, batch, params, micro=None, all_reduce=no_reduce, precision="highest"):
-        self.model, self.batch, self.params, self.micro = model, batch, list(params), micro
-        self.all_reduce, self.precision = all_reduce, precision
+    def __init__(self, model, batch, params):
+        self.model, self.batch, self.params = model, batch, list(params)
         self.size = sum(p.numel() for p in self.params)
         self.kept = None
-        parts = list(batch.cut(micro))
+        parts = list(batch.cut(batch.micro))
         if len(parts) == 1:
             self.kept = self._gradient(parts[0])
 
     def _gradient(self, part):
-        with double_backward_mode(self.model, self.precision):
+        with double_backward_mode(self.model, self.batch.precision):
             loss = self.model(part.x, part.y) * (part.y.numel() / self.batch.positions)
             return torch.autograd.grad(loss, self.params, create_graph=True)
 
     def hvp(self, vectors):
         """H v, for v and the result as lists of tensors like `params`."""
         sums = [torch.zeros_like(p) for p in self.params]
-        parts = [None] if self.kept else self.batch.cut(self.micro)
+        parts = [None] if self.kept else self.batch.cut(self.batch.micro)
         for part in parts:
             grads = self.kept or self._gradient(part)
-            with double_backward_mode(self.model, self.precision):
+            with double_backward_mode(self.model, self.batch.precision):
                 products = torch.autograd.grad(
                     grads, self.params, vectors, retain_graph=self.kept is not None, materialize_grads=True
                 )
             for into, product in zip(sums, products, strict=True):
                 into += product
-        return self.all_reduce(sums)
+        return self.batch.all_reduce(sums)
 
     def __call__(self, v):
         """H v on flat vectors, (n,) -> (n,): the matvec that `eigenvalues` and `spectra` take."""

@@ -18,7 +18,8 @@ class Curvature:
     def __init__(self, config, data, run, world):
         self.config, self.world = config, world
         sequences = config.batches * config.batch_size
-        self.batch = Batch.sample(data.train, config.seed, 0, sequences, config.block_size, world)
+        where = data.train, config.seed, 0, sequences, config.block_size
+        self.batch = Batch.sample(*where, world, config.micro_batch)
 
     def measure(self, step, model, checkpoint):
         """Without and with the preconditioner of the checkpoint's optimizer, if that has one in its state."""
@@ -43,8 +44,7 @@ class Curvature:
     def largest_eigenvalue_of(self, model, scales):
         """The largest eigenvalue of D H D, as it is written; scales: the entries of D, {parameter: tensor}."""
         config = self.config
-        hessian = HessianVectorProduct(model, self.batch, scales, config.micro_batch, self.world.all_reduce_sum)
-        matrix = Preconditioned(hessian, scales.values())
+        matrix = Preconditioned(HessianVectorProduct(model, self.batch, scales), scales.values())
         with progress_bar(self.world, total=config.products, unit="product") as progress:
 
             def product(v):

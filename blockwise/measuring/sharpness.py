@@ -25,8 +25,8 @@ class Sharpness:
         config, diagonal = self.config, Diagonal(model)
         with progress_bar(self.world, total=config.batches * self.draws, unit="sample") as progress:
             for number in range(config.batches):
-                size, length = config.batch_size, config.block_size
-                batch = Batch.sample(self.data.train, config.seed, number, size, length, self.world)
+                where = self.data.train, config.seed, number, config.batch_size, config.block_size
+                batch = Batch.sample(*where, self.world, config.micro_batch)
                 drawn = []
                 for sample in self.samples(model, batch):
                     if not all(torch.isfinite(d).all() for d in sample):
@@ -51,20 +51,17 @@ class Sharpness:
         return found
 
     def samples(self, model, batch):
-        """One sample of the diagonal per draw, by the config's estimator: a list of tensors like the parameters."""
-        params, seed = [p for p in model.parameters() if p.requires_grad], self.config.seed
-        micro, all_reduce = self.config.micro_batch, self.world.all_reduce_sum
-        if self.config.kind == "data_labels":
-            yield data_diagonal(model, batch, params, micro, all_reduce)
-        elif self.config.kind == "empirical":
-            yield empirical_fisher_diagonal(model, batch, params, all_reduce)
-        elif self.config.kind == "fisher":
-            for draw in range(self.draws):
-                yield fisher_diagonal(model, batch, params, seed, draw, micro, all_reduce)
-        else:
-            hessian = HessianVectorProduct(model, batch, params, micro, all_reduce)
-            for draw in range(self.draws):
-                yield hessian_diagonal(hessian, seed, batch.number, draw)
+        """Samples of the diagonal by the config's estimator, one a draw: lists of tensors like the parameters."""
+        kind, seed, draws = self.config.kind, self.config.seed, range(self.draws)
+        params = [p for p in model.parameters() if p.requires_grad]
+        if kind == "data_labels":
+            return [data_diagonal(model, batch, params)]
+        if kind == "empirical":
+            return [empirical_fisher_diagonal(model, batch, params)]
+        if kind == "fisher":
+            return (fisher_diagonal(model, batch, params, seed, draw) for draw in draws)
+        hessian = HessianVectorProduct(model, batch, params)
+        return (hessian_diagonal(hessian, seed, draw) for draw in draws)
 
     def report(self, found):
         yield f"{found['kind']}: average sharpness by block"

@@ -23,7 +23,8 @@ class Spectrum:
             raise UserError("dtype=float64: an MPS device has no such numbers; expected float32, or device=cpu")
         self.config, self.world, self.dtype = config, world, getattr(torch, config.dtype)
         sequences = config.batches * config.batch_size
-        self.batch = Batch.sample(data.train, config.seed, 0, sequences, config.block_size, world)
+        where = data.train, config.seed, 0, sequences, config.block_size
+        self.batch = Batch.sample(*where, world, config.micro_batch)
 
     def measure(self, step, model, checkpoint):
         chosen = blocks_to_measure(self.config, model.to(self.dtype))
@@ -62,7 +63,7 @@ class Spectrum:
     def eigenvalues(self, name, model, params, steps):
         """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
         config, device = self.config, self.world.device
-        hessian = HessianVectorProduct(model, self.batch, params, config.micro_batch, self.world.all_reduce_sum)
+        hessian = HessianVectorProduct(model, self.batch, params)
         generator = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes blocks would look too much alike
         density = quadrature(hessian, hessian.size, steps, config.probes, generator, device, self.dtype)
         start = torch.randn(hessian.size, generator=generator, dtype=torch.float64).to(self.dtype).to(device)

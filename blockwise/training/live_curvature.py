@@ -31,18 +31,15 @@ class LiveCurvature:
         self.config, self.model, self.split, self.world = config, model, split, world
         self.names = {p: name for name, p in model.named_parameters()}
         self.eigenvector = checkpoint["eigenvector"] if checkpoint and config.curvature_interval else None
+        self.micro = micro_batch(config, model, world)
         self.batch = self.probe(0)
         method = {"krylov": largest_eigenvalue, "power": power_iteration}[config.curvature_method]
         self.solve = partial(method, products=config.curvature_hvps, tolerance=0.0)
-        self.options = {
-            "micro": micro_batch(config, model, world),
-            "all_reduce": world.all_reduce_sum,
-            "precision": config.curvature_precision,
-        }
 
     def probe(self, number):
         config = self.config
-        return Batch.sample(self.split, config.seed, number, config.curvature_batch_size, config.block_size, self.world)
+        where = self.split, config.seed, number, config.curvature_batch_size, config.block_size
+        return Batch.sample(*where, self.world, self.micro, config.curvature_precision)
 
     def measure(self, step, optimizer):
         """The part of a row that is due in this step. Raises UserError where the device's memory does not suffice."""
@@ -65,7 +62,7 @@ class LiveCurvature:
         blocks = {}
         for group in optimizer.param_groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
-        return fisher_sharpness(self.model, blocks, batch, self.config.seed, draw, **self.options)
+        return fisher_sharpness(self.model, blocks, batch, self.config.seed, draw)
 
     def curvature(self, groups, preconditioner):
         """curvature/lambda_max and what belongs to it; nothing where no coordinate takes part, as before any state.
@@ -76,7 +73,7 @@ class LiveCurvature:
         scales = scaling(groups, preconditioner, config.curvature_exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianVectorProduct(self.model, self.batch, scales, **self.options)
+        products = HessianVectorProduct(self.model, self.batch, scales)
         matrix = Preconditioned(products, scales.values())
         start = matrix.to_preconditioned(self.warm_start(products.params))
         try:
@@ -108,9 +105,9 @@ class LiveCurvature:
         try:
             yield
         except torch.OutOfMemoryError:
-            size = self.options["micro"]
-            problem = f"no memory to measure the curvature of {size} sequences at a time"
-            raise UserError(f"{problem}; expected a curvature_micro_batch below {size}, or no curvature") from None
+            problem = f"no memory to measure the curvature of {self.micro} sequences at a time"
+            expected = f"a curvature_micro_batch below {self.micro}, or no curvature"
+            raise UserError(f"{problem}; expected {expected}") from None
 
     def state_dict(self):
         return {"eigenvector": self.eigenvector}
