@@ -124,15 +124,15 @@ def test_crossing_is_the_last_not_a_lucky_dip():
 
 def test_mistakes(tmp_path, curves):
     with pytest.raises(UserError, match=r"holds no config\.json and metrics\.jsonl of a run"):
-        Run.read(tmp_path)
+        Run(tmp_path)
     folder = make_run(tmp_path / "bw", [5, 4, "NaN"], True)
-    assert Run.read(folder).val == [(0, 5.0), (100, 4.0)]
+    assert Run(folder).val == [(0, 5.0), (100, 4.0)]
     (folder / "metrics.jsonl").write_text('{"step": 0, "train/loss": 1.0}\n')
     with pytest.raises(UserError, match="no validation loss yet"):
-        Run.read(folder)
+        Run(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="broken"):
-        Run.read(folder)
+        Run(folder)
     make_run(tmp_path / "good", [5, 4], True)
     for words in ([tmp_path / "nothing"], [], ["--outt=x", folder], [tmp_path / "good", "--out=x.foo"]):
         with pytest.raises(UserError, match=r"^[^\n]*$"):

@@ -1,7 +1,7 @@
 """Loss against step, with the terminal gap and the speedup over a baseline."""
 
 import json
-from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from blockwise import UserError, warn
@@ -12,48 +12,32 @@ LEGEND = "validation loss at the end (training loss: light)"
 BELOW = 12  # with more runs the legend stands below the axes
 
 
-@dataclass
 class Run:
-    """A run's curves: (step, loss) pairs in the order of steps."""
+    """A run's curves, (step, loss) pairs in the order of steps."""
 
-    name: str
-    blockwise: bool
-    max_iters: int
-    train: list
-    val: list
-    data: dict = field(default_factory=dict)  # identity of the data set; empty where a run did not note it
-
-    @classmethod
-    def read(cls, folder):
+    def __init__(self, folder):
         """Raises UserError if the folder holds no run, or one without a validation loss."""
         folder = Path(folder)
         with reading(folder, "config.json and metrics.jsonl of a run"):
             config, rows = json.loads((folder / "config.json").read_text()), read_rows(folder)
-            train, val = (curve(rows, key) for key in ("train/loss", "val/loss"))
-            run = cls(folder.name, config["blockwise"], config["max_iters"], train, val, config.get("data") or {})
-        if not run.val:
+            self.name, self.blockwise, self.max_iters = folder.name, config["blockwise"], config["max_iters"]
+            self.data = config.get("data")  # identity of the data set; None where a run did not note it
+            self.train, self.val = (curve(rows, key) for key in ("train/loss", "val/loss"))
+        if not self.val:
             raise UserError(f"{folder} has no validation loss yet: let the run reach its first evaluation")
-        return run
-
-    @property
-    def finished(self):
-        return self.val[-1][0] == self.max_iters
-
-    @property
-    def final(self):
-        return self.val[-1][1]
+        last, self.final = self.val[-1]
+        self.finished = last == self.max_iters
+        self.unfinished = "" if self.finished else f", stopped at {last} of {self.max_iters}"
 
 
 def check_data(runs):
     """Raises UserError for runs of different tokenizers, whose losses do not compare; warns of different text."""
-    with_data = [run for run in runs if run.data]
-    for run in with_data[1:]:
-        first = with_data[0]
-        if run.data["tokenizer"] != first.data["tokenizer"]:
-            problem = f"{first.name} and {run.name} were trained with different tokenizers"
+    for one, other in pairwise(run for run in runs if run.data):
+        if one.data["tokenizer"] != other.data["tokenizer"]:
+            problem = f"{one.name} and {other.name} were trained with different tokenizers"
             raise UserError(f"{problem}: their losses per token cannot be compared, draw them in two figures")
-        if run.data["val"] != first.data["val"]:
-            warn(f"{first.name} and {run.name} were evaluated on different text")
+        if one.data["val"] != other.data["val"]:
+            warn(f"{one.name} and {other.name} were evaluated on different text")
 
 
 def draw(folders, baseline=None, out=None):
@@ -61,9 +45,9 @@ def draw(folders, baseline=None, out=None):
 
     baseline: folder of another run, a baseline whatever its config says. Raises UserError for a folder without a run.
     """
-    runs = [Run.read(folder) for folder in folders]
+    runs = [Run(folder) for folder in folders]
     if baseline:
-        runs.append(Run.read(baseline))
+        runs.append(Run(baseline))
         runs[-1].blockwise = False
     if len({run.name for run in runs}) < len(runs):
         for run, folder in zip(runs, [*folders, baseline], strict=False):
@@ -75,10 +59,9 @@ def draw(folders, baseline=None, out=None):
     for run in runs:
         style = {"color": next(colours)} if run.blockwise else {"color": "black", "linestyle": (0, (5, 2))}
         axes.plot(*zip(*run.train, strict=True), alpha=0.25, linewidth=0.8, color=style["color"]) if run.train else None
-        unfinished = "" if run.finished else f", stopped at {run.val[-1][0]} of {run.max_iters}"
-        label = literal(f"{run.name}: {run.final:.3f}{unfinished}")
+        label = literal(f"{run.name}: {run.final:.3f}{run.unfinished}")
         axes.plot(*zip(*run.val, strict=True), linewidth=2, label=label, **style)
-        print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{unfinished}")
+        print(f"{run.name}: validation loss {run.final:.4f} at step {run.val[-1][0]}{run.unfinished}")
     for run in runs:
         if run.blockwise:
             draw_gap(axes, run, baselines.get(run.max_iters) if run.finished else None)

@@ -21,7 +21,7 @@ def in_order(blocks):
 def figures(folder):
     """sharpness_KIND.png of each kind, and sharpness_KIND_evolution.png over the steps."""
     for name, steps in measurements(folder, "sharpness").items():
-        newest, title = steps[-1], KINDS.get(steps[-1]["kind"], steps[-1]["kind"])
+        newest, title = steps[-1], KINDS[steps[-1]["kind"]]
         figure, (bars, density, layers) = start_figure(3)
         draw_bars(bars, newest)
         draw_density(density, newest)
@@ -53,11 +53,11 @@ def draw_bars(axes, measured):
 
 def draw_density(axes, measured):
     """How the diagonal's entries above zero are spread, each block's share by log10."""
-    low, high = measured["log10_bins"][0], measured["log10_bins"][-1]
-    edges = np.linspace(low, high, len(measured["log10_bins"]))
+    edges = measured["log10_bins"]
     for block in in_order(measured["blocks"]):
-        shares = np.array(measured["blocks"][block]["histogram"])
-        axes.stairs(shares, edges, label=block, color=BLOCK_COLOURS[block], linewidth=1.5)
+        axes.stairs(
+            measured["blocks"][block]["histogram"], edges, label=block, color=BLOCK_COLOURS[block], linewidth=1.5
+        )
     seen = np.flatnonzero(np.sum([row["histogram"] for row in measured["blocks"].values()], axis=0) > 1e-4)
     if len(seen):
         axes.set_xlim(edges[seen[0]] - 1, edges[seen[-1] + 1] + 1)
