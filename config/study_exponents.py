@@ -2,8 +2,7 @@
 # How do the good rates move with width, batch and vocabulary? In each condition a cross around `fitted` (tables,
 # and VO with FFN, each halved and doubled) shows the exponents, beside an AdamW with the warmup and decay that
 # study_budget.py found for it and a swept rate. One seed a point: a map. The shape of study_budget.py but for what the
-# condition names, and the same number of steps everywhere. About 45 runs; python experiments/maps.py
-# out/study_exponents draws them.
+# condition names, and the same number of steps everywhere. About 45 runs.
 include("study_budget.py")
 out_dir = "out/study_exponents"
 max_iters = lr_decay_iters = 420

@@ -2,7 +2,6 @@
 # Why do fast tables help? Three explanations, each with its own lever: the embedding's initial scale (what counts would
 # be the rate over it), the matrices' initial scale (they would limit a single rate), and beta2 of the tables (rare
 # rows would be starved by a short memory). One seed a point: a map, not a verdict. study_blocks.py asks which blocks.
-# python experiments/maps.py out/study_mechanism draws it.
 include("study_budget.py")
 out_dir = "out/study_mechanism"
 

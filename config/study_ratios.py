@@ -1,6 +1,6 @@
 # python compare.py config/study_ratios.py
 # What do the multipliers want to be at this size? Every block's rate and the warmup are drawn at random, independently
-# of each other, around "emb 20x" of study_cpu_long.py; experiments/ratios.py fits the losses. Half an hour, two cores.
+# of each other, around "emb 20x" of study_cpu_long.py; the report has every loss. Half an hour, two cores.
 from scipy.stats.qmc import LatinHypercube
 
 max_iters = 500

@@ -44,20 +44,6 @@ def study_of_draws(folder, n=40):
     (folder / "study.json").write_text(json.dumps(found))
 
 
-def study_of_lines(folder, conditions=("",), best=(8e-3, 3e-3)):
-    """A finished study whose losses are parabolas: the tables' best rate, and the matrices' by their init's number."""
-    folder.mkdir(exist_ok=True)
-    arms = {"adamw": 5.0}
-    for name, at in zip(("init 0.02", "init 1", "tables"), (best[0], 1.0, best[1]), strict=True):
-        for rate in (1, 4, 16):
-            arms[f"{name}, rate {rate}e-3"] = 4 + 0.1 * np.log(rate * 1e-3 / at) ** 2
-    places = {name: {arm: {"mean": mean} for arm, mean in arms.items()} for name in conditions}
-    (folder / "study.json").write_text(json.dumps({"places": places, "study": {"baseline": "adamw"}}))
-
-
-# data/NAME/prepare.py
-
-
 def prepare(name, *words, **options):
     """The script in a process; returns (exit status, stderr)."""
     command = [sys.executable, f"data/{name}/prepare.py", *map(str, words)]

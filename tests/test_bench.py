@@ -1,4 +1,4 @@
-"""The scripts of bench/ and experiments/: each starts, in its smallest form, and refuses what it does not know."""
+"""The scripts of bench/: each starts, in its smallest form, and refuses what it does not know."""
 
 import multiprocessing
 import os
@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Fork, finish, state_of, wait_for
-from helpers import SHORT, TINY, study_of_lines
+from helpers import SHORT, TINY
 
-sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "experiments")]
+sys.path.insert(0, str(ROOT / "bench"))
 
 import throughput
 import two_hosts
@@ -27,8 +27,7 @@ from configurator import configure
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("bench", "experiments")
-    for path in (ROOT / folder).glob("*.py")
+    for path in (ROOT / "bench").glob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
 # (script, its arguments, what it prints)
@@ -37,11 +36,9 @@ SMALLEST = [
     ("bench/models.py", ("LlamaForCausalLM", "--out={out}/models.md"), "1 of 1 classes split"),
     ("bench/parts.py", ("--tiny", "--rounds=1"), "8 tokens sampled with the cache; without"),
     ("bench/scaling.py", ("--tiny", "--steps=4", "--out={out}/scaling.png"), "batch_size  time ^"),
-    ("experiments/maps.py", ("{out}/lines",), "| tables | 0.003 |"),
 ]
 # Those that take other trees, namespaces of root's or a GPU, or have more tests
 ELSEWHERE = {"bench/gpu_accept.py", "bench/same_rows.py", "bench/throughput.py", "bench/two_hosts.py"}
-ELSEWHERE |= {"experiments/quadratic.py", "experiments/ratios.py"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -62,7 +59,6 @@ def test_every_script_is_started():
 
 @pytest.mark.parametrize("script, words, printed", SMALLEST, ids=lambda value: value if "/" in value else "")
 def test_a_script_in_its_smallest_form(script, words, printed, tmp_path):
-    study_of_lines(tmp_path / "lines")
     (tmp_path / "models.md").write_text("what stays\n## The classes\nwhat was there")
     status, out, err = finish(Fork(*(word.format(out=tmp_path) for word in words), script=script))
     assert status == 0, err

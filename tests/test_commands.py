@@ -24,7 +24,7 @@ from blockwise.study import report
 TRAINING_PAGES = {ROOT / f"docs/{name}.md" for name in ("running", "machines", "methods", "measuring")}
 ENTRIES = [
     path
-    for pattern in ("*.py", "data/*/prepare.py", "bench/*.py", "experiments/*.py", "docs/*.py", "blockwise/*.py")
+    for pattern in ("*.py", "data/*/prepare.py", "bench/*.py", "docs/*.py", "blockwise/*.py")
     for path in sorted(ROOT.glob(pattern))
 ]
 

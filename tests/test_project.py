@@ -62,7 +62,7 @@ def test_a_room_imports_leaves_itself_and_the_rooms_below(path):
     assert {name for name in project_imports(path) if not name.startswith("blockwise.")} == set()
 
 
-FOLDERS = ("blockwise", "data", "bench", "experiments")
+FOLDERS = ("blockwise", "data", "bench")
 LONGER = {
     "train.py": 320,
     "blocks.py": 575,

@@ -15,7 +15,7 @@ BESIDE = 6  # with more of them the legend stands beside the axes
 def figures(folder):
     """learning_rates.png and curves.png of a comparison, one panel for each condition.
 
-    Of a map of many arms only those with more than one learning rate are drawn: the others are experiments/maps.py's.
+    Of a map of many arms only those with more than one learning rate are drawn.
     """
     study = json.loads((folder / "study.json").read_text())
     comparisons = {name: legible(arms) for name, arms in study["places"].items()}
