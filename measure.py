@@ -42,11 +42,6 @@ class MeasureConfig(Keys):
     device: Annotated[str, "cpu, cuda, cuda:1 (auto: cuda if there, else cpu)"] = "auto"
     # fmt: on
 
-    @property
-    def file(self):
-        """What names of files begin with."""
-        return self.command
-
 
 @dataclass
 class SharpnessConfig(MeasureConfig):
@@ -66,10 +61,6 @@ class SharpnessConfig(MeasureConfig):
     @property
     def kind(self):
         return "data_labels" if (self.estimator, self.labels) == ("fisher", "data") else self.estimator
-
-    @property
-    def file(self):
-        return f"sharpness_{self.kind}"
 
 
 @dataclass
@@ -160,7 +151,8 @@ def main(config, flags=()):
             if world.is_master:
                 about = {"step": step, "dataset": config.dataset, "seed": config.seed}
                 content = about | found | {"seconds": time.perf_counter() - started}
-                write_text(Path(config.out_dir, f"{config.file}_{step:08d}.json"), json.dumps(content, indent=1) + "\n")
+                name = "_".join(filter(None, (config.command, found.get("kind"), f"{step:08d}")))
+                write_text(Path(config.out_dir, f"{name}.json"), json.dumps(content, indent=1) + "\n")
                 print(f"step {step}, ", end="")
                 print(*command.report(found), sep="\n")
         if world.is_master:

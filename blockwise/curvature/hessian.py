@@ -127,19 +127,18 @@ class HessianVectorProduct:
         return torch.cat([product.flatten() for product in self.hvp(vectors)])
 
 
-class Preconditioned:
+class Preconditioned(HessianVectorProduct):
     """The preconditioned Hessian D H D as a matvec (n,) -> (n,), with the diagonal D = R^(1/2) P^(-1/2) of `scaling`.
 
-    hessian: HessianVectorProduct; scales: the entries of D, tensors like its params. A coordinate takes no part where
-    D is 0.
+    scales: {parameter: its entries of D, a tensor like it}. A coordinate takes no part where D is 0.
     """
 
-    def __init__(self, hessian, scales):
-        self.hessian = hessian
-        self.scale = torch.cat([scale.flatten() for scale in scales])  # (n,)
+    def __init__(self, model, batch, scales):
+        super().__init__(model, batch, scales)
+        self.scale = torch.cat([scale.flatten() for scale in scales.values()])  # (n,)
 
     def __call__(self, v):
-        return self.scale * self.hessian(self.scale * v)
+        return self.scale * super().__call__(self.scale * v)
 
     def random(self, seed):
         """A Gaussian start vector (n,), zero where D is; the same for a seed on every device."""

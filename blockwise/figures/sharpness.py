@@ -55,9 +55,7 @@ def draw_density(axes, measured):
     """How the diagonal's entries above zero are spread, each block's share by log10."""
     edges = measured["log10_bins"]
     for block in in_order(measured["blocks"]):
-        axes.stairs(
-            measured["blocks"][block]["histogram"], edges, label=block, color=BLOCK_COLOURS[block], linewidth=1.5
-        )
+        axes.stairs(measured["blocks"][block]["histogram"], edges, label=block, color=BLOCK_COLOURS[block])
     seen = np.flatnonzero(np.sum([row["histogram"] for row in measured["blocks"].values()], axis=0) > 1e-4)
     if len(seen):
         axes.set_xlim(edges[seen[0]] - 1, edges[seen[-1] + 1] + 1)

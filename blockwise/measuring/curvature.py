@@ -7,7 +7,7 @@ import torch
 from blockwise.blocks import param_groups
 from blockwise.checkpoint import load_optimizer
 from blockwise.curvature.eigenvalues import largest_eigenvalue
-from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, norm_rate, scaling
+from blockwise.curvature.hessian import Batch, Preconditioned, norm_rate, scaling
 from blockwise.lr_multipliers import multipliers_at
 from blockwise.measuring import progress_bar
 from blockwise.optimizers import optimizer_for, preconditioner, stability_threshold
@@ -44,7 +44,7 @@ class Curvature:
     def largest_eigenvalue_of(self, model, scales):
         """The largest eigenvalue of D H D, as it is written; scales: the entries of D, {parameter: tensor}."""
         config = self.config
-        matrix = Preconditioned(HessianVectorProduct(model, self.batch, scales), scales.values())
+        matrix = Preconditioned(model, self.batch, scales)
         with progress_bar(self.world, total=config.products, unit="product") as progress:
 
             def product(v):

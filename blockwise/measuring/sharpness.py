@@ -2,14 +2,7 @@
 
 import torch
 
-from blockwise.curvature.diagonals import (
-    LOG10_BINS,
-    Diagonal,
-    data_diagonal,
-    empirical_fisher_diagonal,
-    fisher_diagonal,
-    hessian_diagonal,
-)
+from blockwise.curvature import diagonals
 from blockwise.curvature.hessian import Batch, HessianVectorProduct
 from blockwise.lr_multipliers import as_arguments, multipliers
 from blockwise.measuring import progress_bar
@@ -22,7 +15,7 @@ class Sharpness:
         self.draws = 1 if config.kind in ("data_labels", "empirical") else config.draws  # these two are deterministic
 
     def measure(self, step, model, checkpoint):
-        config, diagonal = self.config, Diagonal(model)
+        config, diagonal = self.config, diagonals.Diagonal(model)
         with progress_bar(self.world, total=config.batches * self.draws, unit="sample") as progress:
             for number in range(config.batches):
                 where = self.data.train, config.seed, number, config.batch_size, config.block_size
@@ -42,7 +35,7 @@ class Sharpness:
             "kind": config.kind, "batches": config.batches, "draws": self.draws,
             "positions": config.batch_size * config.block_size,
             "blocks": diagonal.by_block(),
-            "layers": layers, "log10_bins": LOG10_BINS.tolist(),
+            "layers": layers, "log10_bins": diagonals.LOG10_BINS.tolist(),
         }  # fmt: skip
         if self.suggest:
             averages = {block: stats["mean"] for block, stats in found["blocks"].items()}
@@ -55,13 +48,13 @@ class Sharpness:
         kind, seed, draws = self.config.kind, self.config.seed, range(self.draws)
         params = [p for p in model.parameters() if p.requires_grad]
         if kind == "data_labels":
-            return [data_diagonal(model, batch, params)]
+            return [diagonals.data_diagonal(model, batch, params)]
         if kind == "empirical":
-            return [empirical_fisher_diagonal(model, batch, params)]
+            return [diagonals.empirical_fisher_diagonal(model, batch, params)]
         if kind == "fisher":
-            return (fisher_diagonal(model, batch, params, seed, draw) for draw in draws)
+            return (diagonals.fisher_diagonal(model, batch, params, seed, draw) for draw in draws)
         hessian = HessianVectorProduct(model, batch, params)
-        return (hessian_diagonal(hessian, seed, draw) for draw in draws)
+        return (diagonals.hessian_diagonal(hessian, seed, draw) for draw in draws)
 
     def report(self, found):
         yield f"{found['kind']}: average sharpness by block"

@@ -2,15 +2,13 @@
 
 import math
 import time
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 
-from blockwise import UserError
 from blockwise.curvature.diagonals import fisher_sharpness
 from blockwise.curvature.eigenvalues import largest_eigenvalue, power_iteration
-from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, norm_rate, scaling
+from blockwise.curvature.hessian import Batch, Preconditioned, norm_rate, scaling
 from blockwise.curvature.memory import micro_batch
 from blockwise.optimizers import preconditioner, stability_threshold
 from blockwise.schedules import due
@@ -42,23 +40,20 @@ class LiveCurvature:
         return Batch.sample(*where, self.world, self.micro, config.curvature_precision)
 
     def measure(self, step, optimizer):
-        """The part of a row that is due in this step. Raises UserError where the device's memory does not suffice."""
+        """The part of a row that is due in this step."""
         row = {}
-        with self.out_of_memory_in_one_line():
-            if due(step, self.config.sharpness_interval):
-                averages = self.fisher(self.batch, step, optimizer)
-                row |= {f"sharpness/{block}": value for block, value in averages.items()}
-            if due(step, self.config.curvature_interval):
-                row |= self.curvature(optimizer.param_groups, preconditioner(optimizer))
+        if due(step, self.config.sharpness_interval):
+            averages = self.fisher(self.batch, step, optimizer)
+            row |= {f"sharpness/{block}": value for block, value in averages.items()}
+        if due(step, self.config.curvature_interval):
+            row |= self.curvature(optimizer.param_groups, preconditioner(optimizer))
         return row
 
     def sharpness(self, number, optimizer):
-        """{block: sharpness} on batch `number`, one draw of labels. Raises what `measure` raises."""
-        with self.out_of_memory_in_one_line():
-            return self.fisher(self.probe(number), 0, optimizer)
+        """{block: average sharpness} on batch `number`, one draw of labels."""
+        return self.fisher(self.probe(number), 0, optimizer)
 
     def fisher(self, batch, draw, optimizer):
-        """{block: average sharpness}, on labels of this number."""
         blocks = {}
         for group in optimizer.param_groups:
             blocks.setdefault(group["block"], []).extend(group["params"])
@@ -73,9 +68,8 @@ class LiveCurvature:
         scales = scaling(groups, preconditioner, config.curvature_exclude)
         if not any(scale.any() for scale in scales.values()):
             return {}
-        products = HessianVectorProduct(self.model, self.batch, scales)
-        matrix = Preconditioned(products, scales.values())
-        start = matrix.to_preconditioned(self.warm_start(products.params))
+        matrix = Preconditioned(self.model, self.batch, scales)
+        start = matrix.to_preconditioned(self.warm_start(scales))
         try:
             top = self.solve(matrix, start if start.any() else matrix.random(config.seed))
             value, residual = top.value, top.residual
@@ -83,8 +77,8 @@ class LiveCurvature:
             value = residual = math.nan
         self.eigenvector = None
         if math.isfinite(value):
-            pieces = (matrix.scale * top.vector).split([p.numel() for p in products.params])
-            pairs = zip(products.params, pieces, strict=True)
+            pieces = (matrix.scale * top.vector).split([p.numel() for p in scales])
+            pairs = zip(scales, pieces, strict=True)
             self.eigenvector = {self.names[p]: piece.view_as(p).clone() for p, piece in pairs}
         return {
             "curvature/lambda_max": value,
@@ -99,15 +93,6 @@ class LiveCurvature:
         vector = self.eigenvector or {}
         parts = [vector.get(self.names[p], torch.zeros_like(p)).to(p) for p in params]
         return torch.cat([part.flatten() for part in parts])
-
-    @contextmanager
-    def out_of_memory_in_one_line(self):
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            problem = f"no memory to measure the curvature of {self.micro} sequences at a time"
-            expected = f"a curvature_micro_batch below {self.micro}, or no curvature"
-            raise UserError(f"{problem}; expected {expected}") from None
 
     def state_dict(self):
         return {"eigenvector": self.eigenvector}

@@ -102,7 +102,9 @@ def root_cause(error):
 
 def out_of_memory_message(config, device):
     free = "" if (left := free_memory(device)) is None else f", {left / 1e6:,.0f} MB are free"
+    curvature = ", or lower curvature_micro_batch" if config.curvature_interval or config.sharpness_interval else ""
     return (
         f"out of memory on {device}{free}: lower batch_size={config.batch_size} and raise gradient_accumulation_steps, "
-        f"or set activation_checkpointing=True (it is {config.activation_checkpointing}); --dry_run estimates what fits"
+        f"or set activation_checkpointing=True (it is {config.activation_checkpointing}){curvature}; "
+        "--dry_run estimates what fits"
     )
