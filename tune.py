@@ -5,14 +5,13 @@
     python train.py config/mine.py out/tune/rates.py              # train with what it found
     python -m blockwise.blocks MODEL --as=nemo --rates=out/tune/rates.json    # or let another trainer do so
 
-config/mine.py is any config of train.py, nanoGPT's too, with your model, data and batch size. tune.py trains that model
-many times, in two ways: AdamW (or --optimizer=muon) with one learning rate for all weights, and with one per block type.
-Each way gets the same number of trials, which vary peak rate, warmup, beta2 and weight decay around yours; most have a
-quarter of the steps, and only the best are trained in full. The best of each then runs with new seeds, and the
-difference of their losses, with its interval, decides: rates per block, or one rate. Results go to --out_dir (out/tune).
---budget is the length of a full run (20 is about compute-optimal), --hours sets the number of trials and seeds. A model
-too large to be trained dozens of times is searched on a smaller one, --proxy.n_embd=64 --proxy.n_head=2, with the same
-tokens per parameter and steps. Nobody has shown that its rates hold beyond twice its width: sweep learning_rate there.
+config/mine.py is any config of train.py, nanoGPT's too, with your model, data and batch size. tune.py trains it many
+times, by AdamW (or --optimizer=muon) with one learning rate for all weights, and with one per block type. Each gets the
+same number of trials of peak rate, warmup, beta2 and weight decay, most with a quarter of the steps. The best of each
+runs again with new seeds, and the difference of their losses decides: rates per block, or one rate. Results go to
+--out_dir (out/tune). --budget is the length of a full run (20 is about compute-optimal), --hours sets the number of
+trials and seeds. A large model is searched on a smaller one, --proxy.n_embd=64 --proxy.n_head=2, with the same tokens
+per parameter and steps. Nobody has shown that its rates hold beyond twice its width: sweep learning_rate there.
 """
 
 import json
@@ -104,15 +103,12 @@ def measured(config, settings, folder):
     side_by_side = len(slots(study_of(config, settings, folder)))
     settings = replace(settings, max_iters=30, lr_decay_iters=30, warmup_iters=3, eval_interval=0, log_interval=1)
     more = {"learning_rates": {ONE: [1e-4]}, "untuned": [ONE], "seeds": list(range(side_by_side)), "extensions": 0}
-    seconds = [None]
-    while None in seconds:  # of a run that was killed and resumed the time is not known
-        if not (found := run_study(Study(study_of(config, settings, folder, **more), configure))):
-            sys.exit(0)  # stopped by a signal
-        if any_failed(found):
-            raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
-        seconds = [run["seconds"] for run in found["runs"]]
-        for path in (folder / "runs", folder / "results.jsonl") if None in seconds else ():
-            remove(path)
+    remove(folder)  # of a call that was ended here: how long a resumed run takes is not known
+    if not (found := run_study(Study(study_of(config, settings, folder, **more), configure))):
+        sys.exit(0)  # stopped by a signal
+    if any_failed(found):
+        raise UserError(f"the runs that measure this machine failed: see {folder / 'runs'}")
+    seconds = [run["seconds"] for run in found["runs"]]
     speeds = [[v for _, v in curve(read_rows(run), "tokens_per_s")][-20:] for run in (folder / "runs").iterdir()]
     step = settings.tokens_per_step / min(map(harmonic_mean, speeds))
     return max(0.0, max(seconds) - 30 * step), step, side_by_side

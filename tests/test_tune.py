@@ -151,23 +151,22 @@ def test_it_goes_on_and_does_not_mix_plans(tuned, tmp_path):
             tuned(None, "--hours=3")
 
 
-def test_a_measuring_run_that_was_resumed_is_made_again(tmp_path, monkeypatch):
-    """It has no time of its own: 30 steps of 0.5 s, hence 5 s besides, are known from the second one alone."""
-    runs = tmp_path / "runs" / "only"
-
-    times = [20.0, None]
+def test_a_machine_is_measured_anew_by_each_call(tmp_path, monkeypatch):
+    """A run that is resumed has no time of its own. 30 steps of 0.5 s in 20 s: 5 s besides."""
+    runs = tmp_path / "speed" / "runs" / "only"
+    runs.mkdir(parents=True)  # of a call that was ended
 
     def run_study(study):
-        runs.mkdir(parents=True)  # which fails where the first one's are there
+        runs.mkdir(parents=True)  # which fails where it is there
         rows = [
             {"step": step, "tokens_per_s": 16.0 if step == 20 else 48.0 if step == 21 else 24.0} for step in range(30)
         ]
         (runs / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"runs": [{"seconds": times.pop(), "status": "finished"}]}
+        return {"runs": [{"seconds": 20.0, "status": "finished"}]}
 
     monkeypatch.setattr(tune, "run_study", run_study)
     settings = TrainConfig(batch_size=1, block_size=12, gradient_accumulation_steps=1, device="cpu")
-    assert tune.measured(tune.TuneConfig(jobs=1), settings, tmp_path) == (5.0, 0.5, 1)
+    assert tune.measured(tune.TuneConfig(jobs=1), settings, tmp_path / "speed") == (5.0, 0.5, 1)
 
 
 def test_what_cannot_run_is_refused_before_anything_is_measured(tmp_path, data_dir, monkeypatch):
