@@ -16,10 +16,11 @@ from explicit import explicit_hessian_of, flat, make, make_batch
 import measure
 from blockwise import UserError
 from blockwise.blocks import block_type, param_groups
+from blockwise.curvature import memory
 from blockwise.curvature.diagonals import fisher_diagonal, fisher_sharpness
 from blockwise.curvature.eigenvalues import Eigenvalue, largest_eigenvalue
 from blockwise.curvature.hessian import Batch, HessianVectorProduct, Preconditioned, scaling
-from blockwise.curvature.memory import fitting_micro_batch, micro_batch_within, product_memory
+from blockwise.curvature.memory import micro_batch_within, product_memory
 from blockwise.distributed import World
 from blockwise.hardware import at_depth
 from blockwise.loader import Dataset, probe_batch
@@ -262,25 +263,22 @@ def test_the_memory_of_a_deeper_product(model_type):
         assert at_depth(needed.get, 4) == pytest.approx(needed[4], rel=0.03)
 
 
-def test_how_many_sequences_fit():
-    def needed(n):
-        return 100 + 50 * n
+def test_how_many_sequences_fit(small, monkeypatch):
+    """One takes 150 MB and each more 50, beside 14 vectors of the weights' length that are held."""
+    words = (*small, "--curvature_interval=2", "--vocab_size=64", "--curvature_batch_size=7")
+    config = configure(TrainConfig, words, "")[0].resolved()
+    model, world = Transformer(ModelConfig.of(config)), SimpleNamespace(size=1, device=torch.device("cpu"))
+    assert micro_batch_within(10e9, config, model, world) == 7
+    monkeypatch.setattr(memory, "product_memory", lambda make_model, sequences, *_: 1e6 * (100 + 50 * sequences))
+    held = 14 * 4 * sum(p.numel() for p in model.parameters())
 
-    assert fitting_micro_batch(6, needed, 400) == 6
-    assert fitting_micro_batch(7, needed, 449) == 6
+    def fits(limit):
+        return micro_batch_within((1e6 * limit + held) / memory.SHARE, config, model, world)
+
+    assert [fits(limit) for limit in (151, 401, 449, 451, 1e4)] == [1, 6, 6, 7, 7]
     for limit in (149, -1):
         with pytest.raises(UserError, match=r"a product of one sequence needs .*expected a smaller block_size"):
-            fitting_micro_batch(7, needed, limit)
-
-
-def test_the_micro_batch_of_a_run(small):
-    config = configure(TrainConfig, (*small, "--curvature_interval=2", "--vocab_size=64"), "")[0].resolved()
-    model = Transformer(ModelConfig.of(config))
-    world = SimpleNamespace(size=1, device=torch.device("cpu"))
-    config = replace(config, curvature_batch_size=5)
-    assert micro_batch_within(10e9, config, model, world) == 5
-    with pytest.raises(UserError, match="a product of one sequence needs"):
-        micro_batch_within(1e5, config, model, world)
+            fits(limit)
 
 
 def test_no_memory_to_measure_is_one_line(small, monkeypatch):

@@ -88,17 +88,15 @@ class Diagonal:
 
     def __init__(self, model):
         block_of = {name: block for block, members in blocks_of(model).items() for name, _ in members}
-        sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        self.names, self.sizes = list(sizes), list(sizes.values())
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.sizes = list(trained), [p.numel() for p in trained.values()]
         self.block_of = [block_of[name] for name in self.names]
-        self.sums = None  # of all samples, a tensor for each parameter
+        self.sums, self.count = [torch.zeros_like(wide(p.detach())) for p in trained.values()], 0  # of all samples
         self.traces = []  # of every batch: for each sample the traces of the tensors
 
     def add(self, samples):
         """Add the samples of one batch, a list of diagonals. Batches are independent, draws on one batch are not."""
         for sample in samples:
-            if self.sums is None:
-                self.sums, self.count = [torch.zeros_like(wide(d)) for d in sample], 0
             for into, d in zip(self.sums, sample, strict=True):
                 into += d.to(into.device)
             self.count += 1

@@ -24,21 +24,25 @@ def micro_batch(config, model, world):
 
 
 def micro_batch_within(memory, config, model, world):
-    """The same for a device with so many bytes in all: what is free differs from start to start, a sum must not."""
+    """How many of a process's sequences fit at a time on a device with so many bytes in all, at most all of them.
+
+    What is free differs from start to start; this depends on nothing but the shape and the device, so that a run that
+    is resumed sums in the same order. Raises UserError where a single sequence does not fit.
+    """
     vectors = 2 + (config.ema_decay > 0)  # the optimizer's moments, the average
     vectors += config.curvature_hvps + 6  # the Krylov space, its start, scale and products, the vector that is kept
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    limit = SHARE * memory - (1 + vectors) * sum(p.numel() * p.element_size() for p in model.parameters())
 
-    def needed(sequences):
-        def of_layers(layers):
-            make_model = partial(type(model), replace(model.config, n_layer=layers))
-            return product_memory(make_model, sequences, config.block_size, world.device)
+    def needed(sequences, layers):
+        make_model = partial(type(model), replace(model.config, n_layer=layers))
+        return product_memory(make_model, sequences, config.block_size, world.device)
 
-        return at_depth(of_layers, config.n_layer)
-
-    sequences = math.ceil(config.curvature_batch_size / world.size)
-    limit = SHARE * memory - weights * (1 + vectors)
-    return fitting_micro_batch(sequences, needed, limit)
+    first, second = (at_depth(partial(needed, sequences), config.n_layer) for sequences in (1, 2))
+    fits = 1 + (limit - first) // (second - first)
+    if fits < 1:
+        need = f"needs an estimated {first / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
+        raise UserError(f"curvature: a product of one sequence {need}; expected a smaller block_size, or no curvature")
+    return min(int(fits), math.ceil(config.curvature_batch_size / world.size))
 
 
 def product_memory(make_model, sequences, block_size, device):
@@ -54,17 +58,3 @@ def product_memory(make_model, sequences, block_size, device):
         weights, live.peak = live.now, live.now
         HessianVectorProduct(model, batch, params).hvp([torch.zeros_like(p) for p in params])
     return live.peak - weights
-
-
-def fitting_micro_batch(sequences, needed, limit):
-    """How many of a process's `sequences` fit into `limit` bytes at a time.
-
-    needed: number of sequences -> bytes, nearly in proportion. It depends on nothing but the shape and the device, so
-    that a run that is resumed sums in the same order. Raises UserError where a single sequence does not fit.
-    """
-    first = needed(1)
-    fits = 1 + (limit - first) // (needed(2) - first)
-    if fits < 1:
-        need = f"needs an estimated {first / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
-        raise UserError(f"curvature: a product of one sequence {need}; expected a smaller block_size, or no curvature")
-    return min(int(fits), sequences)
