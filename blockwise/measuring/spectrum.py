@@ -33,8 +33,7 @@ class Spectrum:
         with progress_bar(self.world, total=len(chosen), unit="block") as progress:
             for name, params in chosen.items():
                 progress.set_postfix_str(name)
-                densities[name], power = self.eigenvalues(name, model, params, steps[name])
-                blocks[name] = of_block(densities[name], power, steps[name])
+                densities[name], blocks[name] = self.spectrum(name, model, params, steps[name])
                 progress.update()
         compared = {name: density for name, density in densities.items() if name != "full" and density.has_ten}
         table, mean = js_distances(list(compared.values()))
@@ -60,14 +59,23 @@ class Spectrum:
             )
         return steps
 
-    def eigenvalues(self, name, model, params, steps):
-        """(Spectrum, Eigenvalue) of one block: the density by quadrature, the largest magnitude by power iteration."""
+    def spectrum(self, name, model, params, steps):
+        """Of one block: its density by quadrature, and what is written of it, with a check by power iteration."""
         config, device = self.config, self.world.device
         hessian = HessianVectorProduct(model, self.batch, params)
         generator = keyed(config.seed, zlib.crc32(name.encode()))  # with shared probes blocks would look too much alike
         density = quadrature(hessian, hessian.size, steps, config.probes, generator, device, self.dtype)
         start = torch.randn(hessian.size, generator=generator, dtype=torch.float64).to(self.dtype).to(device)
-        return density, power_iteration(hessian, start, POWER_PRODUCTS)
+        power = power_iteration(hessian, start, POWER_PRODUCTS)
+        mean, error = density.mean()
+        return density, {
+            "parameters": density.n, "mean": mean, "error": error, "smallest": density.smallest,
+            "largest": density.largest(), "tenth_largest": density.largest(10), "lanczos_steps": steps,
+            "power_iteration": {key: value for key, value in vars(power).items() if key != "vector"},
+            "histogram": density.histogram(BIN_EDGES, density.largest(10)).tolist() if density.has_ten else None,
+            "nodes": [nodes.tolist() for nodes in density.nodes],
+            "weights": [weights.tolist() for weights in density.weights],
+        }  # fmt: skip
 
     def report(self, found):
         blocks, js = found["blocks"], found["js"]
@@ -107,15 +115,3 @@ def blocks_to_measure(config, model):
             raise UserError(f"blocks={pattern}: no block type and no tensor of the model{where}{near}")
         chosen |= fits
     return chosen | ({"full": [p for _, p in trained]} if config.full else {})
-
-
-def of_block(density, power, steps):
-    mean, error = density.mean()
-    return {
-        "parameters": density.n, "mean": mean, "error": error, "smallest": density.smallest,
-        "largest": density.largest(), "tenth_largest": density.largest(10), "lanczos_steps": steps,
-        "power_iteration": {key: value for key, value in vars(power).items() if key != "vector"},
-        "histogram": density.histogram(BIN_EDGES, density.largest(10)).tolist() if density.has_ten else None,
-        "nodes": [nodes.tolist() for nodes in density.nodes],
-        "weights": [weights.tolist() for weights in density.weights],
-    }  # fmt: skip
