@@ -111,7 +111,7 @@ def sweep(folder, key, values, steps, floor, panels):
 def main(argv):
     config, _, flags = configure(ScalingConfig, argv, __doc__)
     sweeps = {"batch_size": (1, 2)} if "tiny" in flags else SWEEPS
-    figure, axes = start_figure(2 * len(sweeps), len(sweeps), (3, 3))
+    figure, axes = start_figure(2 * len(sweeps), len(sweeps))
     axes[0].set_ylabel("ms a step")
     axes[len(sweeps)].set_ylabel("MB above the floor")
     with tempfile.TemporaryDirectory() as folder:

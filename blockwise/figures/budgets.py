@@ -1,5 +1,6 @@
 """What studies of one comparison found at several budgets: whether a lead lasts, and what it is worth in steps."""
 
+import json
 import math
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from blockwise import UserError
-from blockwise.figures.style import COLOURS, literal, start_figure, study_of, write
+from blockwise.figures.style import COLOURS, literal, reading, start_figure, write
 
 
 def draw(folders, out):
@@ -54,7 +55,8 @@ def draw(folders, out):
 
 def read(folder):
     """What the figure needs of a study: its tokens, its baseline, and its arms as study.json has them."""
-    with study_of(folder) as study:
+    with reading(folder, "study.json"):
+        study = json.loads((folder / "study.json").read_text())
         config, (comparison, *others) = study["study"], study["places"].values()
         step = config["gradient_accumulation_steps"] * config["batch_size"] * config["block_size"]
         arms = {arm: r for arm, r in comparison.items() if r["mean"] is not None and r["role"] != "twice"}

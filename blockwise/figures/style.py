@@ -22,13 +22,6 @@ def reading(folder, files):
         raise UserError(f"{folder}: its {files} is broken: {error!r}") from None
 
 
-@contextmanager
-def study_of(folder):
-    """What study.json in a folder holds. Raises UserError where it is not there, or not what its reader expects."""
-    with reading(folder, "study.json"):
-        yield json.loads((folder / "study.json").read_text())
-
-
 def measurements(folder, command):
     """{name: what measure.py wrote into NAME_STEP.json, in the order of steps}, for all names of a command."""
     found = {}
@@ -37,16 +30,13 @@ def measurements(folder, command):
     return found
 
 
-def start_figure(panels=1, columns=2, size=None):
-    """A figure and its axes as a list, `columns` in a row. size: width and height of a panel in inches."""
+def start_figure(panels=1, columns=2):
+    """A figure and its axes as a list, `columns` in a row."""
     from matplotlib.figure import Figure
 
     columns = min(panels, columns)
     rows = -(-panels // columns)
-    shape = (8 if columns == 1 else 11, 5 if rows == 1 else 4 * rows)
-    if size:
-        shape = (size[0] * columns, size[1] * rows)
-    figure = Figure(shape, dpi=150, layout="constrained")
+    figure = Figure((8 if columns == 1 else 11, 5 if rows == 1 else 4 * rows), dpi=150, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
