@@ -30,9 +30,10 @@ from blockwise.settings import ARCHITECTURE, BLOCKS, TrainConfig
 from blockwise.study.config import StudyConfig, config_file
 from blockwise.study.plan import Study
 from blockwise.study.report import print_plan
+from blockwise.study.results import changed
 from blockwise.study.runner import slots
 from blockwise.study.session import any_failed, run_study
-from blockwise.study.space import MULT
+from blockwise.study.space import MULT, split_factors
 from configurator import configure
 
 FLAGS = {"plan": "measure the machine, print what would run and how long it takes, and exit"}
@@ -154,15 +155,13 @@ def answer(found, steps):
     gain = f"{test['gap']:+.4f} nats ({test['low']:+.4f} to {test['high']:+.4f}, {test['seeds']} seeds)"
     gain += f", {speed['ratio']:.2f}x in steps ({speed['low']:.2f} to {speed['high']:.2f})" if speed else ""
     best = arms[BLOCKWISE if test["word"].startswith("lower") else ONE]
-    keys = {key: study[key] for key in ("optimizer", "beta1") if study[key]}
-    keys |= {"learning_rate": best["best"], **best["tuned"], "blockwise": best["role"] != "baseline"}
-    lr_mult = dict.fromkeys(BLOCKS, 1.0)
-    for key in [key for key in keys if key.startswith(MULT)]:
-        factor = keys.pop(key)
-        lr_mult |= {block: float(f"{lr_mult[block] * factor:.4g}") for block in key.removeprefix(MULT).split("+")}
+    keys = {key: study[key] for key in ("optimizer", "beta1", "min_lr_ratio") if study[key] is not None}
+    values, factors = split_factors(best["tuned"])
+    keys |= {"learning_rate": best["best"], **values, "blockwise": best["role"] != "baseline"}
     warmup = round(keys["warmup_iters"] / study["max_iters"] * steps)
-    keys |= {"warmup_iters": warmup, "max_iters": steps, "lr_decay_iters": steps, "min_lr_ratio": study["min_lr_ratio"]}
+    keys |= {"warmup_iters": warmup, "max_iters": steps, "lr_decay_iters": steps}
     if keys["blockwise"]:
+        lr_mult = {block: float(f"{factors.get(block, 1.0):.4g}") for block in BLOCKS}
         return f"rates per block: {test['word']}, {gain}", keys | {"lr_rule": "paper", "lr_mult": lr_mult}
     why = "within the margin" if "equivalent" in test["word"] else f"rates per block: {test['word']}"
     return f"{why}: use one rate of {best['best']:g}; with rates per block {gain}", keys
@@ -177,7 +176,7 @@ def main(argv):
     settings, steps = settings_of(config)
     check_machine([settings], settings.device)
     if not file.is_file():
-        write_text(file, config_file(plan(config, settings, folder), asked))
+        write_text(file, config_file(changed(plan(config, settings, folder)), asked))
     elif file.read_text(errors="replace").partition("\n")[0] != asked:
         raise UserError(f"{file} was made by other arguments: expected another --out_dir, or those in its first line")
     study = Study(configure(StudyConfig, [str(file)], "")[0], configure)
@@ -188,8 +187,8 @@ def main(argv):
         return int(found is not None)
     text, keys = answer(found, steps)
     proxy = "".join(f"with {k}={v}, " for k, v in config.proxy.items())
-    head = f"{asked}\n# {text}\n# Found {proxy}on {config.dataset}: see {folder / 'report.md'}\n"
-    write_text(folder / "rates.py", head + "".join(f"{key} = {value!r}\n" for key, value in keys.items()))
+    head = f"{asked}\n# {text}\n# Found {proxy}on {config.dataset}: see {folder / 'report.md'}"
+    write_text(folder / "rates.py", config_file(keys, head))
     write_text(folder / "rates.json", json.dumps({"answer": text, "rates": keys}, indent=1) + "\n")
     print0(f"{text}\nwrote {folder / 'rates.py'}: python train.py CONFIG {folder / 'rates.py'}")
     return 0

@@ -180,22 +180,27 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
     """
     check_blocks(fused_qkv, block_of, unknown)
     path, is_module = path_of(name)
-    ends = ends_of(path)
+    table = BLOCK_OF if is_module else PARAMETER_OF
     if stated := stated_block(name, block_of):
         return stated
     for part in path:
         if f"{part}.*" in BLOCK_OF:
             return BLOCK_OF[f"{part}.*"]
-    for end in ends:
-        if end in (BLOCK_OF if is_module else PARAMETER_OF):
-            return (BLOCK_OF if is_module else PARAMETER_OF)[end]
+    for end in ends_of(path):
+        if end in table:
+            return table[end]
         if end in FUSED_QKV:
             part = name.rpartition(".parametrizations.")[2].rpartition(".")[2]
             if part in SPLIT_QKV:
                 return SPLIT_QKV[part]
-            if fused_qkv is None:
-                raise fused_error(name)
-            return fused_qkv
+            if fused_qkv is not None:
+                return fused_qkv
+            cannot_split = name.endswith(("in_proj_weight", "in_proj_bias"))  # of torch.nn.MultiheadAttention
+            split = "" if cannot_split else "split it by blockwise.split_qkv.split_qkv(model), or "
+            raise ValueError(
+                f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: {split}say which block "
+                'it counts as, e.g. fused_qkv="QK"'
+            )
     if is_module and path and path[-1].lower().endswith("norm"):
         return BLOCK_OF["*norm"]
     if unknown != "error":
@@ -204,15 +209,6 @@ def block_type(name: str, fused_qkv: str | None = None, block_of: dict[str, str]
         raise KeyError(f"parameter {name}: FSDP flattened several into one: wrap the model with use_orig_params=True")
     hint = f'add the end of its path, block_of={{"{".".join(path[-2:])}": {guess(path)}}}, or ' if path else ""
     raise KeyError(f'no block type for parameter {name}: {hint}pass unknown="Other"')
-
-
-def fused_error(name: str) -> ValueError:
-    cannot_split = name.endswith(("in_proj_weight", "in_proj_bias"))  # of torch.nn.MultiheadAttention
-    split = "" if cannot_split else "split it by blockwise.split_qkv.split_qkv(model), or "
-    return ValueError(
-        f"{name} holds Q, K and V in one matrix, which cannot have two learning rates: {split}say which block it "
-        'counts as, e.g. fused_qkv="QK"'
-    )
 
 
 def stated_block(name: str, block_of: dict[str, str] | None) -> str | None:
@@ -245,11 +241,9 @@ def check_blocks(fused_qkv: str | None, block_of: dict[str, str] | None, unknown
         odd = [part for part in (*start, last) if not part or part.isdigit() or part in WRAPPERS or "*" in part]
         if odd or any(part.startswith("_") for part in start):
             raise ValueError(f"block_of[{end!r}]: expected the end of a path, without layer numbers, wrappers and *")
-    given = {f"block_of[{end!r}]": block for end, block in (block_of or {}).items()}
-    given |= {} if fused_qkv is None else {"fused_qkv": fused_qkv}
-    given |= {} if unknown == "error" else {"unknown": unknown}
-    for argument, block in given.items():
-        if block not in BLOCKS:
+    given = [(f"block_of[{end!r}]", block) for end, block in (block_of or {}).items()]
+    for argument, block in (*given, ("fused_qkv", fused_qkv), ("unknown", unknown)):
+        if block not in BLOCKS and (argument, block) not in (("fused_qkv", None), ("unknown", "error")):
             raise ValueError(f"{argument}={block!r} is not a block type: expected one of {', '.join(BLOCKS)}")
 
 
@@ -351,8 +345,7 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
     """
     rows: dict[str, dict] = {}  # attention -> {projection: size}
     columns: dict[str, dict] = {}
-    flat: dict[str, set] = {}
-    ids: dict[tuple, int] = {}
+    matrices: dict[tuple, tuple[int, bool]] = {}  # (attention, projection) -> (id, whether it has lost its shape)
     for name, parameter in named:
         attention, projection = attention_of(name)
         path = [part for part in path_of(name)[0] if part != "linear"]
@@ -360,9 +353,8 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
         adapter = not set(ADAPTERS).isdisjoint(name.split("."))
         if attention is None or path[-1] != projection or (len(shape) != 2 and (adapter or name[-7:] != ".weight")):
             continue
-        ids[attention, projection] = id(parameter)
-        if len(shape) != 2:
-            flat.setdefault(attention, set()).add(projection)
+        flat = len(shape) != 2 or matrices.get((attention, projection), (0, False))[1]
+        matrices[attention, projection] = id(parameter), flat
         if "lora_A" not in name:
             rows.setdefault(attention, {})[projection] = shape[0] if shape else 0
         if "lora_B" not in name:
@@ -373,10 +365,10 @@ def matrices_of_two(named: list[tuple], fused_qkv: str | None,
         if {"k_proj", "o_proj"} <= height.keys() and "v_proj" not in height:
             no_v = "Other" if whole_model else NEIGHBOUR.format("v_proj", "V")
             special[attention, "k_proj"] = fused_qkv or no_v
-        if ids.get((attention, "k_proj")) == ids.get((attention, "v_proj"), 0):  # one module by two names
+        if matrices.get((attention, "k_proj")) == matrices.get((attention, "v_proj"), ()):  # one module by two names
             special[attention, "k_proj"] = fused_qkv or "Other"
         if {"q_proj", "k_proj", "o_proj"} <= height.keys():  # MLA, whose heads differ in width, has no k_proj
-            if flat.get(attention, set()) & {"q_proj", "o_proj"}:
+            if any(matrices[attention, projection][1] for projection in ("q_proj", "o_proj")):
                 special[attention, "q_proj"] = FLATTENED
             elif height["q_proj"] == 2 * width.get("o_proj", 0):
                 special[attention, "q_proj"] = "Other"
@@ -422,7 +414,7 @@ def param_groups(model_or_named_parameters: object, lr: float, lr_mult: dict[str
             "lr_mult": rates[block],
             "lr": lr * rates[block],
             "weight_decay": weight_decay * (wd_mult or {}).get(block, 1.0),
-            "members": checksum(" ".join(".".join(without_wrappers(name)) for name, _ in members)),
+            "members": checksum([name for name, _ in members]),
         }
         for block, members in table.items()
         if block != "frozen"
@@ -449,14 +441,10 @@ def check_number(argument: str, value: object) -> None:
         raise ValueError(f"{argument}={value!r}: expected a finite number, at least 0")
 
 
-def without_wrappers(name: str) -> list[str]:
-    return [part for part in name.split(".") if not part.startswith("_") and part not in WRAPPERS]
-
-
-def checksum(text: str) -> int:
-    """A hash that is the same in every process, unlike `hash`."""
-    number = 0
-    for char in text:
+def checksum(names: list[str]) -> int:
+    """A hash of names without what wrappers add; the same in every process, unlike `hash`."""
+    number, inner = 0, [[part for part in n.split(".") if part[:1] != "_" and part not in WRAPPERS] for n in names]
+    for char in " ".join(map(".".join, inner)):
         number = (number * 1_000_003 + ord(char)) % (2**61 - 1)
     return number
 

@@ -9,7 +9,6 @@ from blockwise import UserError
 from blockwise.keys import Range
 from blockwise.layer_warmup import layer_schedule
 from blockwise.settings import TrainConfig
-from blockwise.study.results import changed
 from blockwise.study.space import RATE, check_key, number_kinds
 
 # What the arms of a comparison must have in common: the budget, and what their losses are measured on
@@ -61,9 +60,9 @@ class StudyConfig(TrainConfig):
         self.check("gradient_accumulation_steps", divides, f"a multiple of processes={self.processes}")
 
 
-def config_file(config, first):
-    """The text of a config file with the keys that are not at their defaults, behind a first line."""
-    return "".join([f"{first}\n", *(f"{key} = {value!r}\n" for key, value in changed(config).items())])
+def config_file(keys, head):
+    """The text of a config file with {key: value}, behind comments."""
+    return "".join([f"{head}\n", *(f"{key} = {value!r}\n" for key, value in keys.items())])
 
 
 def check(config):

@@ -14,7 +14,7 @@ from blockwise.curves import curve, read_rows, spikes
 from blockwise.files import FolderLock, InUse, remove, write_text
 from blockwise.rundir import run_lock
 from blockwise.study.config import config_file
-from blockwise.study.results import circumstances
+from blockwise.study.results import changed, circumstances
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -22,7 +22,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 def write_job(run):
     """The run's settings as a config file, from which it can be repeated by hand."""
     path = run.folder / "job.py"
-    path.write_text(config_file(run.config, f"# python train.py {path}"))
+    path.write_text(config_file(changed(run.config), f"# python train.py {path}"))
 
 
 def command(run, processes):

@@ -75,8 +75,8 @@ def number_kinds():
     return {name: kind.pop() for name, kind in numbers.items() if len(kind) == 1}
 
 
-def applied(settings, changes):
-    """Settings with {key: value} applied; a key "lr_mult.X+Y" is a factor on what the blocks X and Y have."""
+def split_factors(changes):
+    """({key of train.py: value}, {block: factor}) of {key: value}; "lr_mult.X+Y" is a factor of the blocks X and Y."""
     values, factors = {}, {}
     for key, value in changes.items():
         if key.startswith(MULT):
@@ -84,6 +84,12 @@ def applied(settings, changes):
                 factors[block] = factors.get(block, 1.0) * value
         else:
             values[key] = number_kinds()[key](value)
+    return values, factors
+
+
+def applied(settings, changes):
+    """Settings with {key: value} applied, factors to the multipliers that they have."""
+    values, factors = split_factors(changes)
     if any(factor != 1 for factor in factors.values()):
         own = settings.resolved_without_data().lr_mult
         values["lr_mult"] = {block: round_digits(mult * factors.get(block, 1)) for block, mult in own.items()}
