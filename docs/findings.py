@@ -13,14 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from blockwise.figures.budgets import read, speedup
-from blockwise.study.summary import losses_of
-from blockwise.study.verdict import judge, spread
+from blockwise.study.verdict import spread
 
 FOLDER = ROOT / "docs/studies"
 PAGES = (ROOT / "README.md", FOLDER / "README.md")
 SHORT = 9  # rows of README.md: the rest are rules as they come
 MARKS = "<!-- findings, by docs/findings.py -->\n", "<!-- end of findings -->\n"
-MARGIN = 0.01
 # Training tokens per parameter, and the study; the first is of another shape than the others, the last but one of a
 # batch of four times the tokens
 BUDGETS = {"0.27, width 128": "study_baseline", "1.25": "study_budget", "5": "study_budget_5"}
@@ -48,23 +46,10 @@ def study(name):
     return json.loads((FOLDER / name / "study.json").read_text())
 
 
-@cache
-def tests_of(name, baseline=None):
-    """{comparison: {arm: its test against the baseline, with the words of `verdict`}} of a study, from its losses.
-
-    baseline: another arm than the study's own.
-    """
-    found = study(name)
-    baseline, result = baseline or found["study"]["baseline"], {}
-    for comparison, arms in found["places"].items():
-        losses = {arm: losses_of(one) for arm, one in arms.items() if one["role"] != "twice"}
-        result[comparison] = judge(losses, baseline, MARGIN)
-    return result
-
-
 def test_of(name, arm):
     """The test of an arm in the only comparison of a study; None where it has no such arm."""
-    return next(iter(tests_of(name).values())).get(arm) if name else None
+    (arms,) = study(name)["places"].values() if name else ({},)
+    return arms.get(arm, {}).get("test")
 
 
 def speedups(arm):

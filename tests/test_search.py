@@ -207,7 +207,7 @@ def test_a_report_is_made_again_from_its_json(tmp_path):
     for key in ("space", "search", "points", "rungs", "margin", "looks", "search_seed"):
         del old["study"][key]
     for one in old["places"]["floor 0"].values():
-        for key in ("ends", "bad_starts", "best_of", "quadratic", "tuned", "search", "spikes"):
+        for key in ("ends", "bad_starts", "best_of", "tuned", "search", "spikes"):
             del one[key]
     (study.folder / "study.json").write_text(json.dumps(old))
     assert compare.main(["--report", str(study.folder)]) == 0
@@ -246,5 +246,5 @@ def test_a_search_of_which_a_run_failed_is_reported():
     study.results[runs[0].folder.name] = {"status": "failed", "loss": None, "spikes": None, "seconds": None}
     found = judged(facts(study))
     arm = found["places"]["floor 0"][runs[0].arm]
-    assert arm["best"] is None and (arm["best_of"], arm["quadratic"]) == ({}, None)
+    assert arm["best"] is None and arm["best_of"] == {}
     assert "not complete" in found["verdicts"][0] and "not complete" in report.report(found, "a study")

@@ -9,7 +9,7 @@ from conftest import ROOT
 from scipy.stats import norm, t, ttest_1samp, ttest_rel
 
 from blockwise.curves import SPIKE_HEIGHT, mean_curve, speedups, spikes
-from blockwise.study.rules import best_of_k, coordinate, halving, quadratic_best, refined_grid, sobol, sweep
+from blockwise.study.rules import best_of_k, coordinate, halving, refined_grid, sobol, sweep
 from blockwise.study.verdict import (
     bad_starts,
     holm,
@@ -287,17 +287,6 @@ def test_the_best_of_k():
     assert best_of_k([3.0, 1.0, 2.0]) == {1: 2.0, 2: 1.0, 3: 1.0}  # two of three hold the best in two draws of three
     assert best_of_k([1.0, *[2.0] * 7]) == {1: 2.0, 2: 2.0, 4: 1.0, 8: 1.0}
     assert best_of_k([math.inf, math.inf, 1.0]) == {1: math.inf, 2: 1.0, 3: 1.0}
-
-
-def test_the_lowest_point_of_a_quadratic():
-    rng = np.random.default_rng(0)
-    places = rng.random((32, 2))
-    losses = 3 + 4 * (places[:, 0] - 0.3) ** 2 + 2 * (places[:, 1] - 1.2) ** 2
-    losses[5] = math.inf
-    (x, y), loss = quadratic_best(places.tolist(), losses.tolist())
-    assert (x, y) == pytest.approx((0.3, 1.0)) and loss == pytest.approx(3 + 2 * 0.2**2)
-    assert quadratic_best(places[:10].tolist(), losses[:10].tolist()) is None  # nine are finite, for five coefficients
-    assert quadratic_best(places[:11].tolist(), losses[:11].tolist()) is not None
 
 
 def test_mean_curve_is_over_the_steps_that_all_have():

@@ -155,9 +155,6 @@ def search_line(arm, one):
 
 def luck_line(arm, one):
     text = "; ".join(f"{k}: {shown(loss) if math.isfinite(loss) else 'diverged'}" for k, loss in one["best_of"].items())
-    if one["quadratic"]:
-        point = ", ".join(f"{key} {value:.3g}" for key, value in one["quadratic"]["point"].items())
-        text += f". The lowest point of a quadratic through them: {one['quadratic']['loss']:.4f} at {point}"
     for other, losses in zip(one.get("runners_up", ()), losses_of(one)[1:], strict=True):
         text += f". Runner-up: {shown_point(other['point'], one['tuned'])}, mean loss {shown(spread(losses)[0])}"
     return f"- {arm}: {text}"

@@ -116,25 +116,3 @@ def best_of_k(losses):
                 result[k] = loss
                 break
     return result
-
-
-def quadratic_best(quantiles, losses):
-    """(quantiles of the lowest point of a fitted quadratic, its loss), or None where there are too few points.
-
-    quantiles: (points, keys), losses: (points,), of which the better half counts. Near its optimum a loss is close to a
-    quadratic in the logarithms (arXiv 2510.02721); here without products of two keys, inside the ranges.
-    """
-    import numpy as np
-
-    keys = len(quantiles[0]) if len(quantiles) else 0
-    enough = 2 * (2 * keys + 1)  # two points a coefficient: with one, the fit goes through them all and far below
-    order = [i for i in np.argsort(losses) if math.isfinite(losses[i])]
-    order = order[: max(len(losses) // 2, enough)]
-    if len(order) < enough:
-        return None
-    x, y = np.array(quantiles)[order], np.array(losses)[order]
-    constant, *slopes = np.linalg.lstsq(np.hstack([np.ones((len(x), 1)), x, x**2]), y, rcond=None)[0]
-    b, a = np.array(slopes[:keys]), np.array(slopes[keys:])
-    inside = np.clip(np.divide(-b, 2 * a, out=np.zeros(keys), where=a > 0), 0, 1)
-    best = np.where(a > 0, inside, np.where(a + b < 0, 1.0, 0.0))  # without a valley: the lower end
-    return best.tolist(), float(constant + b @ best + a @ best**2)

@@ -9,7 +9,7 @@ from blockwise.curves import speedups
 from blockwise.study.config import tokens_of
 from blockwise.study.plan import TWICE
 from blockwise.study.results import five
-from blockwise.study.rules import best_of_k, middle, quadratic_best
+from blockwise.study.rules import best_of_k, middle
 from blockwise.study.space import NEAR_END, RATE, Axis
 from blockwise.study.verdict import bad_starts, judge, look_levels, spread, verdict
 
@@ -105,7 +105,7 @@ def judged(found):
         for arm, one in arms.items():
             one["ends"] = ends(one, arm, study)
             one["bad_starts"] = bad_starts(*losses[arm][:1]) if losses.get(arm) else 0
-            one["best_of"], one["quadratic"] = luck(one, arm, study)
+            one["best_of"] = luck(one)
             if arm in tests:
                 one["test"] = tests[arm]
                 one["speedup"] = speedups(one["curves"], twice) or speedup_by_rungs(tests[arm], arms[baseline])
@@ -138,41 +138,22 @@ def ends(one, arm, study):
         return []
     best = {RATE: one["best"], **one.get("tuned", {})}
     if study.get("search") == "sobol":
-        at = {key: axis.quantile(value) for key, (axis, value) in ranged(best, arm, study).items()}
-        return [f"{key} {best[key]:g}" for key, q in at.items() if not NEAR_END < q < 1 - NEAR_END]
+        values = best | {RATE: one["best"] / middle(study["learning_rates"][arm])}  # its range is one of factors
+        axes = [Axis.of(key, words) for key, words in study["space"].items() if key in best]
+        near = [axis.key for axis in axes if not NEAR_END < axis.quantile(values[axis.key]) < 1 - NEAR_END]
+        return [f"{key} {best[key]:g}" for key in near]
     ranges = {RATE: [point["learning_rate"] for point in one["sweep"]], **study.get("tune", {})}
     return [f"{k} {v:g}" for k, v in best.items() if v and v in (min(ranges[k]), max(ranges[k]))]
 
 
-def ranged(values, arm, study):
-    """{key: (its range, the value in the range's terms)} of an arm's {key: value}, in a Sobol search."""
-    centre = middle(study["learning_rates"][arm])
-    axes = {key: Axis.of(key, words) for key, words in study["space"].items() if key in values}
-    return {key: (axis, values[key] / (centre if key == RATE else 1)) for key, axis in axes.items()}
-
-
-def luck(one, arm, study):
-    """({k: median best of k points}, the lowest point of a quadratic or None) of what an arm's first rung found.
-
-    ({}, None) while the search is not complete, since runs of it failed.
-    """
-    if one["best"] is None:
-        return {}, None
+def luck(one):
+    """{k: median best of k points} of what an arm's first rung found; {} where runs of its search failed."""
     rows, points = one.get("search", one["sweep"]), {}
-    for row in rows:
+    for row in rows if one["best"] is not None else ():
         if row.get("budget", 1) == rows[0].get("budget", 1):
             point = tuple(row.get("point", [row["learning_rate"]]))
             points.setdefault(point, []).append(math.inf if row["loss"] is None else row["loss"])
-    losses, fit = [mean(values) for values in points.values()], None
-    if study.get("search") == "sobol" and len(points) > 1:
-        places = [ranged(dict(zip((RATE, *one["tuned"]), point, strict=True)), arm, study) for point in points]
-        fit = quadratic_best([[axis.quantile(value) for axis, value in place.values()] for place in places], losses)
-    if fit is None:
-        return best_of_k(losses), None
-    centre = middle(study["learning_rates"][arm])
-    lowest = {key: axis.value(quantile) for (key, (axis, _)), quantile in zip(places[0].items(), fit[0], strict=True)}
-    lowest |= {RATE: lowest[RATE] * centre} if RATE in lowest else {}
-    return best_of_k(losses), {"point": lowest, "loss": fit[1]}
+    return best_of_k([mean(losses) for losses in points.values()])
 
 
 def speedup_by_rungs(test, baseline):
