@@ -21,7 +21,6 @@ from blockwise.hardware import LiveBytes, training_memory
 from blockwise.settings import TrainConfig
 from blockwise.training import memory, summary
 from blockwise.training.memory import StepMemory
-from blockwise.training.summary import larger_micro_batch
 from model import ModelConfig, Transformer
 
 
@@ -94,15 +93,11 @@ def test_a_step_of_a_deep_model_follows_from_shallow_ones(step_memory, accumulat
 
 
 def test_the_largest_batch(step_memory, monkeypatch):
-    """By the estimate; and from what the run's own batch size was measured to take, what each further one adds."""
     memory = step_memory(n_layer=2, batch_size=2, gradient_accumulation_steps=1)
     fixed, update = memory.state + memory.weights, memory.state + 4 * memory.weights
     monkeypatch.setattr(memory, "activations", lambda batch_size: 1e6 * batch_size)
     assert memory.largest_batch(fixed + 7.5e6) == 7
     assert memory.largest_batch(update - 1) == 0  # the update takes as much at any batch size
-    assert memory.largest_batch(fixed + 7.5e6, measured=fixed + 1.2e6) == 2 + 10  # 0.6 MB a sequence
-    assert memory.largest_batch(fixed + 7.5e6, measured=fixed + 3e6) == 2 + 4  # at most the estimate's 1 MB
-    assert memory.largest_batch(fixed, measured=fixed + 1e6) == 2  # it ran
 
 
 def test_ddp_holds_gradients_in_buckets(step_memory):
@@ -114,11 +109,11 @@ def test_ddp_holds_gradients_in_buckets(step_memory):
 
 
 def test_a_measured_step(small):
-    """Of a run whose data is not there, in a process of its own. The estimate comes near what is measured."""
+    """In a process of its own. The estimate comes near what is measured."""
     words = (*small, "--n_embd=256", "--n_layer=3", "--block_size=256", "--batch_size=16", "--vocab_size=4096")
-    words = (*words, "--dataset=absent", "--max_iters=1", "--dropout=0", "--dry_run=measure")
+    words = (*words, "--max_iters=1", "--dropout=0", "--dry_run=measure")
     status, out, err = finish(Fork(*words))  # what this process holds would count in the estimate
-    assert status == 2 and "no data set 'absent'" in err
+    assert status == 0, err
     measured, estimated = (
         int(re.search(rf"{how}: ([\d,]+) MB \(eager\)", out)[1].replace(",", "")) for how in ("measured", "estimated")
     )
@@ -218,14 +213,6 @@ def test_float16_where_there_is_no_bfloat16(capsys, monkeypatch, dtype, emulated
     assert capsys.readouterr().out.count("--dtype=float16") == said
 
 
-def test_larger_micro_batches():
-    config = TrainConfig(batch_size=12, gradient_accumulation_steps=40)
-    for size, largest, expected in ((1, 100, (60, 8)), (8, 100, (60, 8)), (8, 60, (12, 40)), (1, 20, (12, 40))):
-        line = larger_micro_batch(config, SimpleNamespace(size=size), largest)
-        keys = f"--batch_size={expected[0]} --gradient_accumulation_steps={expected[1]} "
-        assert (keys in line) if expected[0] > 12 else line == ""
-
-
 # FSDP
 
 MEASURE_PEAK = """
@@ -255,12 +242,4 @@ def test_memory_of_a_share(small, step_memory, tmp_path):
     status, _, err = finish(Fork(*words, processes=2, script=script))
     assert status == 0, err
     memory = step_memory(2, n_layer=6, n_embd=64, batch_size=4, model_type="llama", parallel="fsdp")
-    assert sum(memory.sharded(2, 4)) == pytest.approx(json.loads(found.read_text())["peak"], rel=0.15)
-
-
-def test_a_dry_run_lists_shares(small, capsys):
-    _, out = estimate(capsys, *small, "--parallel=fsdp", "--n_embd=64")
-    rows = [line.split() for line in out.splitlines() if re.match(" +(1|8|64) ", line)]
-    assert [row[0] for row in rows] == ["1", "8", "64"]
-    shares = [int(row[1].replace(",", "")) for row in rows[1:]]
-    assert shares[0] >= shares[1]
+    assert memory.sharded(4) == pytest.approx(json.loads(found.read_text())["peak"], rel=0.15)

@@ -50,28 +50,27 @@ class StepMemory:
 
     def of_run(self, batch_size):
         if is_sharded(self.config, self.world):
-            return sum(self.sharded(self.world.size, batch_size))
+            return self.sharded(batch_size)
         return self.unsharded(batch_size)
 
     def unsharded(self, batch_size):
         update = 4 * self.weights  # besides the weights their gradients, a copy of them, and its difference
         return self.held + self.state + max(self.weights + self.earlier + self.activations(batch_size), update)
 
-    def sharded(self, processes, batch_size):
-        """(shares, gathered, activations) of a process under FSDP; see sharding.py.
+    def sharded(self, batch_size):
+        """What a process holds under FSDP; see sharding.py.
 
-        Shares are those of weights, gradients and optimizer state, rows being divided. Gathered are embeddings and
+        Its shares of weights, gradients and optimizer state, rows being divided. Besides, gathered: embeddings and
         output layer with their gradients all the time, and of the blocks the one that computes, the next one, the
         buffer in which it arrives, and the gradients of one before they are summed over the processes.
         """
-        share = sum(p.nbytes / len(p) * math.ceil(len(p) / processes) for p in self.params)
+        share = sum(p.nbytes / len(p) * math.ceil(len(p) / self.world.size) for p in self.params)
         shares = self.held + share * (2 + self.state / self.weights)
         low = 0.5 if self.config.dtype == "bfloat16" else 1.0
         activations = self.activations(batch_size)
         during = 2 * self.others + (4 * low + 1) * self.block  # while a block computes
         after = 3 * self.others  # the last gradients are copied to be summed when no activations are left
-        gathered = max(during, after - activations, 2 * share - activations)  # or while the update is measured
-        return shares, gathered, activations
+        return shares + max(during + activations, after, 2 * share)  # the last of these while the update is measured
 
     def activations(self, batch_size):
         """What a forward and backward pass keeps and makes, besides weights and gradients: as much for every sequence,
@@ -92,23 +91,12 @@ class StepMemory:
 
         return at_depth(needed, self.config.n_layer) - micro_steps * self.weights
 
-    def largest_batch(self, limit, measured=None):
-        """The largest batch size whose step takes at most `limit` bytes; 0 if there is none.
-
-        measured: bytes that the run's own batch size takes, where that is known; it fits. What compiled code saves by
-        fusing is then left out of what each further sequence adds, so this is a lower bound.
-        """
-        if measured is None:
-            return bisect_right(range(1, LARGEST), limit, key=self.of_run)
-        size = self.config.batch_size
-        each = self.activations(size + 1) - self.activations(size)
-        besides = measured - self.held - self.state - self.weights - self.earlier
-        if besides > 0:
-            each = min(each, besides / size)
-        return size + max(int((limit - measured) / each), 0)
+    def largest_batch(self, limit):
+        """The largest batch size whose step takes at most `limit` bytes; 0 if there is none."""
+        return bisect_right(range(1, LARGEST), limit, key=self.of_run)
 
 
-def measured_memory(config, data, world, compile_may_fail):
+def measured_memory(config, world, compile_may_fail):
     """The peak in bytes of real steps of a run on one process, as it will train: compiled, its batch size, optimizer.
 
     train.py trains in a process of its own until its second step is logged; out_dir is not touched. On a CPU it is
@@ -117,7 +105,7 @@ def measured_memory(config, data, world, compile_may_fail):
     micro_steps = config.gradient_accumulation_steps // world.size
     with tempfile.TemporaryDirectory() as folder, ended_by_sigterm():
         config = replace(
-            config, **(stand_in(folder, config) if data.train is None else {}), out_dir=f"{folder}/run",
+            config, out_dir=f"{folder}/run",
             init_from="scratch", max_iters=max(config.max_iters, 3), eval_iters=1, eval_interval=0, log_interval=1,
             gradient_accumulation_steps=2 if micro_steps > 1 or world.size > 1 else 1, parallel="auto", backend="auto",
             curvature_batch_size=math.ceil(config.curvature_batch_size / world.size), arch_warmup=False,
@@ -143,18 +131,6 @@ def measured_memory(config, data, world, compile_may_fail):
             process.wait()
         printed = log.read_text(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
         raise UserError(printed[-1].removeprefix("error: "))
-
-
-def stand_in(folder, config):
-    """The keys of a data set that takes the place of one that is not there: zeros, which take as much memory."""
-    path = Path(folder, "zeros")
-    path.mkdir()
-    for split in ("train", "val"):
-        (path / f"{split}.bin").write_bytes(bytes(2 * (config.block_size + 1)))
-    splits = {split: {"tokens": config.block_size + 1, "sha256": ""} for split in ("train", "val")}
-    meta = {"tokenizer": "bytes", "vocab_size": 2, "dtype": "uint16", "end_of_text": 1, "splits": splits}
-    (path / "meta.json").write_text(json.dumps(meta))
-    return {"dataset": path.name, "data_dir": folder}
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def dry_run(config, make_model, model_config, data, lr_mult, notes, world, compi
     measure = measure or world.device.type == "cuda"
     try:
         memory = StepMemory(config, make_model, model_config, groups, world)
-        print_memory(memory, partial(measured_memory, config, data, world, compile_may_fail) if measure else None)
+        print_memory(memory, partial(measured_memory, config, world, compile_may_fail) if measure else None)
     except Exception as error:  # nothing of the run depends on it
         print0(f"memory: not estimated ({first_line(error)})")
     for note in filter(None, notes):
@@ -93,60 +93,26 @@ def print_memory(memory, measure):
     """The peak of a step, measured or estimated, what is free, and the largest batch size that this holds.
 
     memory: StepMemory of the run. measure: () -> bytes that a step takes in fact; None: an estimate is enough.
-    For a model that FSDP shards, or that does not fit, also the peak of a process by their number.
     """
-    config, world, measured = memory.config, memory.world, None
+    config, world = memory.config, memory.world
     sharded = is_sharded(config, world)
-    needed = memory.of_run(config.batch_size)
     if measure and sharded:
         print0("memory of a step is measured on one process, which parallel=fsdp has no use for: estimated instead")
     elif measure:
         try:
-            measured = measure()
-            print0(f"memory of a process, measured: {mb(measured)} ({'compiled' if config.compile else 'eager'})")
+            print0(f"memory of a process, measured: {mb(measure())} ({'compiled' if config.compile else 'eager'})")
         except UserError as error:
             print0(f"memory of a step could not be measured: {error}")
     bound = ", which bounds a compiled step from above" if config.compile else ""
     bound += ", less what the compiler holds" if config.compile and world.device.type == "cpu" else ""
     unsharded = f"; unsharded: {mb(memory.unsharded(config.batch_size))}" if sharded else ""
-    print0(f"memory of a process, estimated: {mb(needed)} ({'sharded, ' * sharded}eager{bound}{unsharded})")
+    needed = mb(memory.of_run(config.batch_size))
+    print0(f"memory of a process, estimated: {needed} ({'sharded, ' * sharded}eager{bound}{unsharded})")
     if free := free_memory(world.device):
         limit = 0.95 * free + memory.held  # gaps, workspaces of libraries and compiled kernels need the rest
-        largest = memory.largest_batch(limit, measured)
+        largest = memory.largest_batch(limit)
         more = " or more" if config.compile and largest else ""
         print0(f"free memory: {mb(free)}; estimated largest batch_size: {largest}{more}")
-        if world.device.type != "cpu" and (line := larger_micro_batch(config, world, largest)):
-            print0(line)
-        needed = measured or needed
-    if config.parallel == "fsdp" or (free and needed > limit):
-        print_shares(memory, world)
-
-
-def print_shares(memory, world):
-    """The memory of a process under parallel=fsdp, by the number of processes."""
-    print0(f"parallel=fsdp, batch_size={memory.config.batch_size} on each process: estimated MB a process")
-    print0(f"{'processes':>9}{'shares':>10}{'gathered':>10}{'activations':>13}{'in all':>10}")
-    for processes in sorted({1, 8, 64, world.size}):
-        if processes == 1:
-            print0(f"{1:>9}{'':33}{memory.unsharded(memory.config.batch_size) / 1e6:>10,.0f}")
-            continue
-        parts = memory.sharded(processes, memory.config.batch_size)
-        shares, gathered, activations = (part / 1e6 for part in parts)
-        print0(f"{processes:>9}{shares:>10,.0f}{gathered:>10,.0f}{activations:>13,.0f}{sum(parts) / 1e6:>10,.0f}")
-
-
-def larger_micro_batch(config, world, largest):
-    """A line that says with which keys the same step has fewer and larger micro-steps that fit; "" without any.
-
-    largest: the largest batch size by the estimate, of which a tenth is left for its errors.
-    """
-    micro_steps = config.gradient_accumulation_steps // world.size
-    factors = [n for n in range(2, micro_steps + 1) if micro_steps % n == 0 and 1.1 * n * config.batch_size <= largest]
-    if not factors:
-        return ""
-    keys = f"--batch_size={max(factors) * config.batch_size}"
-    keys += f" --gradient_accumulation_steps={config.gradient_accumulation_steps // max(factors)}"
-    return f"the same step in fewer, larger micro-steps: {keys} (evaluations have larger batches too)"
 
 
 def mb(number):
