@@ -1,7 +1,7 @@
 """The first lines of a run: its parameter groups and its step; and --dry_run, which prints its memory too."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -27,11 +27,9 @@ def print_config(config):
 
 def print_summary(config, model, lr_mult, notes, world):
     """The first things that one wants from a log: block types, and what a step is. notes: further lines."""
-    groups = groups_of(config, model, lr_mult)
-    print_groups(config, groups)
+    print_groups(config, groups_of(config, model, lr_mult))
     for note in filter(None, notes):
         print0(note)
-    print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     micro_steps = config.gradient_accumulation_steps // world.size
     print0(
         f"a step: {config.tokens_per_step:,} tokens = {world.size} processes x {micro_steps} micro-steps "
@@ -43,6 +41,7 @@ def print_summary(config, model, lr_mult, notes, world):
 
 
 def print_groups(config, groups):
+    """The parameters by block type, and the optimizer's state."""
     print0(f"{'block':<6}{'tensors':>8}{'parameters':>14}{'peak lr':>10}{'decay':>7}{'beta2':>9}{'init std':>10}")
     for group in groups:
         block, tensors, numbers = group["block"], len(group["params"]), sum(p.numel() for p in group["params"])
@@ -51,15 +50,9 @@ def print_groups(config, groups):
         beta2 = "-" if without else f"{config.block_beta2.get(block, config.beta2):.5g}"
         std = f"{config.block_init_std.get(block, config.init_std):.3g}" if block in DRAWN else "-"
         print0(f"{row}{beta2:>9}{std:>10}")
-
-
-def state_sizes(config, groups):
-    """'state 950 MB (adamw: 1,898 MB)'"""
-    state = f"state {mb(state_bytes(config, groups))}"
-    if config.optimizer == "adamw":
-        return state
-    adamw = replace(config, optimizer="adamw", beta2=0.95)  # sgd has none; the size does not depend on it
-    return f"{state} (adamw: {mb(state_bytes(adamw, groups))})"
+    params = [p for group in groups for p in group["params"]]
+    print0(f"{'all':<6}{len(params):>8}{sum(p.numel() for p in params):>14,}")
+    print0(f"optimizer: {config.optimizer}, state {mb(state_bytes(config, groups))}")
 
 
 def dry_run(config, make_model, model_config, data, lr_mult, notes, world, compile_may_fail, measure):
@@ -73,10 +66,7 @@ def dry_run(config, make_model, model_config, data, lr_mult, notes, world, compi
     with torch.device("meta"):
         groups = groups_of(config, make_model(model_config), lr_mult)
     print_groups(config, groups)
-    counts = [sum(p.numel() for p in group["params"]) for group in groups]
-    print0(f"{'all':<6}{sum(len(group['params']) for group in groups):>8}{sum(counts):>14,}")
     print0(f"tokens per step: {config.tokens_per_step:,}")
-    print0(f"optimizer: {config.optimizer}, {state_sizes(config, groups)}")
     measure = measure or world.device.type == "cuda"
     try:
         memory = StepMemory(config, make_model, model_config, groups, world)
