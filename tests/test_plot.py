@@ -206,7 +206,7 @@ def test_curvature_of_a_run_and_of_checkpoints(tmp_path):
     (tmp_path / "curvature_00000008.json").write_text(json.dumps(found))
     assert draw() == 11  # two
     (tmp_path / "curvature_00000008.json").write_text("{}")
-    with pytest.raises(UserError, match="is broken: KeyError"):
+    with pytest.raises(UserError, match=r"curvature_00000008\.json is broken: KeyError"):
         draw()
 
 

@@ -26,7 +26,9 @@ def measurements(folder, command):
     """{name: what measure.py wrote into NAME_STEP.json, in the order of steps}, for all names of a command."""
     found = {}
     for path in sorted(folder.glob(f"{command}_*.json")):
-        found.setdefault(path.stem.rpartition("_")[0], []).append(json.loads(path.read_text()))
+        with reading(folder, path.name):  # a step is what every one of them has
+            content = json.loads(path.read_text())
+            found.setdefault(path.stem.rpartition("_")[0], []).append({"step": content["step"], **content})
     return found
 
 
